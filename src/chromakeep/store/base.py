@@ -1,0 +1,44 @@
+"""The seam to object storage: five verbs over named, immutable byte strings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a listing tells of an object. ``modified`` is seconds since the epoch *by the store's own clock*."""
+
+    name: str
+    size: int
+    modified: float
+
+
+class Store(Protocol):
+    """Objects by name (``/``-separated, no leading slash, ASCII letters, digits and ``._-``).
+
+    Guarantees every implementation gives and ``chromakeep.testing.StoreSuite`` tests:
+
+    * ``put`` is atomic: a reader sees the whole object or none; when it returns, the object is durable.
+    * A finished ``put`` or ``delete`` is seen by every later call, ``list`` included.
+    * All methods may be called from several threads.
+    * Errors are of the ``StoreError`` family only: ``ObjectNotFound``, ``ObjectExists``, ``StoreDenied`` (no use
+      trying again), ``StoreUnavailable`` (may pass).
+    """
+
+    def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        """Write an object. With ``if_absent`` raise ``ObjectExists`` and change nothing if the name is taken."""
+
+    def get(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Read ``length`` bytes from ``start`` (to the end when None). Past the end there are simply fewer bytes."""
+
+    def head(self, name: str) -> ObjectInfo:
+        """Name, size and time of one object."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose name starts with ``prefix`` (any string, not only a folder), sorted by name."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object; one that is not there is removed already."""

@@ -1,0 +1,60 @@
+"""The house's one rule of direction: faces -> operations -> nouns -> core, and nouns do not know each other."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "src" / "chromakeep"
+CORE = {"errors", "events", "records", "addresses", "layout", "__init__"}
+NOUNS = {"store", "repository", "chroma"}
+MAY_IMPORT: dict[str, set[str]] = {
+    **{name: CORE for name in CORE},
+    "store": CORE | {"store"},
+    "repository": CORE | {"store", "repository"},
+    "chroma": CORE | {"chroma"},
+    "testing": CORE | {"store", "testing"},
+    "operations": CORE | NOUNS | {"operations"},
+    "cli": CORE | NOUNS | {"operations", "cli"},
+    "__main__": {"cli"},
+}
+
+
+def imports_of(path: Path) -> set[str]:
+    """The first part below ``chromakeep`` of everything a module imports, local imports included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative imports hide the direction"
+            module = node.module or ""
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "chromakeep" else [module]
+        else:
+            continue
+        found |= {n.split(".")[1] for n in names if n.startswith("chromakeep.")}
+    return {name for name in found if name != "__version__"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    """A module imports only what the table in docs/architecture.md allows its place."""
+    place = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert imports_of(path) <= MAY_IMPORT[place]
+
+
+def test_every_place_is_in_the_table() -> None:
+    """A new package or module at the top must say what it may know."""
+    assert {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix in ("", ".py") and p.name != "__pycache__"} <= set(MAY_IMPORT)
+
+
+def test_core_does_no_io() -> None:
+    """Core is plain values: no os, socket, subprocess or files."""
+    for name in CORE - {"__init__"}:
+        source = (PACKAGE / f"{name}.py")
+        if source.exists():
+            tree = ast.parse(source.read_text())
+            heads = {(n.module or "").split(".")[0] if isinstance(n, ast.ImportFrom) else a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+            assert not heads & {"os", "io", "socket", "subprocess", "sqlite3", "tempfile", "shutil"}, name
