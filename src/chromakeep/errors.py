@@ -196,6 +196,28 @@ class ServerFailed(ChromakeepError):
     http_status = 503
 
 
+class ServerAnswered(ServerFailed):
+    """A Chroma server answered a request with an error; ``status`` is its HTTP status, ``message`` its own words."""
+
+    code = "server-answered"
+    http_status = 502
+
+    def __init__(self, status: int, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+
+class ServerSilent(ServerFailed):
+    """A Chroma server did not answer: ``timed_out`` after the time allowed, or the connection was refused or cut."""
+
+    code = "server-silent"
+    http_status = 504
+
+    def __init__(self, message: str, *, timed_out: bool, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.timed_out = timed_out
+
+
 class RefusedToServe(ChromakeepError):
     """Serving now would show an empty or wrong store as if it were right."""
 

@@ -45,6 +45,13 @@ class Noted(Event):
     level: str = "info"
 
 
+@dataclass(frozen=True, slots=True)
+class ServerLine(Event):
+    """A line that the supervised server wrote, as it wrote it (terminal colours included)."""
+
+    line: str
+
+
 Observer = Callable[[Event], None]
 
 
