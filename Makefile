@@ -1,0 +1,64 @@
+# make up      a Chroma with the sample, served and kept, from a clone alone
+# make test    everything that CI runs: ruff, mypy --strict, pytest
+# Needs python3 and make; Debian packages are installed when they are missing, as root or with sudo.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PORT   ?= 8000
+PYTEST ?=
+
+.PHONY: up test lint bench stress soak clean packages servers
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make up      serve and keep the sample: Chroma on ./data, repository in ./keep, port $(PORT)'
+	@echo 'make test    install what the tests need, then ruff, mypy --strict and pytest'
+	@echo 'make lint    ruff and mypy only'
+	@echo 'make bench   the figures against restic and tar      make stress  >= 500 snapshots under live writers'
+	@echo 'make soak    an hour of kills and restarts           make clean   remove what these made, ./data and ./keep too'
+
+# The shell that becomes chromakeep starts the loader first, so Ctrl-C reaches both; the loader ends when it is gone.
+up: $(VENV)/.up
+	@$(BIN)/python sample/load.py --url http://127.0.0.1:$(PORT) --while-pid $$$$ & \
+	 exec $(BIN)/chromakeep run --data ./data --repository ./keep --port $(PORT)
+
+test: lint packages servers
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev packages
+	$(BIN)/python bench/bench.py
+
+stress: $(VENV)/.dev
+	$(BIN)/python -m pytest -m stress $(PYTEST)
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest -m soak $(PYTEST)
+
+clean:
+	rm -rf $(VENV) .servers .mypy_cache .ruff_cache .pytest_cache .hypothesis dist data keep
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.up: pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[chroma,sample]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	@touch $@
+
+# Debian keeps the half of venv that installs pip in a package of its own.
+$(BIN)/uv:
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || sh tools/packages.sh python3-venv
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+packages:
+	@sh tools/packages.sh restic strace
+
+servers: | $(BIN)/uv
+	@sh tools/servers.sh

@@ -1,0 +1,85 @@
+"""The program ``chromakeep``: its commands, and how an invocation ends."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+from types import FrameType
+
+import click
+
+from chromakeep import __version__
+from chromakeep.cli import failures
+from chromakeep.cli.commands import configuration, directory, repository, restore, run
+
+EXAMPLE = """
+  \b
+  Example:
+    $ chromakeep backup ./chroma s3://bucket/prefix
+    $ chromakeep restore s3://bucket/prefix@latest ./chroma
+    $ chromakeep run --data ./chroma --repository s3://bucket/prefix
+
+  Arguments go from left to right: VERB FROM TO. Every option can also be set as CHROMAKEEP_OPTION in the environment
+  or as option = ... in chromakeep.toml.
+"""
+
+
+class Program(click.Group):
+    """The group of all commands, in the order in which a new user meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            raise click.UsageError(f"no command {args[0]!r}" + (f"; did you mean {near[0]}?" if near else ""), ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Program, epilog=EXAMPLE, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="chromakeep %(version)s")
+def program() -> None:
+    """Keep a ChromaDB: exact hot snapshots to any bucket, verified restores, a server that survives its container."""
+
+
+for _command in (
+    repository.init,
+    run.run,
+    directory.backup,
+    restore.restore,
+    restore.rollback,
+    repository.snapshots,
+    directory.show,
+    repository.check,
+    repository.prune,
+    repository.unlock,
+    configuration.config,
+    configuration.completion,
+):
+    program.add_command(_command)
+
+
+def invoke(arguments: list[str]) -> int:
+    """Run one command line and return its exit status; nothing but the status and the output leaves here."""
+    ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    command = next((a for a in ours if a in program.commands), None)
+    debug = "--debug" in ours or os.environ.get("CHROMAKEEP_DEBUG", "").lower() in ("1", "true", "yes", "on")
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        status = program.main(arguments, prog_name="chromakeep", standalone_mode=False)
+        sys.stdout.flush()
+        return int(status or 0)
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else 1
+    except BaseException as error:
+        return failures.report(error, command=command, as_json="--json" in ours, debug=debug)
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """End by exception, so that a half-made directory is removed on the way out."""
+    raise SystemExit(128 + number)

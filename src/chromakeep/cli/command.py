@@ -1,0 +1,124 @@
+"""Command: what all commands share: common options, settings, progress and one reply."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from chromakeep.cli import output, progress
+from chromakeep.cli.output import Reply
+from chromakeep.cli.settings import KEYS, Settings
+from chromakeep.errors import UsageError
+
+if TYPE_CHECKING:
+    from chromakeep.events import Observer
+    from chromakeep.repository import Repository
+
+METAVARS = {"text": "TEXT", "path": "PATH", "number": "N", "duration": "TIME"}
+
+
+class Call:
+    """One invocation of a command: its settings and who observes the operation."""
+
+    def __init__(self, settings: Settings, observer: Observer) -> None:
+        self.settings, self.observer = settings, observer
+
+    def repository(self, address: str) -> Repository:
+        """Open the repository at ``address`` with the configured password."""
+        from chromakeep.repository import Repository
+        from chromakeep.store.open import open_store
+
+        return Repository.open(open_store(address), password=self.settings.password())
+
+    def needs(self, given: str | None, key: str, name: str) -> str:
+        """The positional argument ``name``, or the setting that stands for it when it is left out."""
+        value = given or self.settings.text(key)
+        if value is None:
+            raise UsageError(f"{name} is missing", hint=f"give it as an argument, or set {KEYS[key].variable}")
+        return value
+
+
+class Command(click.Command):
+    """A command that shows an example below its options."""
+
+    example: str = ""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Example"):
+            for line in self.example.strip().splitlines():
+                formatter.write(f"  $ {line.strip()}\n")
+
+
+def setting(name: str) -> Callable[[Any], Any]:
+    """The option of one key; a value that is not given stays None, so that environment and file are asked."""
+    key = KEYS[name]
+    told = key.help if key.default in (None, False, 0) else f"{key.help} [default: {_default(key.kind, key.default)}]"
+    if key.kind == "flag":
+        return click.option(f"{key.flag}/--no-{name.replace('_', '-')}", name, default=None, help=told)
+    metavar = "|".join(key.choices) if key.choices else METAVARS[key.kind]
+    return click.option(key.flag, name, default=None, metavar=metavar, help=told, shell_complete=_complete(name))
+
+
+def _default(kind: str, value: object) -> str:
+    return f"{value:g}s" if kind == "duration" else str(value)
+
+
+def _complete(name: str) -> Callable[[click.Context, click.Parameter, str], list[Any]] | None:
+    from click.shell_completion import CompletionItem
+
+    key = KEYS[name]
+    if key.choices:
+        return lambda ctx, param, start: [CompletionItem(c) for c in key.choices if c.startswith(start)]
+    if key.kind == "path":
+        return lambda ctx, param, start: [CompletionItem(start, type="file")]
+    return None
+
+
+def place(name: str, *, required: bool = False) -> Callable[[Any], Any]:
+    """A positional argument that names a directory or a repository."""
+    return click.argument(name, required=required, type=click.Path(), metavar=name if required else f"[{name}]")
+
+
+COMMON = (
+    setting("password_file"),
+    click.option("--config", metavar="PATH", help="Configuration file. [default: chromakeep.toml]"),
+    setting("progress"),
+    click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object on stdout."),
+    click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
+)
+
+
+def command(
+    name: str, *, example: str, keys: tuple[str, ...] = (), service: bool = False, **extra: Any
+) -> Callable[[Callable[..., Reply]], Command]:
+    """Make a command of ``function(call, **arguments) -> Reply``; its docstring is the help, ``keys`` its settings."""
+
+    def decorate(function: Callable[..., Reply]) -> Command:
+        @click.pass_context
+        def body(ctx: click.Context, /, as_json: bool, debug: bool, config: str | None, **given: Any) -> None:
+            flags = {key: given.pop(key) for key in list(given) if key in KEYS}
+            settings = Settings(flags, os.environ, config)
+            shown = progress.choose(settings.text("progress") or "auto", service=service)
+            try:
+                reply = function(Call(settings, shown), **given)
+            finally:
+                shown.close()
+            output.write(reply.json(ctx.command_path.removeprefix("chromakeep ")) if as_json else reply.text)
+            ctx.exit(reply.exit_status)
+
+        body.__doc__ = function.__doc__
+        shared: Any = body
+        for option in reversed(COMMON):
+            shared = option(shared)
+        for key in reversed(keys):
+            shared = setting(key)(shared)
+        own = getattr(function, "__click_params__", [])
+        shared.__click_params__ += own  # click keeps them last first: a command's own options are shown before ours
+        made: Command = click.command(name, cls=Command, **extra)(shared)
+        made.example = example
+        return made
+
+    return decorate

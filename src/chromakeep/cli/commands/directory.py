@@ -1,0 +1,96 @@
+"""``backup`` and ``show``: commands that read a Chroma directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chromakeep.cli import output, summary
+from chromakeep.cli.command import Call, command, place
+from chromakeep.cli.output import Reply
+
+if TYPE_CHECKING:
+    from chromakeep.chroma.inspection import Inspection
+
+DATABASE = "chroma.sqlite3"
+
+
+@command(
+    "backup",
+    keys=("stage",),
+    example="""
+        chromakeep backup ./chroma s3://bucket/prefix
+        chromakeep backup /data /mnt/backup/keep --json
+    """,
+)
+@place("FROM")
+@place("REPO")
+def backup(call: Call, source: str | None, repo: str | None) -> Reply:
+    """Take an exact snapshot of a Chroma directory, in use or not.
+
+    FROM is the directory (CHROMAKEEP_DATA), REPO the repository (CHROMAKEEP_REPOSITORY). Writers are not stopped; they
+    wait only while what changed during the copy is copied again. A capture that is not exact never becomes a snapshot.
+    """
+    from chromakeep.operations.backup import backup as operation
+
+    directory = Path(call.needs(source, "data", "FROM"))
+    repository = call.repository(call.needs(repo, "repository", "REPO"))
+    stage = call.settings.text("stage")
+    done = operation(directory, repository, stage=Path(stage) if stage else None, observer=call.observer)
+    return Reply(
+        done,
+        f"snapshot {done.snapshot}: {summary.collections(done.collections)}, {output.size(done.total_bytes)}, "
+        f"{output.size(done.new_bytes)} new, {output.duration(done.seconds)}, "
+        f"writers waited {output.duration(done.pause_seconds)}",
+    )
+
+
+@command(
+    "show",
+    example="""
+        chromakeep show ./chroma
+        chromakeep show s3://bucket/prefix
+        chromakeep show s3://bucket/prefix@latest --json
+    """,
+)
+@place("ADDRESS", required=True)
+def show(call: Call, address: str) -> Reply:
+    """Show a repository, a snapshot of it, or a Chroma directory.
+
+    Of a directory that is in use, a copy is examined. Exit status 15 when it has problems.
+    """
+    from chromakeep.addresses import split_selector
+
+    place, selector = split_selector(address)
+    if selector is not None:
+        return summary.snapshot(call.repository(place).find(selector))
+    if (Path(place) / DATABASE).exists():
+        return _directory(call, Path(place))
+    return summary.repository(place, call.repository(place))
+
+
+def _directory(call: Call, path: Path) -> Reply:
+    from chromakeep.chroma.signature import signature
+
+    before = signature(path)
+    found = _inspect(call, path)
+    if signature(path) != before:  # somebody writes: what was read may be a mixture
+        found = _inspect_copy(call, path)
+    files = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    return summary.directory(path, files, found)
+
+
+def _inspect(call: Call, path: Path) -> Inspection:
+    from chromakeep.chroma.inspection import inspect
+
+    return inspect(path, digests=False, observer=call.observer)
+
+
+def _inspect_copy(call: Call, path: Path) -> Inspection:
+    import tempfile
+
+    from chromakeep.chroma.capture import capture
+
+    with tempfile.TemporaryDirectory(prefix="chromakeep-show-") as into:
+        capture(path, Path(into), observer=call.observer)
+        return _inspect(call, Path(into))

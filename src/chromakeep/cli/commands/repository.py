@@ -1,0 +1,143 @@
+"""``init``, ``snapshots``, ``check``, ``prune`` and ``unlock``: commands about a repository."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import click
+
+from chromakeep.cli import output
+from chromakeep.cli.command import Call, command, place
+from chromakeep.cli.output import Reply
+from chromakeep.errors import UsageError, VerificationFailed
+
+KEEPS = ("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_within")
+
+
+@command(
+    "init",
+    example="""
+        chromakeep init ./keep
+        CHROMAKEEP_PASSWORD_FILE=/run/secrets/keep chromakeep init s3://bucket/prefix
+    """,
+)
+@place("REPO")
+def init(call: Call, repo: str | None) -> Reply:
+    """Create a repository, encrypted when there is a password.
+
+    The password comes from CHROMAKEEP_PASSWORD or a password file. Whoever loses it loses the snapshots.
+    """
+    from chromakeep.addresses import parse
+    from chromakeep.repository import Repository
+    from chromakeep.store.open import open_store
+
+    address = parse(call.needs(repo, "repository", "REPO"))
+    password = call.settings.password()
+    Repository.create(open_store(address, create=True), password=password)
+    kind = "encrypted" if password is not None else "not encrypted: no password was given"
+    data = {"repository": str(address), "encrypted": password is not None}
+    return Reply(data, f"repository at {address} ({kind})")
+
+
+@command("snapshots", example="chromakeep snapshots s3://bucket/prefix")
+@place("REPO")
+def snapshots(call: Call, repo: str | None) -> Reply:
+    """List the snapshots of a repository, oldest first."""
+    found = call.repository(call.needs(repo, "repository", "REPO")).snapshots()
+    rows = [
+        (
+            s.id,
+            output.when(s.time),
+            f"{sum(c.count for c in s.collections):,}",
+            str(len(s.collections)),
+            output.size(s.total_bytes),
+            output.size(s.new_bytes),
+            s.hostname,
+        )
+        for s in found
+    ]
+    heads = ("snapshot", "time", "records", "collections", "size", "new", "host")
+    text = output.table(heads, rows, "records collections size new") if rows else "no snapshots yet"
+    return Reply({"snapshots": found}, text)
+
+
+@command(
+    "check",
+    example="""
+        chromakeep check s3://bucket/prefix
+        chromakeep check ./keep --read-data --progress json
+    """,
+)
+@place("REPO")
+@click.option("--read-data", is_flag=True, help="Read and verify every byte, not only that every object is there.")
+def check(call: Call, repo: str | None, read_data: bool) -> Reply:
+    """Check that all the snapshots need is there and undamaged.
+
+    Without --read-data only that every object is there and whole in size; with it every byte is read and verified.
+
+    Exit status 14 when something is missing or damaged; each problem names the snapshots that it breaks.
+    """
+    from chromakeep.operations.check import check as operation
+
+    repository = call.repository(call.needs(repo, "repository", "REPO"))
+    report = operation(repository, read_data=read_data, observer=call.observer)
+    lines = [f"{p.object}: {p.what} (needed by {', '.join(p.snapshots) or 'no snapshot'})" for p in report.problems]
+    lines.append(
+        f"{output.plural(report.snapshots, 'snapshot')}, {output.plural(report.objects, 'object')}, "
+        f"{output.size(report.bytes_read)} read: " + (output.plural(len(lines), "problem") if lines else "no problems")
+    )
+    return Reply(report, "\n".join(lines), VerificationFailed.exit_status if report.problems else 0)
+
+
+@command(
+    "prune",
+    keys=KEEPS,
+    example="""
+        chromakeep prune s3://bucket/prefix --keep-last 10 --keep-daily 14 --keep-within 2d
+        chromakeep prune ./keep --keep-weekly 8 --dry-run
+    """,
+)
+@place("REPO")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, change nothing.")
+def prune(call: Call, repo: str | None, dry_run: bool) -> Reply:
+    """Remove the snapshots that no --keep option keeps.
+
+    What only they needed is deleted, too. Backups may run meanwhile.
+    """
+    from chromakeep.operations.prune import Retention
+    from chromakeep.operations.prune import prune as operation
+
+    counts = {name.removeprefix("keep_"): call.settings.number(name) for name in KEEPS[:-1]}
+    within = call.settings.value("keep_within")
+    if not any(counts.values()) and not within:
+        raise UsageError("nothing says what to keep", hint="give at least one of --keep-last, --keep-daily, ...")
+    policy = Retention(**counts, within=timedelta(seconds=within) if within else None)
+    repository = call.repository(call.needs(repo, "repository", "REPO"))
+    report = operation(repository, policy, dry_run=dry_run, observer=call.observer)
+    rows = [(k.id, "keep", ", ".join(k.reasons)) for k in report.kept]
+    rows += [(name, "would remove" if dry_run else "removed", "") for name in report.removed]
+    lines = [output.table(("snapshot", "", "because"), sorted(rows))] if rows else []
+    would = "would be " if dry_run else ""
+    lines.append(
+        f"{output.plural(report.deleted_objects, 'object')} {would}deleted, "
+        f"{output.size(report.freed_bytes)} {would}freed, {output.size(report.repacked_bytes)} {would}repacked"
+    )
+    if report.deferred:
+        lines.append("a backup was under way: its objects are left to the next prune")
+    return Reply(report, "\n".join(lines))
+
+
+@command("unlock", example="chromakeep unlock s3://bucket/prefix")
+@place("REPO")
+@click.option("--everything", is_flag=True, help="End the sessions of writers that may still be alive, too.")
+def unlock(call: Call, repo: str | None, everything: bool) -> Reply:
+    """End the sessions that dead writers left behind.
+
+    A prune need not wait for them then. A writer whose session is ended cannot publish: it fails and must start again.
+    """
+    from chromakeep.operations.unlock import unlock as operation
+
+    report = operation(call.repository(call.needs(repo, "repository", "REPO")), everything=everything)
+    lines = [f"ended {session}" for session in report.fenced]
+    lines += [f"left {session}: it may be alive (--everything ends it, too)" for session in report.left]
+    return Reply(report, "\n".join(lines) or "nothing to end")

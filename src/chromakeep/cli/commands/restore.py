@@ -1,0 +1,84 @@
+"""``restore`` and ``rollback``: commands that write a Chroma directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from chromakeep.cli import output, summary
+from chromakeep.cli.command import Call, command, place
+from chromakeep.cli.output import Reply
+from chromakeep.errors import UsageError
+
+
+@command(
+    "restore",
+    example="""
+        chromakeep restore s3://bucket/prefix ./chroma
+        chromakeep restore ./keep@2026-08-01T12:00:05Z ./chroma --replace
+        chromakeep restore ./keep ./books-only --collections books
+    """,
+)
+@place("REPO[@SNAPSHOT]")
+@place("TO")
+@click.option("--collections", metavar="A,B", help="Restore only these collections.")
+@click.option("--replace", is_flag=True, help="TO may hold something; it is kept as TO.old-TIME.")
+@click.option("--discard-old", is_flag=True, help="Remove what was at TO after the restored data is in place.")
+@click.option("--dry-run", is_flag=True, help="Say what would be restored, change nothing.")
+def restore(
+    call: Call,
+    repo: str | None,
+    to: str | None,
+    collections: str | None,
+    replace: bool,
+    discard_old: bool,
+    dry_run: bool,
+) -> Reply:
+    """Restore a snapshot into a directory, verified.
+
+    Every record is compared with what was recorded at the backup before the directory is put in place.
+
+    SNAPSHOT is latest (also when left out), an id or the beginning of one, or a time: the newest snapshot not after it.
+    """
+    from chromakeep.addresses import split_selector
+    from chromakeep.operations.restore import restore as operation
+
+    address, selector = split_selector(call.needs(repo, "repository", "REPO"))
+    target = Path(call.needs(to, "data", "TO"))
+    wanted = [name.strip() for name in collections.split(",")] if collections is not None else None
+    if wanted is not None and not all(wanted):
+        raise UsageError(f"--collections: an empty name in {collections!r}", hint="write it like books,laws")
+    done = operation(
+        call.repository(address),
+        selector,
+        target,
+        collections=wanted,
+        replace=replace,
+        discard_old=discard_old,
+        dry_run=dry_run,
+        observer=call.observer,
+    )
+    said = "would restore" if dry_run else "restored"
+    text = (
+        f"{said} {done.snapshot} to {done.target}: {summary.collections(done.collections)}, "
+        f"{output.size(done.total_bytes)}, {output.size(done.fetched_bytes)} fetched, {output.duration(done.seconds)}"
+    )
+    if done.old:
+        text += f"\nwhat was there {'would be' if dry_run else 'is'} kept as {done.old}"
+        text += "" if dry_run else f"; `chromakeep rollback {done.target}` brings it back"
+    return Reply(done, text)
+
+
+@command("rollback", example="chromakeep rollback ./chroma")
+@place("TO")
+def rollback(call: Call, to: str | None) -> Reply:
+    """Bring back what the last restore into TO replaced.
+
+    What is there now is kept aside in its place."""
+    from chromakeep.operations.restore import rollback as operation
+
+    done = operation(Path(call.needs(to, "data", "TO")))
+    return Reply(
+        done, f"{done.target} is again what was kept as {done.restored}; what was there is kept as {done.kept}"
+    )

@@ -1,0 +1,126 @@
+"""Progress: events to a bar on a terminal, to JSON lines, or to nothing; warnings always reach stderr."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any
+
+from chromakeep.cli import output
+from chromakeep.events import Event, Noted, PhaseStarted, Progressed, Retried
+
+INTERVAL = 0.2  # seconds between two JSON lines of the same phase's progress
+
+
+class Lines:
+    """No progress, only what a person must know: warnings, retries and, when asked, every note."""
+
+    def __init__(self, *, notes: bool = False, times: bool = False) -> None:
+        self._notes, self._times = notes, times
+
+    def __call__(self, event: Event) -> None:
+        if line := _line(event, notes=self._notes):
+            self.say(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}" if self._times else line)
+
+    def say(self, line: str) -> None:
+        output.write(output.printable(line), sys.stderr)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class JsonLines:
+    """One JSON object a line on stderr: ``event`` (the class's name), ``time`` (seconds), and the event's fields."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: Event | None = None
+        self._printed = 0.0
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            self._last = event
+            if isinstance(event, Progressed) and time.monotonic() - self._printed < INTERVAL:
+                return
+            self._print(event)
+
+    def _print(self, event: Event) -> None:
+        import msgspec
+
+        fields = msgspec.to_builtins(event)
+        line = {"event": type(event).__name__, "time": round(time.time(), 3), **fields}
+        output.write(msgspec.json.encode(line).decode(), sys.stderr)
+        self._printed, self._last = time.monotonic(), None
+
+    def close(self) -> None:
+        """Print the last progress if it was held back, so that a phase ends with its true count."""
+        with self._lock:
+            if self._last is not None:
+                self._print(self._last)
+
+
+class Bar(Lines):
+    """A bar with bytes, rate and time left on a terminal; notes and warnings are printed above it."""
+
+    def __init__(self) -> None:
+        super().__init__(notes=True)
+        self._lock = threading.Lock()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __call__(self, event: Event) -> None:
+        with self._lock:
+            if isinstance(event, PhaseStarted):
+                self._start(event)
+            elif isinstance(event, Progressed):
+                if self._bar is not None:
+                    self._bar.update(self._task, completed=event.done_bytes)
+            else:
+                super().__call__(event)
+
+    def _start(self, event: PhaseStarted) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as Rate
+
+        if self._bar is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Rate(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+        elif self._task is not None:
+            self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(event.phase, total=event.total_bytes)
+
+    def say(self, line: str) -> None:
+        if self._bar is None:
+            super().say(line)
+        else:
+            self._bar.console.print(output.printable(line), markup=False, highlight=False)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+Progress = Lines | JsonLines | Bar
+
+
+def choose(mode: str, *, service: bool = False) -> Lines | JsonLines | Bar:
+    """The observer for ``--progress MODE``. A ``service`` (``run``) tells every note, with its time."""
+    if mode == "json":
+        return JsonLines()
+    if service:
+        return Lines(notes=True, times=True)
+    if mode == "bar" or (mode == "auto" and sys.stderr.isatty()):
+        return Bar()
+    return Lines()
+
+
+def _line(event: Event, *, notes: bool) -> str | None:
+    if isinstance(event, Retried):
+        return f"warning: {event.what}: {event.error}; attempt {event.attempt}, again in {event.delay:.1f} s"
+    if isinstance(event, Noted) and event.level != "info":
+        return f"{event.level}: {event.message}"
+    return event.message if isinstance(event, Noted) and notes else None

@@ -1,0 +1,214 @@
+"""Settings: flags before environment before TOML file before default, each value with its origin."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chromakeep.cli import durations
+from chromakeep.errors import UsageError
+
+PREFIX = "CHROMAKEEP_"
+FILE = "chromakeep.toml"
+FILE_LIMIT = 1 << 20
+SECRET = "password"
+NOT_SETTINGS = {"config", "debug", SECRET}  # environment variables of ours that are not keys of the file
+# What Kubernetes puts into every pod beside a Service named "chromakeep": not ours, and not a typing error.
+_SERVICE_LINK = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP)(_.+)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One setting: ``--key-name``, ``CHROMAKEEP_KEY_NAME`` and ``key_name`` in the file are the same thing."""
+
+    name: str
+    kind: str  # text, path, flag, number, duration or choice
+    help: str
+    default: str | int | float | bool | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    def read(self, raw: object) -> str | int | float | bool:
+        """The value of ``raw`` as flag, variable or TOML gives it; ``UsageError`` when it is not of this kind."""
+        if self.kind == "duration" and isinstance(raw, (str, int, float)):
+            return durations.seconds(raw)
+        if self.kind == "flag":
+            if isinstance(raw, bool):
+                return raw
+            if str(raw).lower() in ("1", "true", "yes", "on", "0", "false", "no", "off"):
+                return str(raw).lower() in ("1", "true", "yes", "on")
+            raise UsageError(f"not yes or no: {raw!r}", hint="write true or false")
+        if self.kind == "number" and not isinstance(raw, bool) and re.fullmatch(r"[0-9]{1,9}", str(raw)):
+            return int(str(raw))
+        if self.kind == "choice" and raw not in self.choices:
+            raise UsageError(f"not a choice: {raw!r}", hint="one of " + ", ".join(self.choices))
+        if self.kind in ("text", "path", "choice") and isinstance(raw, str) and raw and "\0" not in raw:
+            return raw
+        raise UsageError(f"not a {self.kind}: {raw!r}")
+
+
+KEYS = {
+    key.name: key
+    for key in (
+        Key("data", "path", "The Chroma data directory."),
+        Key("repository", "text", "Address of the repository."),
+        Key("password_file", "path", "File whose first line is the repository's password."),
+        Key("progress", "choice", "How progress is shown on stderr.", "auto", ("auto", "bar", "json", "none")),
+        Key("stage", "path", "Keep the working copy here between backups: the next one copies only what changed."),
+        Key("every", "duration", "Take a snapshot this often when something changed.", 60.0),
+        Key("grace", "duration", "Time from SIGTERM to the end, the last snapshot included.", 10.0),
+        Key("ephemeral", "flag", "Accept that everything is lost when the container stops.", False),
+        Key("host", "text", "Interface on which Chroma listens.", "127.0.0.1"),
+        Key("port", "number", "Port on which Chroma listens.", 8000),
+        Key("keep_last", "number", "Keep the newest N snapshots.", 0),
+        Key("keep_hourly", "number", "Keep the newest snapshot of each of the last N hours that have one.", 0),
+        Key("keep_daily", "number", "Keep the newest snapshot of each of the last N days that have one.", 0),
+        Key("keep_weekly", "number", "Keep the newest snapshot of each of the last N weeks that have one.", 0),
+        Key("keep_monthly", "number", "Keep the newest snapshot of each of the last N months that have one.", 0),
+        Key("keep_within", "duration", "Keep every snapshot younger than this."),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A key's value and where it comes from: a flag, a variable, a file or ``default``."""
+
+    key: str
+    value: str | int | float | bool | None
+    origin: str
+
+
+class Settings:
+    """All settings of one invocation. Every source is checked whole, so a misspelt key is told at once."""
+
+    def __init__(self, flags: Mapping[str, object], environ: Mapping[str, str], config: str | None = None) -> None:
+        """``flags`` by key name (None: not given); ``config`` is ``--config``."""
+        chosen = config or environ.get(PREFIX + "CONFIG") or None
+        self.file = Path(chosen) if chosen else Path(FILE)
+        self._environ = environ
+        sources: list[list[tuple[str, object, str]]] = [
+            [(name, value, KEYS[name].flag) for name, value in flags.items() if value is not None],
+            [(name, value, PREFIX + name.upper()) for name, value in _variables(environ)],
+            [(name, value, str(self.file)) for name, value in _file(self.file, required=bool(chosen)).items()],
+        ]
+        self._settings = {name: Setting(name, key.default, "default") for name, key in KEYS.items()}
+        for name, raw, origin in (entry for source in reversed(sources) for entry in source):
+            try:
+                self._settings[name] = Setting(name, KEYS[name].read(raw), origin)
+            except UsageError as error:
+                said = f"{origin}: {name}" if origin == str(self.file) else origin
+                raise UsageError(f"{said}: {error}", hint=error.hint) from None
+
+    def all(self) -> list[Setting]:
+        """Every setting, in the order of ``KEYS``."""
+        return [self._settings[name] for name in KEYS]
+
+    def value(self, name: str) -> Any:
+        return self._settings[name].value
+
+    def text(self, name: str) -> str | None:
+        value = self._settings[name].value
+        return None if value is None else str(value)
+
+    def number(self, name: str) -> int:
+        return int(self._settings[name].value or 0)
+
+    def password(self) -> str | None:
+        """The repository's password: ``CHROMAKEEP_PASSWORD``, else the first line of the password file, else None.
+
+        A ``--password-file`` flag goes before the variable.
+        """
+        path = self._settings["password_file"]
+        secret = self._environ.get(PREFIX + SECRET.upper())
+        if secret and path.origin != KEYS["password_file"].flag:
+            return secret
+        return None if path.value is None else _first_line(Path(str(path.value)), path.origin)
+
+    def password_origin(self) -> str | None:
+        """Where ``password`` is taken from, without reading it."""
+        path = self._settings["password_file"]
+        if self._environ.get(PREFIX + SECRET.upper()) and path.origin != KEYS["password_file"].flag:
+            return PREFIX + SECRET.upper()
+        return path.origin if path.value else None
+
+
+def _variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Our variables that are set and not empty (``${X:-}`` in a compose file means: not set)."""
+    found = []
+    for variable, value in environ.items():
+        if not variable.startswith(PREFIX) or not value:
+            continue
+        name = variable[len(PREFIX) :]
+        if _SERVICE_LINK.fullmatch(name) or (name == "PORT" and value.startswith(("tcp://", "udp://"))):
+            continue
+        if name.lower() in NOT_SETTINGS:
+            continue
+        if name.lower() not in KEYS:
+            raise _unknown(f"unknown environment variable {variable}", variable, [k.variable for k in KEYS.values()])
+        found.append((name.lower(), value))
+    return found
+
+
+def _file(path: Path, *, required: bool) -> dict[str, object]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_LIMIT + 1)
+    except FileNotFoundError:
+        if required:
+            raise UsageError(f"{path}: no such configuration file", hint="see --config and CHROMAKEEP_CONFIG") from None
+        return {}
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}", hint="the configuration file must be readable") from None
+    try:
+        if len(data) > FILE_LIMIT:
+            raise ValueError("larger than 1 MiB")
+        table: dict[str, object] = tomllib.loads(data.decode())
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        raise UsageError(f"{path}: not TOML: {error}") from None
+    if SECRET in table:
+        raise UsageError(
+            f"{path}: a password does not belong in this file", hint="use password_file, or CHROMAKEEP_PASSWORD"
+        )
+    for name in table:
+        if name not in KEYS:
+            raise _unknown(f"{path}: unknown key {name}", name, list(KEYS))
+    return table
+
+
+def _unknown(message: str, name: str, known: list[str]) -> UsageError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return UsageError(message, hint=f"did you mean {near[0]}?" if near else "known: " + ", ".join(known))
+
+
+def _first_line(path: Path, origin: str) -> str:
+    try:
+        with path.open("rb") as file:
+            line = file.readline(4097).rstrip(b"\r\n")
+        if not 0 < len(line) <= 4096:
+            raise ValueError("its first line is empty" if not line else "its first line is longer than 4096 bytes")
+        return line.decode()
+    except UnicodeDecodeError:
+        what = "its first line is not UTF-8"
+    except OSError as error:
+        what = error.strerror or str(error)
+    except ValueError as error:
+        what = str(error)
+    raise UsageError(f"password file {path} (from {origin}): {what}", hint="its first line is the password")

@@ -1,0 +1,78 @@
+"""Summary: collections, a snapshot, a repository or a directory in the words of ``show`` and ``backup``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chromakeep.cli import output
+from chromakeep.cli.output import Reply
+from chromakeep.errors import SourceError
+from chromakeep.records import Collection
+
+if TYPE_CHECKING:
+    from chromakeep.chroma.inspection import Inspection
+    from chromakeep.repository import Repository, Snapshot
+
+NAMED = 5  # collections named in a one-line summary
+
+
+def label(collection: Collection) -> str:
+    """The name, with tenant and database before it where they are not Chroma's defaults."""
+    where = (collection.tenant, collection.database)
+    if where == ("default_tenant", "default_database"):
+        return collection.name
+    return f"{collection.tenant}/{collection.database}/{collection.name}"
+
+
+def collections(found: Sequence[Collection]) -> str:
+    """``12,423 records in 2 collections (books 8,541 - laws 3,882)``."""
+    total = output.plural(sum(c.count for c in found), "record")
+    names = [f"{output.printable(label(c))} {c.count:,}" for c in found[:NAMED]]
+    if len(found) > NAMED:
+        names.append(f"and {len(found) - NAMED} more")
+    listed = f" ({' - '.join(names)})" if names else ""
+    return f"{total} in {output.plural(len(found), 'collection')}{listed}"
+
+
+def _table(found: Sequence[Collection]) -> str:
+    rows = [(label(c), f"{c.count:,}", str(c.dimension or "-"), c.space, c.model or "-") for c in found]
+    return output.table(("collection", "records", "dimension", "space", "model"), rows, "records dimension")
+
+
+def snapshot(found: Snapshot) -> Reply:
+    """One snapshot and its collections."""
+    text = (
+        f"snapshot {found.id}\n"
+        f"  taken   {output.when(found.time)} of {found.source} on {found.hostname}, "
+        f"in {output.duration(found.seconds)}\n"
+        f"  size    {output.size(found.total_bytes)}, {output.size(found.new_bytes)} new\n"
+        f"  by      chromakeep {found.program_version}, Chroma {found.chroma_version}\n"
+    )
+    return Reply(found, text + _table(found.collections), extra={"kind": "snapshot"})
+
+
+def repository(address: str, opened: Repository) -> Reply:
+    """A repository and its newest snapshot."""
+    from chromakeep.addresses import parse
+
+    shown, found = str(parse(address)), opened.snapshots()
+    data = {"repository": shown, "snapshots": len(found), "newest": found[-1] if found else None}
+    text = f"repository {shown}: {output.plural(len(found), 'snapshot')}"
+    if found:
+        text += f" since {output.when(found[0].time)}; the newest:\n" + snapshot(found[-1]).text
+    return Reply(data, text, extra={"kind": "repository"})
+
+
+def directory(path: Path, size: int, found: Inspection) -> Reply:
+    """A Chroma directory, its collections and what is wrong with it."""
+    lines = [f"Chroma directory {path}: {collections(found.collections)}, {output.size(size)}, Chroma {found.version}"]
+    if found.collections:
+        lines.append(_table(found.collections))
+    for problem in found.problems:
+        where = problem.collection or problem.file or "directory"
+        lines.append(f"problem: {output.printable(where)}: {output.printable(problem.message)}")
+    status = SourceError.exit_status if found.problems else 0
+    extra = {"kind": "directory", "directory": str(path), "total_bytes": size}
+    return Reply(found, "\n".join(lines), status, extra)
