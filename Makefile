@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 PORT   ?= 8000
 PYTEST ?=
 
-.PHONY: up test lint bench stress soak clean packages servers
+.PHONY: help up test lint bench stress soak clean packages servers
 .DEFAULT_GOAL := help
 
 help:

@@ -77,9 +77,11 @@ def _complete(name: str) -> Callable[[click.Context, click.Parameter, str], list
     return None
 
 
-def place(name: str, *, required: bool = False) -> Callable[[Any], Any]:
-    """A positional argument that names a directory or a repository."""
-    return click.argument(name, required=required, type=click.Path(), metavar=name if required else f"[{name}]")
+def place(parameter: str, shown: str, *, required: bool = False) -> Callable[[Any], Any]:
+    """A positional argument that names a directory or a repository, ``shown`` so in the help."""
+    return click.argument(
+        parameter, required=required, type=click.Path(), metavar=shown if required else f"[{shown}]"
+    )
 
 
 COMMON = (

@@ -23,8 +23,8 @@ DATABASE = "chroma.sqlite3"
         chromakeep backup /data /mnt/backup/keep --json
     """,
 )
-@place("FROM")
-@place("REPO")
+@place("source", "FROM")
+@place("repo", "REPO")
 def backup(call: Call, source: str | None, repo: str | None) -> Reply:
     """Take an exact snapshot of a Chroma directory, in use or not.
 
@@ -33,7 +33,7 @@ def backup(call: Call, source: str | None, repo: str | None) -> Reply:
     """
     from chromakeep.operations.backup import backup as operation
 
-    directory = Path(call.needs(source, "data", "FROM"))
+    directory = Path(call.needs(source, "data", "source", "FROM"))
     repository = call.repository(call.needs(repo, "repository", "REPO"))
     stage = call.settings.text("stage")
     done = operation(directory, repository, stage=Path(stage) if stage else None, observer=call.observer)
@@ -53,7 +53,7 @@ def backup(call: Call, source: str | None, repo: str | None) -> Reply:
         chromakeep show s3://bucket/prefix@latest --json
     """,
 )
-@place("ADDRESS", required=True)
+@place("address", "ADDRESS", required=True)
 def show(call: Call, address: str) -> Reply:
     """Show a repository, a snapshot of it, or a Chroma directory.
 

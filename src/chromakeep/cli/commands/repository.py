@@ -21,7 +21,7 @@ KEEPS = ("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly"
         CHROMAKEEP_PASSWORD_FILE=/run/secrets/keep chromakeep init s3://bucket/prefix
     """,
 )
-@place("REPO")
+@place("repo", "REPO")
 def init(call: Call, repo: str | None) -> Reply:
     """Create a repository, encrypted when there is a password.
 
@@ -40,7 +40,7 @@ def init(call: Call, repo: str | None) -> Reply:
 
 
 @command("snapshots", example="chromakeep snapshots s3://bucket/prefix")
-@place("REPO")
+@place("repo", "REPO")
 def snapshots(call: Call, repo: str | None) -> Reply:
     """List the snapshots of a repository, oldest first."""
     found = call.repository(call.needs(repo, "repository", "REPO")).snapshots()
@@ -68,7 +68,7 @@ def snapshots(call: Call, repo: str | None) -> Reply:
         chromakeep check ./keep --read-data --progress json
     """,
 )
-@place("REPO")
+@place("repo", "REPO")
 @click.option("--read-data", is_flag=True, help="Read and verify every byte, not only that every object is there.")
 def check(call: Call, repo: str | None, read_data: bool) -> Reply:
     """Check that all the snapshots need is there and undamaged.
@@ -97,7 +97,7 @@ def check(call: Call, repo: str | None, read_data: bool) -> Reply:
         chromakeep prune ./keep --keep-weekly 8 --dry-run
     """,
 )
-@place("REPO")
+@place("repo", "REPO")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, change nothing.")
 def prune(call: Call, repo: str | None, dry_run: bool) -> Reply:
     """Remove the snapshots that no --keep option keeps.
@@ -128,7 +128,7 @@ def prune(call: Call, repo: str | None, dry_run: bool) -> Reply:
 
 
 @command("unlock", example="chromakeep unlock s3://bucket/prefix")
-@place("REPO")
+@place("repo", "REPO")
 @click.option("--everything", is_flag=True, help="End the sessions of writers that may still be alive, too.")
 def unlock(call: Call, repo: str | None, everything: bool) -> Reply:
     """End the sessions that dead writers left behind.

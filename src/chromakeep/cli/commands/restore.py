@@ -20,8 +20,8 @@ from chromakeep.errors import UsageError
         chromakeep restore ./keep ./books-only --collections books
     """,
 )
-@place("REPO[@SNAPSHOT]")
-@place("TO")
+@place("repo", "REPO[@SNAPSHOT]")
+@place("to", "TO")
 @click.option("--collections", metavar="A,B", help="Restore only these collections.")
 @click.option("--replace", is_flag=True, help="TO may hold something; it is kept as TO.old-TIME.")
 @click.option("--discard-old", is_flag=True, help="Remove what was at TO after the restored data is in place.")
@@ -71,7 +71,7 @@ def restore(
 
 
 @command("rollback", example="chromakeep rollback ./chroma")
-@place("TO")
+@place("to", "TO")
 def rollback(call: Call, to: str | None) -> Reply:
     """Bring back what the last restore into TO replaced.
 
