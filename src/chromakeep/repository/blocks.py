@@ -1,0 +1,100 @@
+"""Blocks: the unit of compression and of storage, many changed units of one column put together.
+
+Stored form: codec(1) width(4, little-endian) payload. Codecs: 0 as it is; 1 zstd; 2 rows of ``width`` bytes
+transposed, then zstd (neighbour links: the high bytes of ids are alike down a column, not along a row); 3 float32:
+each word rotated left by one bit so that the exponent fills the top byte, the three byte planes of sign and mantissa as they are
+(near-random in embeddings: arXiv 2602.00079) and the exponent plane by zstd.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import zstandard
+
+from chromakeep.layout import FLOAT32, Column
+
+RAW, ZSTD, ROWS, FLOATS = range(4)
+HEAD = 5
+LARGEST = 64 << 20  # plaintext bytes a block may claim
+PAGES_BLOCK = 8 << 20  # first copy of a paged column: the same text stands megabytes apart (table, FTS content)
+BLOCK = 1 << 20  # all others: what a later snapshot must read to get one unit
+
+_local = threading.local()
+
+
+def _zstd(level: int, window: int = 0) -> zstandard.ZstdCompressor:
+    """This thread's compressor: contexts are large and must not be shared (zstandard's documentation)."""
+    cache: dict[tuple[int, int], zstandard.ZstdCompressor] = _local.__dict__.setdefault("compressors", {})
+    if (level, window) not in cache:
+        if window:
+            params = zstandard.ZstdCompressionParameters.from_level(
+                level, source_size=window, window_log=(window - 1).bit_length(), enable_ldm=True
+            )
+            cache[level, window] = zstandard.ZstdCompressor(compression_params=params)
+        else:
+            cache[level, window] = zstandard.ZstdCompressor(level=level)
+    return cache[level, window]
+
+
+def encode(data: bytes | memoryview, column: Column) -> bytes:
+    """Compress a block of ``column``'s units; never more than five bytes longer than ``data``."""
+    if column.kind == FLOAT32 and len(data) % 4 == 0:
+        words = np.frombuffer(data, dtype="<u4")
+        rotated = (words << np.uint32(1)) | (words >> np.uint32(31))
+        planes = np.ascontiguousarray(rotated.view(np.uint8).reshape(-1, 4).T)
+        codec, payload = FLOATS, planes[:3].tobytes() + _zstd(1).compress(planes[3].data)
+    elif 64 <= column.width < 4096 and len(data) % column.width == 0:
+        turned = np.ascontiguousarray(np.frombuffer(data, dtype=np.uint8).reshape(-1, column.width).T)
+        codec, payload = ROWS, _zstd(3).compress(turned.data)
+    else:
+        large = len(data) > BLOCK
+        codec, payload = ZSTD, _zstd(5 if large else 3, PAGES_BLOCK if large else 0).compress(data)
+    if len(payload) >= len(data):
+        codec, payload = RAW, bytes(data)
+    return bytes((codec,)) + column.width.to_bytes(4, "little") + payload
+
+
+def decode(stored: bytes | memoryview, length: int) -> bytes:
+    """The ``length`` plaintext bytes of a block. Raises ValueError for anything that is not such a block."""
+    if not 0 <= length <= LARGEST or len(stored) < HEAD:
+        raise ValueError("block length out of bounds")
+    codec, width, payload = stored[0], int.from_bytes(stored[1:5], "little"), memoryview(stored)[HEAD:]
+    if codec == RAW:
+        data = bytes(payload)
+    elif codec == ZSTD:
+        data = _unzstd(payload, length)
+    elif codec == ROWS:
+        if width < 1 or length % width:
+            raise ValueError("row width does not divide the block")
+        turned = np.frombuffer(_unzstd(payload, length), dtype=np.uint8).reshape(width, -1)
+        data = np.ascontiguousarray(turned.T).tobytes()
+    elif codec == FLOATS:
+        if length % 4 or len(payload) < length // 4 * 3:
+            raise ValueError("float block too short")
+        n = length // 4
+        planes = np.empty((n, 4), dtype=np.uint8)
+        planes[:, :3] = np.frombuffer(payload[: 3 * n], dtype=np.uint8).reshape(3, n).T
+        planes[:, 3] = np.frombuffer(_unzstd(payload[3 * n :], n), dtype=np.uint8)
+        words = planes.reshape(-1).view("<u4")
+        data = ((words >> np.uint32(1)) | (words << np.uint32(31))).tobytes()
+    else:
+        raise ValueError(f"unknown codec {codec}")
+    if len(data) != length:
+        raise ValueError("block has another length than its index says")
+    return data
+
+
+def _unzstd(payload: memoryview, length: int) -> bytes:
+    """Decompress exactly ``length`` bytes; the frame's own claim must agree before anything is allocated."""
+    try:
+        if zstandard.frame_content_size(payload) != length:
+            raise ValueError("frame length does not agree with the index")
+        decompressor = _local.__dict__.setdefault("decompressor", None) or zstandard.ZstdDecompressor(
+            max_window_size=1 << 27
+        )
+        _local.decompressor = decompressor
+        return bytes(decompressor.decompress(payload, max_output_size=length))
+    except zstandard.ZstdError as e:
+        raise ValueError(str(e)) from None

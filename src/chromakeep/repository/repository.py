@@ -1,0 +1,304 @@
+"""A repository: one store, its configuration and keys, and the view of what it holds.
+
+Layout (``docs/format.md``): ``config``, ``keys/``, ``sessions/``, ``packs/``, ``meta/``, ``index/``, ``snapshots/``,
+``gc/``. All objects are write-once. The one commit point of a backup is the put of ``snapshots/<id>``.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import msgspec
+
+from chromakeep.errors import (
+    CorruptObject,
+    MissingObject,
+    ObjectExists,
+    ObjectNotFound,
+    RepositoryNotFound,
+    UnsupportedFormat,
+    UsageError,
+    WrongPassword,
+)
+from chromakeep.repository import snapshots as snapshots_
+from chromakeep.repository.blocks import decode
+from chromakeep.repository.index import Index, IndexPart, Place
+from chromakeep.repository.keys import Keys, Slot, new_master, unwrap, wrap
+from chromakeep.repository.packs import open_block
+from chromakeep.repository.sealed import seal, unseal
+from chromakeep.repository.snapshots import Snapshot, now, rfc3339, select
+from chromakeep.repository.spans import SpanMap
+from chromakeep.store.base import Store
+
+FORMAT = 1
+MERGED = "index/merged-"  # written by a prune in place of those it supersedes
+FEATURES = frozenset[str]()  # features a reader must know; a repository that asks for another is refused
+
+
+class Config(msgspec.Struct, frozen=True):
+    """The object ``config``: what must be known before anything else can be read."""
+
+    id: str
+    format: int
+    created: str
+    conditional_put: bool
+    encrypted: bool
+    master: bytes | None = None  # the master key where there is no password: then names are all it protects
+    features: tuple[str, ...] = ()
+
+
+class Condemned(msgspec.Struct, frozen=True):
+    """The object ``gc/<number>``: packs that will be deleted and index objects that no writer may read any more."""
+
+    prune: str
+    packs: tuple[str, ...]
+    superseded: tuple[str, ...]
+
+
+class Repository:
+    """An open repository. Methods may be called from several threads; what was read once is kept (it cannot change)."""
+
+    def __init__(self, store: Store, config: Config, keys: Keys) -> None:
+        self.store, self.config, self.keys = store, config, keys
+        self._parts: dict[str, IndexPart] = {}
+        self._snapshots: dict[str, Snapshot | None] = {}
+
+    # -- open and create ----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def create(store: Store, *, password: str | None = None) -> Repository:
+        """Make a repository in an empty place. Raises ``UsageError`` where one is already.
+
+        Probes whether the store's put-if-absent holds and records the answer; where it does not, prune deletes only
+        after a day in which no writer can still be at work (see ``collector``).
+        """
+        from chromakeep.store.probe import conditional_put_holds
+
+        if password == "":
+            raise UsageError("the password is empty", hint="set CHROMAKEEP_PASSWORD to a real one or leave it unset")
+        if _exists(store, "config"):
+            raise UsageError("there is a repository already", hint="use it, or choose another prefix")
+        master, created = new_master(), rfc3339(now())
+        config = Config(
+            id=secrets.token_hex(16),
+            format=FORMAT,
+            created=created,
+            conditional_put=conditional_put_holds(store),
+            encrypted=password is not None,
+            master=None if password is not None else master,
+        )
+        if password is not None:
+            add_key(store, config, master, password)
+        try:
+            store.put("config", seal("C", "config", msgspec.json.encode(config), None), if_absent=True)
+        except ObjectExists:
+            raise UsageError("somebody else has just made a repository here", hint="use it") from None
+        return Repository(store, config, Keys(master, encrypted=config.encrypted))
+
+    @staticmethod
+    def open(store: Store, *, password: str | None = None) -> Repository:
+        """Open a repository. Raises ``RepositoryNotFound``, ``WrongPassword``, ``UnsupportedFormat``."""
+        try:
+            data = store.get("config")
+        except ObjectNotFound:
+            raise RepositoryNotFound(
+                "there is no chromakeep repository", hint="make one: chromakeep init REPO, or check the address"
+            ) from None
+        payload = unseal("C", "config", data, None)
+        try:
+            version = msgspec.json.decode(payload, type=dict[str, object]).get("format")
+            if not isinstance(version, int) or version > FORMAT:
+                raise UnsupportedFormat(
+                    f"the repository has format {version}, this chromakeep reads up to {FORMAT}",
+                    hint="upgrade chromakeep: `pip install -U chromakeep`",
+                )
+            config = msgspec.json.decode(payload, type=Config)
+        except (msgspec.MsgspecError, ValueError) as e:
+            raise CorruptObject("config", f"is not a configuration ({e})") from None
+        if unknown := set(config.features) - FEATURES:
+            raise UnsupportedFormat(
+                f"the repository uses {', '.join(sorted(unknown))}, which this chromakeep does not know",
+                hint="upgrade chromakeep: `pip install -U chromakeep`",
+            )
+        return Repository(store, config, Keys(_master(store, config, password), encrypted=config.encrypted))
+
+    # -- snapshots ----------------------------------------------------------------------------------------------
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots, oldest first. A damaged one is raised as ``CorruptObject``; see ``snapshot_names``."""
+        return [s for name in self.snapshot_names() if (s := self.snapshot(name)) is not None]
+
+    def snapshot_names(self) -> list[str]:
+        """Names of the objects under ``snapshots/`` (tombstones of fenced sessions among them), oldest first."""
+        return [o.name for o in self.store.list("snapshots/")]
+
+    def committed(self) -> set[str]:
+        """Ids of the sessions that committed and whose snapshot is still there; tombstones are told by their size."""
+        found = self.store.list("snapshots/")
+        return {
+            o.name.removeprefix("snapshots/")
+            for o in found
+            if o.size >= snapshots_.SMALLEST or self.snapshot(o.name) is not None
+        }
+
+    def snapshot(self, name: str) -> Snapshot | None:
+        """One snapshot by its object's name; None when it is a tombstone or has just been pruned."""
+        if name not in self._snapshots:
+            try:
+                payload = unseal("S", name, self.store.get(name), self.keys)
+            except ObjectNotFound:
+                return None
+            found = snapshots_.decode(name, payload)
+            if found and f"snapshots/{found.id}" != name:
+                raise CorruptObject(name, f"calls itself {found.id}")
+            self._snapshots[name] = found
+        return self._snapshots[name]
+
+    def find(self, selector: str | None) -> Snapshot:
+        """The snapshot a selector means (``snapshots.select``). ``latest`` and a full id read one object only."""
+        names = self.snapshot_names()
+        if selector is None or selector == "latest":
+            for name in reversed(names):
+                if found := self.snapshot(name):
+                    return found
+        elif f"snapshots/{selector}" in names and (found := self.snapshot(f"snapshots/{selector}")):
+            return found
+        return select(self.snapshots(), selector)
+
+    # -- index --------------------------------------------------------------------------------------------------
+
+    def condemned(self) -> dict[str, Condemned]:
+        """Unfinished collections by the name of their object: what no writer may rely on."""
+        names = {o.name for o in self.store.list("gc/")}
+        found = {}
+        for name in sorted(names):
+            if name.endswith(".done") or f"{name}.done" in names:
+                continue
+            try:
+                payload = unseal("G", name, self.store.get(name), self.keys)
+                found[name] = msgspec.json.decode(payload, type=Condemned)
+            except ObjectNotFound:
+                continue  # finished and removed between the listing and now
+            except msgspec.MsgspecError as e:
+                raise CorruptObject(name, f"is not a list of condemned packs ({e})") from None
+        return found
+
+    def parts(self) -> dict[str, IndexPart]:
+        """Every index object by name, new ones fetched, gone ones forgotten."""
+        names = [o.name for o in self.store.list("index/")]
+        missing = [n for n in names if n not in self._parts]
+        fetched: dict[str, IndexPart] = {}
+        if len(missing) > 1:
+            with ThreadPoolExecutor(8) as pool:
+                fetched = {n: p for n, p in zip(missing, pool.map(self._part, missing), strict=True) if p}
+        elif missing and (part := self._part(missing[0])):
+            fetched = {missing[0]: part}
+        self._parts = {n: p for n in names if (p := self._parts.get(n) or fetched.get(n))}
+        return self._parts
+
+    def _part(self, name: str) -> IndexPart | None:
+        try:
+            return IndexPart.decode(name, unseal("I", name, self.store.get(name), self.keys))
+        except ObjectNotFound:
+            return None  # superseded and removed between the listing and now: its successor is listed too
+
+    def index(self, *, writing: bool = False) -> Index:
+        """The blocks to be found. For ``writing``, only those that no collection under way may take away."""
+        condemned = self.condemned()
+        superseded = {n for c in condemned.values() for n in c.superseded}
+        absent = {p for c in condemned.values() for p in c.packs}
+        parts = self.parts()
+        if writing:
+            # A session that did not commit may have relied on blocks that are gone: nobody builds on its index.
+            ended = self.committed()
+            trusted = {n: p for n, p in parts.items() if n.startswith(MERGED) or n.removeprefix("index/") in ended}
+            return Index([p for n, p in trusted.items() if n not in superseded], without=absent)
+        newest = [p for n, p in parts.items() if n not in superseded]
+        return Index([*(p for n, p in parts.items() if n in superseded), *newest])
+
+    # -- blocks -------------------------------------------------------------------------------------------------
+
+    def stored(self, place: Place) -> bytes:
+        """The stored bytes of one block."""
+        try:
+            data = self.store.get(place.pack, start=place.offset, length=place.stored)
+        except ObjectNotFound:
+            raise MissingObject(place.pack, hint="check the repository: chromakeep check REPO") from None
+        if len(data) != place.stored:
+            raise CorruptObject(place.pack, f"is truncated: {len(data)} of {place.stored} bytes at {place.offset}")
+        return data
+
+    def block(self, stored: bytes, identity: bytes, place: Place) -> bytes:
+        """Plaintext of a block (or span list) out of its stored bytes, verified against its id."""
+        data = self._plain(stored, identity, place)
+        if self.keys.block_id(data) != identity:
+            raise CorruptObject(place.pack, f"the block at byte {place.offset} holds other bytes than recorded")
+        return data
+
+    def span_map(self, stored: bytes, identity: bytes, place: Place) -> SpanMap:
+        """A span map out of its stored bytes; its own checksum verifies it, its id is of the bytes it describes."""
+        try:
+            return SpanMap.decode(self._plain(stored, identity, place))
+        except ValueError as e:
+            raise CorruptObject(place.pack, f"the span map at byte {place.offset} is damaged ({e})") from None
+
+    def _plain(self, stored: bytes, identity: bytes, place: Place) -> bytes:
+        try:
+            return decode(open_block(stored, place.pack, place.offset, identity, self.keys), place.length)
+        except ValueError as e:
+            raise CorruptObject(place.pack, f"the block at byte {place.offset} is damaged ({e})") from None
+
+    # -- sealed objects -----------------------------------------------------------------------------------------
+
+    def put_sealed(self, kind: str, name: str, payload: bytes, *, if_absent: bool = True) -> int:
+        """Seal and put an object; its size in bytes."""
+        data = seal(kind, name, payload, self.keys)
+        self.store.put(name, data, if_absent=if_absent)
+        return len(data)
+
+
+def add_key(store: Store, config: Config, master: bytes, password: str) -> str:
+    """Add a password; returns the name of its slot."""
+    slot = wrap(master, password, repository=config.id, created=rfc3339(now()))
+    name = f"keys/{secrets.token_hex(8)}"
+    store.put(name, seal("K", name, msgspec.json.encode(slot), None), if_absent=True)
+    return name
+
+
+def slots(store: Store) -> Iterator[tuple[str, Slot]]:
+    """The passwords' slots."""
+    for info in store.list("keys/"):
+        try:
+            yield info.name, msgspec.json.decode(unseal("K", info.name, store.get(info.name), None), type=Slot)
+        except (msgspec.MsgspecError, ValueError) as e:
+            raise CorruptObject(info.name, f"is not a key ({e})") from None
+
+
+def _master(store: Store, config: Config, password: str | None) -> bytes:
+    if not config.encrypted:
+        if config.master is None or len(config.master) != 32:
+            raise CorruptObject("config", "holds no master key")
+        return config.master
+    if password is None:
+        raise WrongPassword(
+            "the repository is encrypted and no password was given",
+            hint="set CHROMAKEEP_PASSWORD, or CHROMAKEEP_PASSWORD_FILE to a file that holds it",
+        )
+    for _, slot in slots(store):
+        try:
+            return unwrap(slot, password, repository=config.id)
+        except WrongPassword:
+            continue
+    raise WrongPassword(
+        "the password opens none of the repository's keys", hint="check CHROMAKEEP_PASSWORD / CHROMAKEEP_PASSWORD_FILE"
+    )
+
+
+def _exists(store: Store, name: str) -> bool:
+    try:
+        store.head(name)
+    except ObjectNotFound:
+        return False
+    return True

@@ -1,0 +1,94 @@
+"""Sessions: how writers and a prune stay out of each other's way with nothing but put-if-absent.
+
+A writer first puts ``sessions/<id>``, and at the end creates ``snapshots/<id>``. Whoever wants it out of the way
+creates a tombstone under that very name: the store lets one of the two win, so a writer that was frozen for a week
+can wake up and find that it cannot commit, and can never commit what a prune has deleted meanwhile. No clock decides.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+
+import msgspec
+
+from chromakeep.errors import ObjectExists, ObjectNotFound, RepositoryBusy
+from chromakeep.repository.repository import Repository
+from chromakeep.repository.sealed import seal
+from chromakeep.repository.snapshots import TOMBSTONE, Snapshot, encode, now, rfc3339
+
+
+class SessionInfo(msgspec.Struct, frozen=True):
+    """The object ``sessions/<id>``: who is at work."""
+
+    id: str
+    kind: str
+    hostname: str
+    pid: int
+    started: str
+
+
+class Session:
+    """One writer at work. ``start`` announces it; ``commit`` or ``abandon`` ends it."""
+
+    def __init__(self, repository: Repository, info: SessionInfo) -> None:
+        self.repository, self.info, self.id = repository, info, info.id
+
+    @staticmethod
+    def start(repository: Repository, kind: str = "backup") -> Session:
+        """Announce a session. Everything that is read from the repository afterwards is protected by it."""
+        moment = now()
+        identity = f"{moment:%Y%m%dT%H%M%S}Z-{secrets.token_hex(8)}"
+        info = SessionInfo(identity, kind, socket.gethostname(), os.getpid(), rfc3339(moment))
+        repository.put_sealed("N", f"sessions/{identity}", msgspec.json.encode(info))
+        return Session(repository, info)
+
+    def commit(self, snapshot: Snapshot) -> int:
+        """Create the snapshot: the one commit point. Raises ``RepositoryBusy`` if this session was fenced."""
+        name = f"snapshots/{self.id}"
+        try:
+            size = self.repository.put_sealed("S", name, encode(snapshot))
+        except ObjectExists:
+            raise RepositoryBusy(
+                "this backup took so long that a prune or unlock declared it dead; nothing was committed",
+                hint="run it again; what it uploaded is used if it is still there",
+            ) from None
+        self.end()
+        return size
+
+    def end(self) -> None:
+        """Withdraw the announcement. For a session that committed, or whose packs may be taken away by any prune."""
+        self.repository.store.delete(f"sessions/{self.id}")
+
+
+def open_sessions(repository: Repository) -> dict[str, SessionInfo | None]:
+    """Sessions announced and neither committed nor fenced. One that cannot be read maps to None."""
+    from chromakeep.errors import VerificationFailed
+    from chromakeep.repository.sealed import unseal
+
+    announced = [o.name for o in repository.store.list("sessions/")]
+    ended = {n.split("/", 1)[1] for n in repository.snapshot_names()}
+    found: dict[str, SessionInfo | None] = {}
+    for name in announced:
+        identity = name.split("/", 1)[1]
+        if identity in ended:
+            continue
+        try:
+            payload = unseal("N", name, repository.store.get(name), repository.keys)
+            found[identity] = msgspec.json.decode(payload, type=SessionInfo)
+        except ObjectNotFound:
+            continue
+        except (msgspec.MsgspecError, VerificationFailed):
+            found[identity] = None
+    return found
+
+
+def fence(repository: Repository, identity: str) -> bool:
+    """Put a tombstone where the session would commit. True: it can never commit. False: it has committed."""
+    name = f"snapshots/{identity}"
+    try:
+        repository.put_sealed("S", name, TOMBSTONE)
+    except ObjectExists:
+        return repository.snapshot(name) is None
+    return True

@@ -1,0 +1,114 @@
+"""Snapshots: one recoverable state, whole in itself, and the names and selectors by which people find it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import msgspec
+
+from chromakeep.errors import CorruptObject, SnapshotNotFound, UsageError
+from chromakeep.layout import Column, Layout
+from chromakeep.records import Collection
+
+
+class FileEntry(msgspec.Struct, frozen=True):
+    """One file: path relative to the directory, size, mtime, its row layout, and the block that lists its spans."""
+
+    path: str
+    size: int
+    mtime_ns: int
+    layout: Layout
+    spans: bytes  # id of the block that holds the 32-byte ids of all spans, band by band, column by column, tail last
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """The object ``snapshots/<id>``. ``time`` is the instant the state was captured (RFC 3339, UTC)."""
+
+    id: str
+    time: str
+    source: str
+    hostname: str
+    program_version: str
+    chroma_version: str
+    parent: str | None
+    collections: tuple[Collection, ...]
+    files: tuple[FileEntry, ...]
+    total_bytes: int
+    new_bytes: int
+    seconds: float
+    pause_seconds: float = 0.0
+
+    @property
+    def records(self) -> int:
+        """Records in all collections."""
+        return sum(c.count for c in self.collections)
+
+
+TOMBSTONE = b"fenced"  # payload of an object that stands where a snapshot would: its session can no longer commit
+SMALLEST = 256  # bytes of a stored snapshot at least, and more than a stored tombstone: a listing tells them apart
+
+
+def now() -> datetime:
+    """This machine's time, aware, UTC."""
+    return datetime.now(timezone.utc)
+
+
+def rfc3339(moment: datetime) -> str:
+    """``2026-08-01T12:00:05.123Z``."""
+    return moment.astimezone(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """Payload of the object."""
+    return msgspec.json.encode(snapshot).ljust(SMALLEST * 2)
+
+
+def decode(name: str, payload: bytes) -> Snapshot | None:
+    """The snapshot, or None for a tombstone. Paths that could leave a directory are refused here, at the gate."""
+    if payload == TOMBSTONE:
+        return None
+    try:
+        found = msgspec.json.decode(payload, type=Snapshot)
+    except (msgspec.MsgspecError, ValueError) as e:
+        raise CorruptObject(name, f"is not a snapshot ({e})") from None
+    for file in found.files:
+        parts = file.path.split("/")
+        if any(p in ("", ".", "..") or "\\" in p or "\0" in p or ":" in p for p in parts) or len(parts) > 8:
+            raise CorruptObject(name, f"names a file outside its directory: {file.path!r}")
+        if not 0 <= file.size < 1 << 50:
+            raise CorruptObject(name, f"claims {file.size} bytes for {file.path!r}")
+    return found
+
+
+def select(snapshots: list[Snapshot], selector: str | None) -> Snapshot:
+    """By ``None``/``latest``, ``latest~N``, a prefix of the id or of its last part, or an RFC 3339 instant (the last
+    snapshot not after it). Raises ``SnapshotNotFound`` / ``UsageError`` (ambiguous)."""
+    if not snapshots:
+        raise SnapshotNotFound("the repository holds no snapshot", hint="make one: chromakeep backup DIRECTORY REPO")
+    text = selector or "latest"
+    if text == "latest" or text.startswith("latest~"):
+        back = text[7:] or "0"
+        if back.isdigit() and int(back) < len(snapshots):
+            return snapshots[-1 - int(back)]
+        raise SnapshotNotFound(f"there is no {text}: the repository holds {len(snapshots)} snapshots")
+    found = [s for s in snapshots if s.id.startswith(text) or s.id.rsplit("-", 1)[1].startswith(text)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UsageError(f"{text} is the beginning of {len(found)} snapshots", hint="give more of the id")
+    if "T" in text or text.count("-") == 2:
+        try:
+            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+        except ValueError:
+            raise SnapshotNotFound(f"no snapshot {text}", hint="list them: chromakeep snapshots REPO") from None
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        before = [s for s in snapshots if datetime.fromisoformat(s.time.replace("Z", "+00:00")) <= moment]
+        if before:
+            return before[-1]
+        raise SnapshotNotFound(
+            f"no snapshot is as old as {text}", hint=f"the oldest is {snapshots[0].id} of {snapshots[0].time}"
+        )
+    raise SnapshotNotFound(f"no snapshot {text}", hint="list them: chromakeep snapshots REPO")
+
+
+__all__ = ["Collection", "Column", "FileEntry", "Snapshot", "decode", "encode", "now", "rfc3339", "select"]
