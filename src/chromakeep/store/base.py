@@ -17,7 +17,7 @@ class ObjectInfo:
 
 
 class Store(Protocol):
-    """Objects by name (``/``-separated, no leading slash, ASCII letters, digits and ``._-``).
+    """Objects by name: ``/``-separated segments of ASCII letters, digits and ``._-`` (``chromakeep.store.names``).
 
     Guarantees every implementation gives and ``chromakeep.testing.StoreSuite`` tests:
 
@@ -25,11 +25,18 @@ class Store(Protocol):
     * A finished ``put`` or ``delete`` is seen by every later call, ``list`` included.
     * All methods may be called from several threads.
     * Errors are of the ``StoreError`` family only: ``ObjectNotFound``, ``ObjectExists``, ``StoreDenied`` (no use
-      trying again), ``StoreUnavailable`` (may pass).
+      trying again; bad names too), ``StoreUnavailable`` (may pass) - and ``DiskFull``, where the store is a disk.
+
+    And what it does not give: after ``StoreUnavailable`` a ``put`` or ``delete`` may have happened, or may still
+    happen. No name is at once an object and the folder of others (``a`` and ``a/b``): a file system cannot.
     """
 
     def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
-        """Write an object. With ``if_absent`` raise ``ObjectExists`` and change nothing if the name is taken."""
+        """Write an object. With ``if_absent`` raise ``ObjectExists`` and change nothing if the name is taken.
+
+        Of several concurrent ``if_absent`` puts of one name exactly one returns, where the store can do that at all
+        (``chromakeep.store.probe`` finds out).
+        """
 
     def get(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
         """Read ``length`` bytes from ``start`` (to the end when None). Past the end there are simply fewer bytes."""
@@ -38,7 +45,11 @@ class Store(Protocol):
         """Name, size and time of one object."""
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose name starts with ``prefix`` (any string, not only a folder), sorted by name."""
+        """All objects whose name starts with ``prefix`` (any string, not only a folder), sorted by name.
+
+        What is put or deleted while the listing is read may be in it or not. Foreign things whose names no object can
+        have are left out.
+        """
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is removed already."""
