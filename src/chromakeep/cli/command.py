@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from chromakeep.addresses import parse
 from chromakeep.cli import output, progress
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS, Settings
@@ -28,10 +29,15 @@ class Call:
 
     def repository(self, address: str) -> Repository:
         """Open the repository at ``address`` with the configured password."""
+        from chromakeep.errors import RepositoryNotFound
         from chromakeep.repository import Repository
         from chromakeep.store.open import open_store
 
-        return Repository.open(open_store(address), password=self.settings.password())
+        place = parse(address)
+        try:
+            return Repository.open(open_store(place), password=self.settings.password())
+        except RepositoryNotFound as error:  # a repository does not know its address
+            raise RepositoryNotFound(f"{place}: {error}", hint=error.hint) from None
 
     def needs(self, given: str | None, key: str, name: str) -> str:
         """The positional argument ``name``, or the setting that stands for it when it is left out."""
@@ -79,9 +85,7 @@ def _complete(name: str) -> Callable[[click.Context, click.Parameter, str], list
 
 def place(parameter: str, shown: str, *, required: bool = False) -> Callable[[Any], Any]:
     """A positional argument that names a directory or a repository, ``shown`` so in the help."""
-    return click.argument(
-        parameter, required=required, type=click.Path(), metavar=shown if required else f"[{shown}]"
-    )
+    return click.argument(parameter, required=required, type=click.Path(), metavar=shown if required else f"[{shown}]")
 
 
 COMMON = (

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, TextIO
+from typing import TextIO
 
 
 @dataclass(frozen=True)
@@ -16,19 +16,12 @@ class Reply:
     data: object
     text: str
     exit_status: int = 0
-    extra: Mapping[str, object] = field(default_factory=dict)  # JSON fields beside those of ``data``
 
     def json(self, command: str) -> str:
         import msgspec
 
-        fields = msgspec.to_builtins({**self.extra, **_fields(self.data)})
+        fields: dict[str, object] = msgspec.to_builtins(self.data)
         return msgspec.json.encode({"command": command, "ok": self.exit_status == 0, **fields}).decode()
-
-
-def _fields(data: object) -> dict[str, Any]:
-    import msgspec
-
-    return dict(msgspec.to_builtins(data))
 
 
 def write(text: str, stream: TextIO | None = None) -> None:

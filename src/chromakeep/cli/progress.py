@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
 from typing import Any
 
 from chromakeep.cli import output
-from chromakeep.events import Event, Noted, PhaseStarted, Progressed, Retried
+from chromakeep.events import Event, Noted, PhaseStarted, Progressed, Retried, ServerLine
 
 INTERVAL = 0.2  # seconds between two JSON lines of the same phase's progress
 
@@ -104,9 +105,6 @@ class Bar(Lines):
             self._bar = None
 
 
-Progress = Lines | JsonLines | Bar
-
-
 def choose(mode: str, *, service: bool = False) -> Lines | JsonLines | Bar:
     """The observer for ``--progress MODE``. A ``service`` (``run``) tells every note, with its time."""
     if mode == "json":
@@ -118,9 +116,14 @@ def choose(mode: str, *, service: bool = False) -> Lines | JsonLines | Bar:
     return Lines()
 
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
 def _line(event: Event, *, notes: bool) -> str | None:
     if isinstance(event, Retried):
         return f"warning: {event.what}: {event.error}; attempt {event.attempt}, again in {event.delay:.1f} s"
+    if isinstance(event, ServerLine):
+        return "chroma | " + _COLOUR.sub("", event.line).rstrip()
     if isinstance(event, Noted) and event.level != "info":
         return f"{event.level}: {event.message}"
     return event.message if isinstance(event, Noted) and notes else None

@@ -41,6 +41,14 @@ def _table(found: Sequence[Collection]) -> str:
     return output.table(("collection", "records", "dimension", "space", "model"), rows, "records dimension")
 
 
+def public(found: Snapshot) -> dict[str, object]:
+    """The snapshot's JSON: all of it but how its files are stored."""
+    import msgspec
+
+    fields: dict[str, object] = msgspec.to_builtins(found)
+    return {**fields, "files": len(found.files)}
+
+
 def snapshot(found: Snapshot) -> Reply:
     """One snapshot and its collections."""
     text = (
@@ -50,19 +58,25 @@ def snapshot(found: Snapshot) -> Reply:
         f"  size    {output.size(found.total_bytes)}, {output.size(found.new_bytes)} new\n"
         f"  by      chromakeep {found.program_version}, Chroma {found.chroma_version}\n"
     )
-    return Reply(found, text + _table(found.collections), extra={"kind": "snapshot"})
+    return Reply({"kind": "snapshot", **public(found)}, text + _table(found.collections))
 
 
-def repository(address: str, opened: Repository) -> Reply:
+def repository(opened: Repository, address: str) -> Reply:
     """A repository and its newest snapshot."""
-    from chromakeep.addresses import parse
-
-    shown, found = str(parse(address)), opened.snapshots()
-    data = {"repository": shown, "snapshots": len(found), "newest": found[-1] if found else None}
-    text = f"repository {shown}: {output.plural(len(found), 'snapshot')}"
-    if found:
-        text += f" since {output.when(found[0].time)}; the newest:\n" + snapshot(found[-1]).text
-    return Reply(data, text, extra={"kind": "repository"})
+    found = opened.snapshots()
+    newest = found[-1] if found else None
+    data = {
+        "kind": "repository",
+        "repository": address,
+        "encrypted": opened.config.encrypted,
+        "snapshots": len(found),
+        "newest": public(newest) if newest else None,
+    }
+    text = f"repository {address}: {output.plural(len(found), 'snapshot')}"
+    text += ", encrypted" if opened.config.encrypted else ""
+    if newest:
+        text += f"; the oldest of {output.when(found[0].time)}, the newest:\n{snapshot(newest).text}"
+    return Reply(data, text)
 
 
 def directory(path: Path, size: int, found: Inspection) -> Reply:
@@ -74,5 +88,12 @@ def directory(path: Path, size: int, found: Inspection) -> Reply:
         where = problem.collection or problem.file or "directory"
         lines.append(f"problem: {output.printable(where)}: {output.printable(problem.message)}")
     status = SourceError.exit_status if found.problems else 0
-    extra = {"kind": "directory", "directory": str(path), "total_bytes": size}
-    return Reply(found, "\n".join(lines), status, extra)
+    data = {
+        "kind": "directory",
+        "directory": str(path),
+        "total_bytes": size,
+        "chroma_version": found.version,
+        "collections": found.collections,
+        "problems": found.problems,
+    }
+    return Reply(data, "\n".join(lines), status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from chromakeep.addresses import parse
 from chromakeep.cli import output
 from chromakeep.cli.command import Call, Command, command
 from chromakeep.cli.output import Reply
@@ -43,8 +44,6 @@ config.add_command(_show)
 
 def _shown(key: str, value: object) -> object:
     """An address may carry credentials: the one way to print it is the address's own."""
-    from chromakeep.addresses import parse
-
     return str(parse(value)) if key == "repository" and isinstance(value, str) else value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chromakeep.addresses import local_path, parse, split_selector
 from chromakeep.cli import output, summary
 from chromakeep.cli.command import Call, command, place
 from chromakeep.cli.output import Reply
@@ -33,7 +34,7 @@ def backup(call: Call, source: str | None, repo: str | None) -> Reply:
     """
     from chromakeep.operations.backup import backup as operation
 
-    directory = Path(call.needs(source, "data", "source", "FROM"))
+    directory = local_path(call.needs(source, "data", "FROM"))
     repository = call.repository(call.needs(repo, "repository", "REPO"))
     stage = call.settings.text("stage")
     done = operation(directory, repository, stage=Path(stage) if stage else None, observer=call.observer)
@@ -59,14 +60,13 @@ def show(call: Call, address: str) -> Reply:
 
     Of a directory that is in use, a copy is examined. Exit status 15 when it has problems.
     """
-    from chromakeep.addresses import split_selector
-
-    place, selector = split_selector(address)
+    repo, selector = split_selector(address)
     if selector is not None:
-        return summary.snapshot(call.repository(place).find(selector))
-    if (Path(place) / DATABASE).exists():
-        return _directory(call, Path(place))
-    return summary.repository(place, call.repository(place))
+        return summary.snapshot(call.repository(repo).find(selector))
+    at = parse(repo)
+    if not at.is_url and (Path(at.place) / DATABASE).exists():
+        return _directory(call, Path(at.place))
+    return summary.repository(call.repository(repo), str(at))
 
 
 def _directory(call: Call, path: Path) -> Reply:

@@ -6,7 +6,8 @@ from datetime import timedelta
 
 import click
 
-from chromakeep.cli import output
+from chromakeep.addresses import parse
+from chromakeep.cli import output, summary
 from chromakeep.cli.command import Call, command, place
 from chromakeep.cli.output import Reply
 from chromakeep.errors import UsageError, VerificationFailed
@@ -27,16 +28,21 @@ def init(call: Call, repo: str | None) -> Reply:
 
     The password comes from CHROMAKEEP_PASSWORD or a password file. Whoever loses it loses the snapshots.
     """
-    from chromakeep.addresses import parse
     from chromakeep.repository import Repository
     from chromakeep.store.open import open_store
 
     address = parse(call.needs(repo, "repository", "REPO"))
-    password = call.settings.password()
-    Repository.create(open_store(address, create=True), password=password)
-    kind = "encrypted" if password is not None else "not encrypted: no password was given"
-    data = {"repository": str(address), "encrypted": password is not None}
-    return Reply(data, f"repository at {address} ({kind})")
+    made = Repository.create(open_store(address, create=True), password=call.settings.password()).config
+    data = {
+        "repository": str(address),
+        "id": made.id,
+        "encrypted": made.encrypted,
+        "conditional_put": made.conditional_put,
+    }
+    text = f"repository at {address}, {'encrypted' if made.encrypted else 'not encrypted: no password was given'}"
+    if not made.conditional_put:
+        text += "\nthis store does not honour put-if-absent: prune deletes only what is older than a day"
+    return Reply(data, text)
 
 
 @command("snapshots", example="chromakeep snapshots s3://bucket/prefix")
@@ -58,7 +64,7 @@ def snapshots(call: Call, repo: str | None) -> Reply:
     ]
     heads = ("snapshot", "time", "records", "collections", "size", "new", "host")
     text = output.table(heads, rows, "records collections size new") if rows else "no snapshots yet"
-    return Reply({"snapshots": found}, text)
+    return Reply({"snapshots": [summary.public(s) for s in found]}, text)
 
 
 @command(

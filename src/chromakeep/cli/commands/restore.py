@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
+from chromakeep.addresses import local_path, split_selector
 from chromakeep.cli import output, summary
 from chromakeep.cli.command import Call, command, place
 from chromakeep.cli.output import Reply
@@ -41,11 +40,10 @@ def restore(
 
     SNAPSHOT is latest (also when left out), an id or the beginning of one, or a time: the newest snapshot not after it.
     """
-    from chromakeep.addresses import split_selector
     from chromakeep.operations.restore import restore as operation
 
     address, selector = split_selector(call.needs(repo, "repository", "REPO"))
-    target = Path(call.needs(to, "data", "TO"))
+    target = local_path(call.needs(to, "data", "TO"))
     wanted = [name.strip() for name in collections.split(",")] if collections is not None else None
     if wanted is not None and not all(wanted):
         raise UsageError(f"--collections: an empty name in {collections!r}", hint="write it like books,laws")
@@ -78,7 +76,7 @@ def rollback(call: Call, to: str | None) -> Reply:
     What is there now is kept aside in its place."""
     from chromakeep.operations.restore import rollback as operation
 
-    done = operation(Path(call.needs(to, "data", "TO")))
+    done = operation(local_path(call.needs(to, "data", "TO")))
     return Reply(
         done, f"{done.target} is again what was kept as {done.restored}; what was there is kept as {done.kept}"
     )
