@@ -18,6 +18,7 @@ from typing import Any
 
 import blake3
 import msgspec
+import xxhash
 
 from chromakeep.errors import UnsupportedFormat, WrongPassword
 
@@ -41,7 +42,7 @@ class Keys:
         self.encrypted = encrypted
         self._block = _derive(master, "block id")
         self._span = _derive(master, "span id")
-        self._unit = _derive(master, "unit hash")
+        self._unit = int.from_bytes(_derive(master, "unit hash")[:8], "little")
         self._seal = _derive(master, "encryption")
 
     def block_id(self, data: bytes | memoryview) -> bytes:
@@ -52,9 +53,10 @@ class Keys:
         """32-byte name of the bytes a span of a file's column holds."""
         return blake3.blake3(data, key=self._span).digest()
 
-    def unit_hash(self, data: bytes | memoryview) -> bytes:
-        """8 bytes in which a change of one unit shows (2**-64 to miss it; the span's id would then show it)."""
-        return blake3.blake3(data, key=self._unit).digest(8)
+    def unit_hash(self, data: memoryview) -> int:
+        """64 bits in which a change of one unit shows: XXH3 under a secret seed, five times as fast as BLAKE3 on
+        pieces of this size. It only chooses what to store; a change missed (2**-64) would show in the span's id."""
+        return xxhash.xxh3_64_intdigest(data, self._unit)
 
     def cipher(self, name: str) -> Any:
         """AES-256-GCM under the key of the object ``name``, or None where nothing is encrypted."""

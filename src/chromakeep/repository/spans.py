@@ -80,7 +80,6 @@ class SpanMap:
 
 
 def unit_hashes(data: memoryview, unit: int, keys: Keys) -> npt.NDArray[np.uint64]:
-    """The 8-byte keyed hashes of the units of a span (the last may be short)."""
+    """The 64-bit keyed hashes of the units of a span (the last may be short)."""
     hash_ = keys.unit_hash
-    joined = b"".join([hash_(data[i : i + unit]) for i in range(0, len(data), unit)])
-    return np.frombuffer(joined, dtype="<u8")
+    return np.array([hash_(data[i : i + unit]) for i in range(0, len(data), unit)], dtype=np.uint64)
