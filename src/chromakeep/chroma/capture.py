@@ -1,0 +1,429 @@
+"""Capture: an exact copy of a data directory that Chroma goes on writing to.
+
+What is copied is one instant: the state of SQLite while a SHARED lock keeps commits out, and HNSW files that did not
+change from before they were copied until that lock was held. The bulk is copied without the lock; under it only what
+was committed since is read again (nothing at all, if nothing was).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from chromakeep.chroma import child
+from chromakeep.chroma.copying import Copier, Patch, apply, clone, copy_file
+from chromakeep.chroma.freelist import zero_free_pages
+from chromakeep.chroma.locking import HotJournal, LiveDatabase, open_in_this_process
+from chromakeep.chroma.persists import (
+    UUID,
+    Segment,
+    Stamps,
+    in_order,
+    incomplete,
+    may_be_unregistered,
+    segments,
+    stamps,
+)
+from chromakeep.chroma.signature import COARSE, DATABASE, SEGMENT_FILES, Stamp, settled, stamp, unreadable
+from chromakeep.errors import DiskFull, NotAChromaDirectory, SourceBroken, SourceBusy, SourceError, UsageError
+from chromakeep.events import Noted, Observer, PhaseStarted, Progressed, ignore
+
+RETRY = 0.01  # seconds between attempts
+QUIET = 3.0  # seconds without a write after which a torn set of files will not be finished by anybody
+UNREGISTERED = 2.0  # seconds to wait for a persist to be registered before taking the state a crash would leave
+CLOSE_ENOUGH = 1 << 20  # bytes; once an unlocked pass finds no more than this, another one gains nothing
+PATCHES = 64 << 20  # bytes of differences kept in memory while the lock is held
+ABSURD = 1 << 30  # bytes; link_lists.bin holds one level in sixteen of data_level0.bin's links
+COMPANIONS = ("-journal", "-wal", "-shm")
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a capture did. ``pause``: seconds the lock was held in the attempt that held; 0 in WAL mode."""
+
+    path: Path
+    pause: float
+    attempts: int
+    copied_bytes: int
+    method: str  # "reflink" or "copy"
+
+
+def capture(source: Path, into: Path, *, timeout: float = 30.0, observer: Observer = ignore) -> Capture:
+    """Copy the data directory ``source`` to ``into``, exactly, whoever writes to it meanwhile.
+
+    Afterwards ``into`` holds ``chroma.sqlite3`` (a plain rollback-mode database, free pages zeroed) and the files of
+    live VECTOR segments, with the source's mtimes, and nothing else. An earlier capture of the same source in
+    ``into`` is brought up to date by rewriting what differs. ``source`` is never written to nor opened with chromadb.
+    Not durable: nothing is fsynced.
+
+    Writers wait while the lock is held (``pause``), readers never. If this very process has the database open (an
+    embedded client), the work is done in a child process: see ``locking``. Do not open a client on ``source`` in
+    this process *while* a capture runs.
+
+    Raises ``NotAChromaDirectory``; ``SourceBroken`` if a crash left files that Chroma cannot open (after at most about
+    3 s without a write); ``SourceBusy`` if there was no whole state within ``timeout`` seconds; ``SourceError`` if it
+    cannot be read; ``DiskFull``; ``UsageError`` for a URL, overlapping paths, or foreign files in ``into``. After an
+    error ``into`` is no capture, but still good as the start of another one.
+    """
+    _check_paths(source, into)
+    database = source / DATABASE
+    if open_in_this_process(database):
+        return Capture(**child.capture(source, into, timeout))
+    with _disk_full(into):
+        into.mkdir(parents=True, exist_ok=True)
+        with Copier() as copier:
+            return _Capturing(source, into, copier, observer).run(time.monotonic() + timeout, timeout)
+
+
+class _NotNow(Exception):  # noqa: N818 - an expected moment, not an error
+    """The directory is not whole at this moment; try again."""
+
+
+class _Capturing:
+    """One call of ``capture``."""
+
+    def __init__(self, source: Path, into: Path, copier: Copier, observer: Observer) -> None:
+        self.source, self.into, self.copier, self.observer = source, into, copier, observer
+        self.database, self.copy = source / DATABASE, into / DATABASE
+        self.started = time.monotonic()
+        self.copied = 0
+        self.reflink = False
+        self.seen: dict[str, tuple[Stamps, float]] = {}  # when each segment's present stamps were first seen
+        self.whole: dict[str, Stamps] = {}  # stamps of which the copy in ``into`` is exact and complete
+
+    def run(self, deadline: float, timeout: float) -> Capture:
+        self._begin()
+        attempt, said = 0, ""
+        while True:
+            attempt += 1
+            try:
+                pause = self._attempt(deadline)
+                break
+            except _NotNow as reason:
+                if str(reason) != said and attempt > 1 / RETRY:
+                    self.observer(Noted(f"waiting: {reason}"))
+                said = str(reason)
+                if time.monotonic() > deadline:
+                    raise SourceBusy(
+                        f"{self.source}: never whole in {timeout:g} s and {attempt} attempts; last: {said}",
+                        hint="try again with a longer timeout, or while fewer writers are at work",
+                    ) from None
+                time.sleep(RETRY)
+        return Capture(self.into, pause, attempt, self.copied, "reflink" if self.reflink else "copy")
+
+    def _begin(self) -> None:
+        """Announce the size, and fail now rather than half-way if the disk cannot hold it."""
+        with closing(LiveDatabase(self.database)) as database:  # all refusals that need no copying
+            probe = self.into / (DATABASE + ".part")
+            target = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+            try:
+                self.reflink = clone(database.descriptor, target)
+            finally:
+                os.close(target)
+                probe.unlink()
+        total = _allocated(self.source)
+        room = shutil.disk_usage(self.into).free + _allocated(self.into)
+        if not self.reflink and total > room:
+            raise DiskFull(
+                f"{self.into}: the copy needs {total:,} bytes, and there is room for {room:,}",
+                hint="free some space or choose another place for the copy",
+            )
+        self.observer(PhaseStarted("capture", total))
+
+    def _attempt(self, deadline: float) -> float:
+        try:
+            with closing(LiveDatabase(self.database)) as database:
+                if database.wal and not all(Path(f"{self.database}{c}").exists() for c in ("-wal", "-shm")):
+                    return self._cold(database)  # nobody has it open; opening it here would create files in the source
+                try:
+                    with database.shared(deadline) as connection:
+                        live = segments(connection)
+                except HotJournal:
+                    return self._cold(database)
+                copied = {segment: self._copy_segment(segment) for segment in live}
+                copy = self._copy_wal if database.wal else self._copy_live
+                pause = copy(database, copied, deadline)
+        except HotJournal:
+            raise _NotNow("a writer died in a transaction") from None
+        self._finish(copied)
+        return pause
+
+    # segments: outside of any lock
+
+    def _copy_segment(self, segment: Segment) -> Stamps:
+        """Copy a segment's files if they are those of one finished persist; the stamps they had all the while."""
+        source, into = self.source / segment.id, self.into / segment.id
+        found = stamps(source)
+        if self.whole.get(segment.id) == found:
+            return found
+        present = [s for s in found if s is not None]
+        first, since = self.seen.setdefault(segment.id, (found, time.monotonic()))
+        if first != found:
+            since = time.monotonic()
+            self.seen[segment.id] = (found, since)
+        watched = time.monotonic() - since
+        quiet = watched > QUIET or settled(present, QUIET)
+        if not (settled(present) or watched > COARSE) or not (in_order(found) or quiet):
+            raise _NotNow(f"the index of {segment} is being written")
+        _refuse_bloated(segment, found)
+        if present:
+            into.mkdir(exist_ok=True)
+        for name, now in zip(SEGMENT_FILES, found, strict=True):
+            target = into / name
+            if now is None:
+                target.unlink(missing_ok=True)
+            elif not _same_as_before(now, target):
+                self._copied(copy_file(self.copier, source / name, target, reflink=self.reflink))
+        if stamps(source) != found:
+            raise _NotNow(f"the index of {segment} is being written")
+        problem = incomplete(into) or (None if in_order(found) else _torn(into))
+        if problem and quiet:
+            raise SourceBroken(
+                f"{self.source}: {segment} is torn: {problem}; its files have not changed for "
+                f"{max(watched, _age(present)):.0f} s, so their writer died while it wrote them",
+                hint="Chroma cannot open this collection any more; `chromakeep run` or a restore brings it back",
+            )
+        if problem:
+            raise _NotNow(f"the index of {segment} is being written")
+        self.whole[segment.id] = found
+        return found
+
+    def _check_segments(self, connection: sqlite3.Connection, copied: dict[Segment, Stamps]) -> None:
+        """With commits kept out: the copies are still what the source holds, and no persist awaits its row."""
+        live = {s.id: s for s in segments(connection)}
+        if live.keys() != {s.id for s in copied}:
+            raise _NotNow("a collection was created or deleted")
+        for segment, found in copied.items():
+            if stamps(self.source / segment.id) != found:
+                raise _NotNow(f"the index of {segment} was written")
+            patient = time.monotonic() - self.started < UNREGISTERED and not settled([s for s in found if s], QUIET)
+            if patient and may_be_unregistered(connection, live[segment.id], found):
+                raise _NotNow(f"the index of {segment} was written and is not registered yet")
+
+    # the database: four ways
+
+    def _copy_live(self, database: LiveDatabase, copied: dict[Segment, Stamps], deadline: float) -> float:
+        with self._target() as target:
+            before = self._approach(database, target)
+            with database.shared(deadline) as connection:
+                held = time.perf_counter()
+                self._check_segments(connection, copied)
+                now = database.stamp()
+                if now[0] is None or stamp(self.database) != now[0] or database.wal != database.in_wal_mode():
+                    raise _NotNow("the directory was replaced")
+                size, patches, changed = now[0].size, list[Patch](), 0
+                if self.reflink:
+                    clone(database.descriptor, target)
+                elif now != before:
+                    size, patches, changed = self.copier.differences(database.descriptor, target, limit=PATCHES)
+            pause = time.perf_counter() - held
+            apply(target, size, patches)
+            self._copied(changed)
+            self._settle(target, now[0])
+        return pause
+
+    def _approach(self, database: LiveDatabase, target: int) -> tuple[Stamp | None, bytes] | None:
+        """Unlocked passes over the database until little changes; a stamp from before the last one, if it says much."""
+        if self.reflink:
+            return None
+        before, last = None, 0
+        for _ in range(4):
+            before = database.stamp()
+            changed = self.copier.rewrite(database.descriptor, target)
+            self._copied(changed)
+            if changed <= CLOSE_ENOUGH or 0 < last <= changed:
+                break
+            last = changed
+        return before if before and before[0] and settled([before[0]]) else None
+
+    def _copy_wal(self, database: LiveDatabase, copied: dict[Segment, Stamps], deadline: float) -> float:
+        """A read transaction pins one state without keeping writers out; SQLite's backup reads it page by page."""
+        part = self.into / (DATABASE + ".part")
+        part.unlink(missing_ok=True)
+        with database.shared(deadline) as connection:
+            self._check_segments(connection, copied)
+            with closing(sqlite3.connect(part)) as copy:
+                connection.backup(copy)
+        found = stamp(database.descriptor)
+        self._copied(part.stat().st_size)
+        part.replace(self.copy)
+        _plain(self.copy)
+        with self._target(keep=True) as target:
+            if found:
+                self._settle(target, found)
+        return 0.0
+
+    def _cold(self, database: LiveDatabase) -> float:
+        """A dead writer's journal or log: copy it along and let SQLite undo or redo in the copy, not in the source."""
+        companion = "-wal" if database.wal else "-journal"
+        beside, found = Path(f"{self.database}{companion}"), database.stamp()
+        if database.locked_by_others() or found[0] is None:
+            raise _NotNow("a writer came back")
+        journal = stamp(beside)
+        if not settled(s for s in (found[0], journal) if s):
+            raise _NotNow("the database is being written")
+        with self._target() as target:
+            self._copied(self.copier.rewrite(database.descriptor, target))
+        if journal:
+            self._copied(copy_file(self.copier, beside, Path(f"{self.copy}{companion}"), reflink=False))
+        if database.stamp() != found or stamp(beside) != journal or database.locked_by_others():
+            raise _NotNow("the database is being written")
+        _plain(self.copy)
+        with closing(LiveDatabase(self.copy)) as recovered, recovered.shared(0) as connection:
+            live = segments(connection)
+        copied = {segment: self._copy_segment(segment) for segment in live}
+        if database.stamp() != found or stamp(beside) != journal:
+            raise _NotNow("the database is being written")
+        with self._target(keep=True) as target:
+            self._settle(target, found[0])
+        self._finish(copied)
+        return 0.0
+
+    @contextmanager
+    def _target(self, *, keep: bool = False) -> Iterator[int]:
+        """The copy of the database, open for writing; emptied first if a clone is to fill it."""
+        for companion in COMPANIONS:
+            Path(f"{self.copy}{companion}").unlink(missing_ok=True)
+        if self.reflink and not keep:
+            self.copy.unlink(missing_ok=True)
+        descriptor = os.open(self.copy, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _settle(self, target: int, source: Stamp) -> None:
+        zero_free_pages(target)
+        os.utime(target, ns=(source.mtime, source.mtime))
+
+    def _finish(self, copied: dict[Segment, Stamps]) -> None:
+        """Remove what belongs to no live segment (``_check_paths`` has seen that nothing here is anybody else's)."""
+        live = {s.id for s, found in copied.items() if any(found)}
+        for entry in self.into.iterdir():
+            if entry.name not in live and entry.name != DATABASE:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for folder in live:
+            for entry in (self.into / folder).iterdir():
+                if entry.name not in SEGMENT_FILES:
+                    entry.unlink()
+
+    def _copied(self, count: int) -> None:
+        self.copied += count
+        self.observer(Progressed("capture", self.copied))
+
+
+def _check_paths(source: Path, into: Path) -> None:
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(source)):
+        raise UsageError(
+            f"{source}: a capture reads a local directory, not a URL",
+            hint="name the directory that Chroma writes to (its --path)",
+        )
+    try:
+        if not source.exists():
+            raise NotAChromaDirectory(f"{source}: no such directory")
+        if not source.is_dir():
+            raise NotAChromaDirectory(f"{source}: not a directory", hint=f"name the directory that holds {DATABASE}")
+        if not (source / DATABASE).exists():
+            raise NotAChromaDirectory(
+                f"{source}: there is no {DATABASE}",
+                hint="an empty backup protects nothing: check the path Chroma writes to",
+            )
+    except PermissionError as error:
+        raise unreadable(source, error) from error
+    inner, outer = source.resolve(), into.resolve()
+    if inner == outer or inner in outer.parents or outer in inner.parents:
+        raise UsageError(f"{into}: a copy cannot lie in its source, nor around it", hint="choose a directory beside it")
+    if into.is_dir():
+        known = {DATABASE, DATABASE + ".part", *(DATABASE + c for c in COMPANIONS)}
+        foreign = sorted(e.name for e in into.iterdir() if e.name not in known and not UUID.fullmatch(e.name))
+        if foreign:
+            raise UsageError(
+                f"{into}: holds {foreign[0]!r}, which is no part of a capture", hint="choose an empty directory"
+            )
+
+
+@contextmanager
+def _disk_full(into: Path) -> Iterator[None]:
+    full = DiskFull(f"{into}: no space left for the copy", hint="free some space or choose another place")
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise full from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE):
+            raise unreadable(error.filename or into, error) from error
+        raise
+    except sqlite3.OperationalError as error:
+        if "full" in str(error):
+            raise full from error
+        raise SourceError(f"{into}: {error}") from error
+
+
+def _allocated(folder: Path) -> int:
+    """Bytes that files of a data directory take on disk, holes not counted."""
+    total = 0
+    for path in (
+        folder / DATABASE,
+        *(f / n for f in folder.iterdir() if UUID.fullmatch(f.name) for n in SEGMENT_FILES),
+    ):
+        try:
+            found = path.stat()
+        except OSError:
+            continue
+        total += min(found.st_size, found.st_blocks * 512)
+    return total
+
+
+def _same_as_before(source: Stamp, target: Path) -> bool:
+    """Whether an earlier capture left this very content: same size and mtime, and no power cut since.
+
+    A capture takes ``mtime`` over only after the content, and only of a file that had settled. After a crash of the
+    machine the time could have reached the disk without the content, hence the look at the boot.
+    """
+    own = stamp(target)
+    if own is None or (own.size, own.mtime) != (source.size, source.mtime) or not hasattr(time, "CLOCK_BOOTTIME"):
+        return False
+    booted = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return own.ctime > booted
+
+
+def _refuse_bloated(segment: Segment, found: Stamps) -> None:
+    links, level0 = found[SEGMENT_FILES.index("link_lists.bin")], found[SEGMENT_FILES.index("data_level0.bin")]
+    if links and level0 and links.size > max(ABSURD, 10 * level0.size):
+        raise SourceBroken(
+            f"{segment}: link_lists.bin claims {links.size:,} bytes beside {level0.size:,} of data_level0.bin; a torn"
+            " record made Chroma write past its end (chroma-core/chroma #7510)",
+            hint="rebuild the collection, or restore the newest snapshot",
+        )
+
+
+def _torn(folder: Path) -> str | None:
+    """Structural check of copied files whose times tell nothing."""
+    from chromakeep.chroma.hnsw import check_segment
+
+    problems: list[str] = check_segment(folder)
+    return problems[0] if problems else None
+
+
+def _age(present: list[Stamp]) -> float:
+    return time.time() - max((s.touched for s in present), default=0) / 1e9
+
+
+def _plain(copy: Path) -> None:
+    """Recover a copied database from its copied journal or log and leave it in rollback mode, in one file."""
+    try:
+        with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+    except sqlite3.DatabaseError as error:
+        if "full" in str(error):
+            raise
+        raise SourceBroken(f"the database cannot be recovered from its journal: {error}") from error

@@ -1,0 +1,154 @@
+"""Vector segments as SQLite names them, and whether a persist (Chroma writing HNSW files in place) is under way.
+
+Chroma holds no SQLite lock while it persists: ``header.bin``, ``data_level0.bin``, ``length.bin``, ``link_lists.bin``,
+then ``index_metadata.pickle``, each in place, then the row in ``max_seq_id`` (hnswlib/hnswalg.h ``persistDirty``,
+local_hnsw.rs ``persist``). So a finished persist leaves the pickle newest and whole.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickletools
+import re
+import sqlite3
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from chromakeep.chroma.signature import BINARIES, PICKLE, SEGMENT_FILES, Stamp, stamp
+from chromakeep.errors import SourceBroken
+
+DEFAULT_THRESHOLD = 1000
+LOOK_BACK = 20_000  # rows of the queue looked at under the lock; a persist reads the newest ones
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+Stamps = tuple["Stamp | None", ...]  # of SEGMENT_FILES
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A live VECTOR segment. ``applied``: the last sequence number its files are known to hold."""
+
+    id: str
+    collection: str
+    name: str
+    threshold: int
+    applied: int
+
+    def __str__(self) -> str:
+        return f"collection {self.name!r}, segment {self.id}"
+
+
+def segments(connection: sqlite3.Connection) -> tuple[Segment, ...]:
+    """Live VECTOR segments of a database written by Chroma 0.4 to 1.5. Raises ``SourceBroken`` for an unsafe id."""
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(collections)")}
+    texts = [c for c in ("schema_str", "config_json_str") if c in columns]
+    legacy = "(SELECT int_value FROM collection_metadata WHERE collection_id = c.id AND key = 'hnsw:sync_threshold')"
+    wanted = ", ".join([legacy, *("c." + t for t in texts)])
+    rows = connection.execute(
+        f"SELECT s.id, s.collection, c.name, m.seq_id, {wanted} FROM segments s"
+        " LEFT JOIN collections c ON c.id = s.collection LEFT JOIN max_seq_id m ON m.segment_id = s.id"
+        " WHERE s.scope = 'VECTOR' ORDER BY s.id"
+    ).fetchall()
+    found = []
+    for identity, collection, name, applied, legacy_threshold, *configurations in rows:
+        if not isinstance(identity, str) or not UUID.fullmatch(identity):
+            raise SourceBroken(f"the segments table names {identity!r}, which is no segment id")
+        thresholds = [t for text in configurations if text for t in _thresholds(text)]
+        if isinstance(legacy_threshold, int):
+            thresholds.append(legacy_threshold)
+        if isinstance(applied, bytes):  # before 1.0
+            applied = int.from_bytes(applied, "big")
+        threshold = min(thresholds, default=DEFAULT_THRESHOLD)
+        found.append(Segment(identity, str(collection), str(name or collection), threshold, applied or 0))
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=4096)
+def _thresholds(text: str) -> tuple[int, ...]:
+    """Every ``sync_threshold`` anywhere in a configuration, whatever version shaped it."""
+
+    def walk(value: Any) -> list[int]:
+        if isinstance(value, dict):
+            own = value.get("sync_threshold")
+            return ([own] if isinstance(own, int) and own > 0 else []) + [t for v in value.values() for t in walk(v)]
+        return []
+
+    try:
+        return tuple(walk(json.loads(text)))
+    except (ValueError, RecursionError):
+        return ()
+
+
+def stamps(folder: Path) -> Stamps:
+    """Stamps of a segment's files, None for each that is not there."""
+    return tuple(stamp(folder / name) for name in SEGMENT_FILES)
+
+
+def in_order(found: Stamps) -> bool:
+    """Whether the pickle is the newest file, as a finished persist leaves it (trivially so before the first one)."""
+    *binaries, pickle = found
+    return pickle is None or all(b is not None and b.mtime <= pickle.mtime for b in binaries)
+
+
+def may_be_unregistered(connection: sqlite3.Connection, segment: Segment, found: Stamps) -> bool:
+    """Whether the files may hold more than ``max_seq_id`` says: a persist ended, its row is not yet written.
+
+    Chroma would replay such rows a second time; it mostly does so without harm. A persist needs ``threshold`` rows
+    past ``applied``, and they are not purged before their row is written; so it cannot be if there are fewer, or if
+    the pickle is older than the row that made them that many.
+    """
+    pickle = found[-1]
+    if pickle is None:
+        return False
+    row = connection.execute(
+        "SELECT created_at FROM embeddings_queue WHERE topic LIKE '%' || ? AND seq_id > max(?,"
+        " (SELECT coalesce(max(seq_id), 0) FROM embeddings_queue) - ?) ORDER BY seq_id LIMIT 1 OFFSET ?",
+        (segment.collection, segment.applied, LOOK_BACK, segment.threshold - 1),
+    ).fetchone()
+    if row is None:
+        return False
+    try:
+        created = datetime.fromisoformat(str(row[0])).replace(tzinfo=timezone.utc).timestamp()
+    except ValueError:
+        return True
+    return pickle.mtime >= created * 1e9
+
+
+WIDTHS: list[tuple[int, int] | None] = [None] * 256  # opcode -> (bytes of argument, bytes of a length prefix)
+for _opcode in pickletools.opcodes:
+    if _opcode.arg is None or _opcode.arg.n >= 0:
+        WIDTHS[ord(_opcode.code)] = (_opcode.arg.n if _opcode.arg else 0, 0)
+    elif _opcode.arg.n <= -2:
+        WIDTHS[ord(_opcode.code)] = (0, {-2: 1, -3: 4, -4: 4, -5: 8}[_opcode.arg.n])
+
+
+def whole_pickle(content: bytes) -> bool:
+    """Whether a pickle runs to its STOP and not beyond; nothing is built or executed, whatever it says."""
+    at, end = 0, len(content)
+    while at < end:
+        width = WIDTHS[content[at]]
+        if content[at] == 0x2E:  # STOP
+            return at + 1 == end
+        if width is None:  # text opcodes of protocol 0: not what Chroma writes
+            return False
+        fixed, prefix = width
+        at += 1
+        if prefix:
+            fixed = prefix + int.from_bytes(content[at : at + prefix], "little")
+        at += fixed
+    return False
+
+
+def incomplete(folder: Path) -> str | None:
+    """What keeps a segment's copied files from being those of one finished persist, None if nothing does."""
+    if not (folder / PICKLE).exists():
+        return None  # never persisted: Chroma starts the binaries anew and replays the queue
+    missing = [name for name in BINARIES if not (folder / name).exists()]
+    if missing:
+        return f"{missing[0]} is missing"
+    if not whole_pickle((folder / PICKLE).read_bytes()):
+        return f"{PICKLE} is cut off"
+    return None
