@@ -73,14 +73,16 @@ def _default(kind: str, value: object) -> str:
 
 
 def _complete(name: str) -> Callable[[click.Context, click.Parameter, str], list[Any]] | None:
-    from click.shell_completion import CompletionItem
-
     key = KEYS[name]
-    if key.choices:
-        return lambda ctx, param, start: [CompletionItem(c) for c in key.choices if c.startswith(start)]
-    if key.kind == "path":
-        return lambda ctx, param, start: [CompletionItem(start, type="file")]
-    return None
+
+    def complete(ctx: click.Context, param: click.Parameter, start: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        if key.kind == "path":
+            return [CompletionItem(start, type="file")]
+        return [CompletionItem(choice) for choice in key.choices if choice.startswith(start)]
+
+    return complete if key.choices or key.kind == "path" else None
 
 
 def place(parameter: str, shown: str, *, required: bool = False) -> Callable[[Any], Any]:

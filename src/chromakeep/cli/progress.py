@@ -36,15 +36,29 @@ class JsonLines:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last: Event | None = None
+        self._held: Progressed | None = None
         self._printed = 0.0
 
     def __call__(self, event: Event) -> None:
         with self._lock:
-            self._last = event
-            if isinstance(event, Progressed) and time.monotonic() - self._printed < INTERVAL:
-                return
-            self._print(event)
+            if not isinstance(event, Progressed):
+                self._flush()
+                self._print(event)
+            elif time.monotonic() - self._printed >= INTERVAL:
+                self._print(event)
+                self._held = None
+            else:
+                self._held = event
+
+    def close(self) -> None:
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Print the progress that was held back, so that a phase ends with its true count."""
+        if self._held is not None:
+            self._print(self._held)
+            self._held = None
 
     def _print(self, event: Event) -> None:
         import msgspec
@@ -52,13 +66,8 @@ class JsonLines:
         fields = msgspec.to_builtins(event)
         line = {"event": type(event).__name__, "time": round(time.time(), 3), **fields}
         output.write(msgspec.json.encode(line).decode(), sys.stderr)
-        self._printed, self._last = time.monotonic(), None
-
-    def close(self) -> None:
-        """Print the last progress if it was held back, so that a phase ends with its true count."""
-        with self._lock:
-            if self._last is not None:
-                self._print(self._last)
+        if isinstance(event, Progressed):
+            self._printed = time.monotonic()
 
 
 class Bar(Lines):

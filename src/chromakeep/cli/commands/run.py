@@ -10,7 +10,7 @@ from chromakeep.cli.output import Reply
 
 @command(
     "run",
-    keys=("data", "repository", "every", "grace", "ephemeral", "host", "port", "stage"),
+    keys=("data", "repository", "every", "grace", "ephemeral", "host", "port", "chroma", "stage"),
     service=True,
     example="""
         chromakeep run --data ./chroma --repository s3://bucket/prefix

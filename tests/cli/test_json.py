@@ -1,0 +1,107 @@
+"""Every object in the reference has the fields of the object that the command really answers with."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.cli.conftest import Cli
+
+REFERENCE = (Path(__file__).parent.parent.parent / "docs" / "reference.md").read_text()
+DOCUMENTED = [json.loads(text) for text in re.findall(r"^```json\n(.*?)^```", REFERENCE, re.M | re.S)]
+
+
+def documented(command: str, kind: str | None = None, *, ok: bool = True) -> dict[str, Any]:
+    def fits(example: dict[str, Any]) -> bool:
+        return (example["command"], example.get("kind")) == (command, kind) and ("code" in example) != ok
+
+    (found,) = [example for example in DOCUMENTED if fits(example)]
+    return found
+
+
+def same_fields(real: Any, example: Any, where: str = "") -> None:
+    """Fields and their order, and what is in lists and objects as far as both have some."""
+    if isinstance(real, dict) and isinstance(example, dict):
+        assert list(real) == list(example), where
+        for name in real:
+            same_fields(real[name], example[name], f"{where}.{name}")
+    elif isinstance(real, list) and isinstance(example, list):
+        for item in real if example else []:
+            same_fields(item, example[0], f"{where}[]")
+    elif real is not None and example is not None:
+        number = (int, float)
+        assert isinstance(real, number if isinstance(example, number) else type(example)), where
+
+
+def test_each_documented_object_is_the_real_one(cli: Cli, chroma: Path) -> None:
+    """One life of a repository, from init to unlock, each step's object held against its documentation."""
+    answers: dict[tuple[str, str | None], dict[str, Any]] = {}
+
+    def step(name: str, *arguments: str, status: int = 0) -> dict[str, Any]:
+        answer = cli.json(*name.split(), *arguments, status=status)
+        assert (answer["command"], answer["ok"]) == (name, status == 0)
+        same_fields(answer, documented(name, answer.get("kind")), name)
+        answers[name, answer.get("kind")] = answer
+        return answer
+
+    step("init", "keep")
+    first = step("backup", "chroma", "keep")
+    assert [(c["name"], c["count"]) for c in first["collections"]] == [("books", 300), ("laws", 150)]
+    second = step("backup", "chroma", "keep")
+    listed = step("snapshots", "keep")["snapshots"]
+    assert [s["id"] for s in listed] == [first["snapshot"], second["snapshot"]]
+    same_fields(listed[0]["collections"], documented("backup")["collections"])
+    step("show", "keep")
+    one = step_show = cli.json("show", f"keep@{first['snapshot']}")
+    same_fields(
+        {k: v for k, v in one.items() if k not in ("command", "ok", "kind")}, documented("snapshots")["snapshots"][0]
+    )
+    assert step_show["kind"] == "snapshot"
+    shown = step("show", "chroma")
+    assert (shown["kind"], shown["problems"]) == ("directory", [])
+    step("restore", "keep@latest", "to", "--dry-run")
+    assert not (cli.cwd / "to").exists()
+    step("restore", "keep@latest", "to")
+    again = step("restore", f"keep@{first['snapshot']}", "to", "--replace")
+    assert (cli.cwd / again["old"]).is_dir()
+    back = step("rollback", "to")
+    assert (cli.cwd / back["kept"]).is_dir()
+    assert step("check", "keep", "--read-data")["problems"] == []
+    assert step("prune", "keep", "--keep-last", "1", "--dry-run")["removed"] == [first["snapshot"]]
+    assert step("prune", "keep", "--keep-last", "1")["removed"] == [first["snapshot"]]
+    assert [s["id"] for s in cli.json("snapshots", "keep")["snapshots"]] == [second["snapshot"]]
+    step("unlock", "keep")
+    step("config show")
+    failure = cli.json("backup", "nowhere", "keep", status=15)
+    same_fields(failure, documented("backup", ok=False))
+    missing = {e["command"] for e in DOCUMENTED} - {command for command, _ in answers}
+    assert not missing
+
+
+def test_a_damaged_repository_is_reported_with_its_snapshots(cli: Cli, kept: Callable[[], dict[str, Any]]) -> None:
+    """check answers with the object and status 14; each problem names the object and what it breaks."""
+    pack = max((cli.cwd / "keep").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    data = bytearray(pack.read_bytes())
+    data[len(data) // 2] ^= 1
+    pack.chmod(0o600)
+    pack.write_bytes(data)
+    answer = cli.json("check", "keep", "--read-data", status=14)
+    same_fields(answer, documented("check"))
+    assert not answer["ok"]
+    assert pack.name in answer["problems"][0]["object"]
+    assert answer["problems"][0]["snapshots"]
+    assert cli("check", "keep", "--read-data").stdout.splitlines()[-1].endswith("problem")
+
+
+def test_a_damaged_directory_is_shown_with_its_problems(cli: Cli, chroma: Path) -> None:
+    """show answers with the problems and status 15, and people read a line for each."""
+    header = next(chroma.rglob("header.bin"))
+    header.write_bytes(header.read_bytes()[:20])
+    answer = cli.json("show", "chroma", status=15)
+    same_fields(answer, documented("show", "directory"))
+    assert header.parent.name in json.dumps(answer["problems"])
+    assert "problem: " in cli("show", "chroma").stdout
