@@ -1,0 +1,221 @@
+"""The place beside a data directory: what is known of the directory, who serves it, and the one way to replace it.
+
+Beside ``NAME`` lies ``.NAME.chromakeep``; where the data directory is itself a mount point, or its parent may not be
+written, it is ``NAME/.chromakeep`` (Chroma looks at no folder whose name is not a segment's), so that everything that
+is moved stays on one file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from chromakeep.chroma.writers import start_time, writers
+from chromakeep.errors import ChromakeepError, RefusedToServe
+
+DATABASE = "chroma.sqlite3"
+_MAX_STATE = 16 << 20
+
+
+class Process(msgspec.Struct, frozen=True):
+    """One process, also after its pid was given to another one: ``started`` is in clock ticks since boot."""
+
+    pid: int
+    started: int | None
+
+    @staticmethod
+    def of(pid: int) -> Process:
+        return Process(pid, start_time(pid))
+
+    def alive(self) -> bool:
+        """Whether this very process still runs."""
+        return self.started is not None and start_time(self.pid) == self.started
+
+
+class Swap(msgspec.Struct, frozen=True):
+    """A replacement that was decided on: ``new`` becomes the data directory, what is there becomes ``kept``."""
+
+    new: str
+    kept: str
+    emptied: bool = False  # of a mount point: everything old is out of the way
+
+
+class State(msgspec.Struct, frozen=True):
+    """What is remembered. ``verified`` is the signature of a directory that needs no check at boot."""
+
+    verified: str | None = None
+    captured: str | None = None  # signature of the directory when the newest snapshot was taken, with its id
+    snapshot: str | None = None
+    keeper: Process | None = None
+    server: Process | None = None
+    swap: Swap | None = None
+
+
+class Beside:
+    """Lock, state and swap of one data directory. All renames are on one file system."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data.absolute()
+        parent = self.data.parent
+        self.inside = os.path.ismount(self.data) or (self.data.is_dir() and not os.access(parent, os.W_OK))
+        self.root = self.data / ".chromakeep" if self.inside else parent / f".{self.data.name}.chromakeep"
+        self.state = State()
+        self._lock: int | None = None
+        self._writing = threading.Lock()
+
+    def __enter__(self) -> Beside:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # -- the lock ----------------------------------------------------------------------------------------------------
+
+    def take(self, timeout: float) -> int:
+        """Become the only keeper of the directory; returns the descriptor to be inherited by the server.
+
+        The lock (flock(2)) belongs to the open file, which the server inherits: while a server that outlived its
+        chromakeep still runs, nobody else gets in, in another container either. A survivor is ended after ``timeout``
+        seconds; a living keeper, or any other process that has the database open for writing, raises
+        ``RefusedToServe``.
+        """
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ChromakeepError(
+                f"{self.root}: {error.strerror}", hint="chromakeep needs to write beside the data directory"
+            ) from None
+        deadline = time.monotonic() + timeout
+        ended = False
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.02)
+                    continue
+            state = self._read()
+            orphan = state.server if not (state.keeper and state.keeper.alive()) else None
+            if ended or not (orphan and orphan.alive()):
+                by = f"process {state.keeper.pid}" if state.keeper and state.keeper.alive() else "another container"
+                raise RefusedToServe(f"{self.data} is served already, by {by}", hint="stop that chromakeep first")
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(orphan.pid, signal.SIGKILL)
+            ended, deadline = True, time.monotonic() + 5
+        while others := writers(self.data):
+            if time.monotonic() > deadline:
+                who = "; ".join(f"process {w.pid} ({w.command})" for w in others)
+                raise RefusedToServe(
+                    f"{self.data} is open for writing in {who}: two writers destroy a Chroma directory",
+                    hint="stop that process first, or let its clients talk to the server of `chromakeep run`",
+                )
+            time.sleep(0.05)
+        self.state = self._read()
+        return self._lock
+
+    # -- the state ---------------------------------------------------------------------------------------------------
+
+    def _read(self) -> State:
+        try:
+            with (self.root / "state.json").open("rb") as file:
+                return msgspec.json.decode(file.read(_MAX_STATE), type=State)
+        except (OSError, msgspec.MsgspecError):
+            return State()  # nothing known: the directory is checked
+
+    def remember(self, **changes: object) -> None:
+        """Change fields of the state, atomically and durably; from any thread."""
+        with self._writing:
+            self.state = msgspec.structs.replace(self.state, **changes)
+            new = self.root / "state.json.new"
+            with new.open("wb") as file:
+                file.write(msgspec.json.encode(self.state))
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.root / "state.json")
+            _sync(self.root)
+
+    @property
+    def stage(self) -> Path | None:
+        """Where the working copy is kept between snapshots; it cannot lie inside of the directory itself."""
+        return None if self.inside else self.root / "stage"
+
+    def scratch(self, name: str) -> Path:
+        """A path in this place that does not exist."""
+        path = self.root / name
+        if path.exists():
+            shutil.rmtree(path)
+        return path
+
+    def tidy(self) -> None:
+        """Remove what a killed run left half done. What was broken or replaced is kept outside of this list."""
+        for name in ("new", "copy", "restored", "snapshot"):
+            shutil.rmtree(self.root / name, ignore_errors=True)
+
+    # -- the swap ----------------------------------------------------------------------------------------------------
+
+    def swap(self, new: Path, word: str) -> Path | None:
+        """Make ``new`` the data directory; returns where the old one is kept (``NAME.WORD-TIME``), None if empty.
+
+        The decision is recorded before the first rename, and ``finish_swap`` completes it at the next boot: whenever
+        the process or the machine dies, the directory is the old one or the new one, and never taken for empty.
+        """
+        name = f"{word}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+        place = self.root if self.inside else self.data.parent
+        prefix = "" if self.inside else f"{self.data.name}."
+        kept = next(p for p in (place / f"{prefix}{name}{n}" for n in ("", *range(1, 10_000))) if not p.exists())
+        had = any(self._entries())
+        for path in (*new.rglob("*"), new):
+            _sync(path)  # Chroma syncs none of its index files
+        self.remember(swap=Swap(str(new), str(kept)), verified=None)
+        self.finish_swap()
+        return kept if had else None
+
+    def _entries(self) -> list[Path]:
+        return [p for p in self.data.iterdir() if p != self.root] if self.data.is_dir() else []
+
+    def finish_swap(self) -> bool:
+        """Complete a recorded swap; True if there was one."""
+        swap = self.state.swap
+        if swap is None:
+            return False
+        new, kept = Path(swap.new), Path(swap.kept)
+        if self.inside:
+            if not swap.emptied:
+                kept.mkdir(exist_ok=True)
+                for entry in self._entries():
+                    entry.rename(kept / entry.name)
+                self.remember(swap=Swap(swap.new, swap.kept, emptied=True))
+            for entry in sorted(new.iterdir() if new.is_dir() else (), key=lambda p: p.name == DATABASE):
+                entry.rename(self.data / entry.name)
+            shutil.rmtree(new, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                kept.rmdir()  # there was nothing to keep
+        elif new.exists():
+            if self._entries() and not kept.exists():
+                self.data.rename(kept)
+            new.rename(self.data)  # over an empty directory too (rename(2))
+        _sync(self.data.parent)
+        self.remember(swap=None)
+        return True
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system that cannot sync a directory
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

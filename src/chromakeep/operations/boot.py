@@ -1,0 +1,191 @@
+"""Boot: decide what to serve from, and put it in place before anything is served.
+
+| directory          | repository             | snapshots for it | outcome                                       |
+|--------------------|------------------------|------------------|-----------------------------------------------|
+| holds a database   | any, reachable or not  |                  | found                                         |
+| empty              | none                   |                  | fresh                                         |
+| empty              | given, cannot be read  | unknown          | refuse                                        |
+| empty              | given                  | none             | fresh                                         |
+| empty              | given                  | some             | restored; refuse if the restore fails         |
+| index files only   | none, or none for it   |                  | refuse: a fresh start would hide the loss     |
+| index files only   | given                  | some             | restored, what is there kept aside            |
+
+"Empty" is also a database without any collection that was never served here: what an image or a start without
+repository leaves behind must not hide the snapshots.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chromakeep.errors import ChromakeepError, RefusedToServe, RepositoryNotFound
+from chromakeep.events import Noted, Observer, ignore
+from chromakeep.operations.beside import DATABASE, Beside
+from chromakeep.records import Collection
+
+if TYPE_CHECKING:
+    from chromakeep.repository import Repository, Snapshot
+
+FOUND, FRESH, RESTORE, RESTORED, REFUSE = "found", "fresh", "restore", "restored", "refuse"
+EMPTY, DATA, HEADLESS = "empty", "data", "index files only"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What is known at boot. ``snapshots``: None where the repository could not be read; ``restored``: None before."""
+
+    directory: str
+    repository: bool
+    snapshots: bool | None = None
+    restored: bool | None = None
+
+
+def decide(evidence: Evidence) -> str:
+    """One row of the table above; ``restore`` where the answer hangs on a restore that was not tried yet."""
+    if evidence.directory == DATA:
+        return FOUND
+    if not evidence.repository:
+        return REFUSE if evidence.directory == HEADLESS else FRESH
+    if evidence.snapshots is None:
+        return REFUSE
+    if not evidence.snapshots:
+        return REFUSE if evidence.directory == HEADLESS else FRESH
+    return {None: RESTORE, True: RESTORED, False: REFUSE}[evidence.restored]
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """``outcome`` is found, fresh or restored; ``kept`` is where an unusable directory was moved."""
+
+    outcome: str
+    collections: tuple[Collection, ...]
+    seconds: float
+    snapshot: str | None = None
+    kept: str | None = None
+
+
+def look(data: Path, *, served_before: bool) -> str:
+    """``data``, ``empty`` or ``index files only``."""
+    database = data / DATABASE
+    if not database.exists():
+        return HEADLESS if any(data.glob("*-*-*-*-*/data_level0.bin")) else EMPTY
+    if served_before:
+        return DATA
+    try:
+        with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if not tables:
+                return EMPTY
+            blank = "collections" in tables and not connection.execute("SELECT 1 FROM collections LIMIT 1").fetchone()
+            return EMPTY if blank else DATA
+    except sqlite3.DatabaseError:
+        return DATA  # something is there, and the check that follows will say what is wrong with it
+
+
+def boot(
+    beside: Beside,
+    open_repository: Callable[[], Repository] | None,
+    *,
+    observer: Observer = ignore,
+) -> Booted:
+    """Put the directory in place. Raises ``RefusedToServe`` rather than start empty where it should not be.
+
+    The directory must be this process's alone (``Beside.take``). A restore is verified beside and swapped in.
+    """
+    started = time.monotonic()
+    evidence = Evidence(look(beside.data, served_before=beside.state.keeper is not None), open_repository is not None)
+    if decide(evidence) == FOUND:
+        return Booted(FOUND, (), time.monotonic() - started)
+    snapshot: Snapshot | None = None
+    repository: Repository | None = None
+    failure: ChromakeepError | None = None
+    if open_repository is not None:
+        try:
+            repository = open_repository()
+            snapshot = choose(repository.snapshots(), str(beside.data))
+            evidence = Evidence(evidence.directory, True, snapshot is not None)
+        except RepositoryNotFound as error:
+            failure = error
+            evidence = Evidence(evidence.directory, True, False)
+            observer(Noted(f"{error.message}: nothing can be restored from it", "warning"))
+        except RefusedToServe:
+            raise
+        except ChromakeepError as error:
+            failure = error
+    kept = None
+    if decide(evidence) == RESTORE:
+        assert repository is not None and snapshot is not None
+        try:
+            kept = _restore(beside, repository, snapshot, observer)
+            evidence = Evidence(evidence.directory, True, True, True)
+        except ChromakeepError as error:
+            failure = error
+            evidence = Evidence(evidence.directory, True, True, False)
+    outcome = decide(evidence)
+    if outcome == REFUSE:
+        raise _refusal(beside.data, evidence, failure)
+    assert outcome in (FRESH, RESTORED)
+    collections = snapshot.collections if snapshot else ()
+    return Booted(
+        outcome, collections, time.monotonic() - started, snapshot.id if snapshot else None, str(kept) if kept else None
+    )
+
+
+def choose(snapshots: list[Snapshot], source: str) -> Snapshot | None:
+    """The newest snapshot of this directory; in a repository of one directory the newest, whatever its path was.
+
+    Raises ``RefusedToServe`` where the repository holds several other directories: a guess could serve a stranger's.
+    """
+    own = [s for s in snapshots if s.source == source]
+    others = sorted({s.source for s in snapshots})
+    if own or len(others) <= 1:
+        return own[-1] if own else snapshots[-1] if snapshots else None
+    raise RefusedToServe(
+        f"{source} is empty and the repository holds snapshots of {', '.join(others[:5])}, none of it",
+        hint=f"choose one: chromakeep restore REPO@SNAPSHOT {source}",
+    )
+
+
+def _restore(beside: Beside, repository: Repository, snapshot: Snapshot, observer: Observer) -> Path | None:
+    from chromakeep.operations.restore import restore
+
+    fresh = beside.scratch("restored")
+    restore(repository, snapshot.id, fresh, observer=observer)
+    return beside.swap(fresh, "replaced")
+
+
+def _refusal(data: Path, evidence: Evidence, failure: ChromakeepError | None) -> RefusedToServe:
+    why = failure.message if failure else None
+    if evidence.directory == HEADLESS:
+        return RefusedToServe(
+            f"{data} holds index files but no {DATABASE}: served like this it would look empty"
+            + (f" ({why})" if why else ""),
+            hint="restore it from a backup, or move the directory away to start fresh",
+        )
+    if evidence.snapshots is None:
+        return RefusedToServe(
+            f"{data} is empty and the repository cannot be read: {why}",
+            hint=(failure and failure.hint) or "make the repository reachable; without --repository it starts fresh",
+        )
+    return RefusedToServe(
+        f"{data} is empty and its snapshot cannot be restored: {why}",
+        hint="try an older one: chromakeep snapshots REPO, then chromakeep restore REPO@SNAPSHOT DATA",
+    )
+
+
+def summary(collections: tuple[Collection, ...]) -> str:
+    """Records, collections and models in a few words."""
+    total = sum(c.count for c in collections)
+    if not collections:
+        return "no collections"
+    names = ", ".join(f"{c.name} {c.count:,}" for c in sorted(collections, key=lambda c: -c.count)[:5])
+    more = f", and {len(collections) - 5} more" if len(collections) > 5 else ""
+    models = ", ".join(sorted({c.model or "not named" for c in collections}))
+    records = f"{total:,} record{'s' * (total != 1)}"
+    return f"{records} in {len(collections)} collection{'s' * (len(collections) != 1)} ({names}{more}), model: {models}"
