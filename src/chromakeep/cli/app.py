@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import signal
-import sys
 from types import FrameType
 
 import click
@@ -65,19 +64,24 @@ for _command in (
 
 
 def invoke(arguments: list[str]) -> int:
-    """Run one command line and return its exit status; nothing but the status and the output leaves here."""
+    """Run one command line and return its exit status; nothing but the status and the output leaves here.
+
+    ``run`` does not return: what the end of its grace period cut off goes on in threads that must not hold up the end.
+    """
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    command = next((a for a in ours if a in program.commands), None)
-    debug = "--debug" in ours or os.environ.get("CHROMAKEEP_DEBUG", "").lower() in ("1", "true", "yes", "on")
+    command = next((a for a in ours if not a.startswith("-")), None)
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        status = program.main(arguments, prog_name="chromakeep", standalone_mode=False)
-        sys.stdout.flush()
-        return int(status or 0)
-    except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else 1
+        status = int(program.main(arguments, prog_name="chromakeep", standalone_mode=False) or 0)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
     except BaseException as error:
-        return failures.report(error, command=command, as_json="--json" in ours, debug=debug)
+        debug = "--debug" in ours or os.environ.get("CHROMAKEEP_DEBUG", "").lower() in ("1", "true", "yes", "on")
+        known = command if command in program.commands else None
+        status = failures.report(error, command=known, as_json="--json" in ours, debug=debug)
+    if command == "run":
+        os._exit(status)
+    return status
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

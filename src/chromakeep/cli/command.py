@@ -39,6 +39,13 @@ class Call:
         except RepositoryNotFound as error:  # a repository does not know its address
             raise RepositoryNotFound(f"{place}: {error}", hint=error.hint) from None
 
+    def create(self, address: str) -> Repository:
+        """Make a repository at ``address``, encrypted when a password is configured."""
+        from chromakeep.repository import Repository
+        from chromakeep.store.open import open_store
+
+        return Repository.create(open_store(parse(address), create=True), password=self.settings.password())
+
     def needs(self, given: str | None, key: str, name: str) -> str:
         """The positional argument ``name``, or the setting that stands for it when it is left out."""
         value = given or self.settings.text(key)

@@ -28,18 +28,15 @@ def init(call: Call, repo: str | None) -> Reply:
 
     The password comes from CHROMAKEEP_PASSWORD or a password file. Whoever loses it loses the snapshots.
     """
-    from chromakeep.repository import Repository
-    from chromakeep.store.open import open_store
-
-    address = parse(call.needs(repo, "repository", "REPO"))
-    made = Repository.create(open_store(address, create=True), password=call.settings.password()).config
+    address = call.needs(repo, "repository", "REPO")
+    made, shown = call.create(address).config, str(parse(address))
     data = {
-        "repository": str(address),
+        "repository": shown,
         "id": made.id,
         "encrypted": made.encrypted,
         "conditional_put": made.conditional_put,
     }
-    text = f"repository at {address}, {'encrypted' if made.encrypted else 'not encrypted: no password was given'}"
+    text = f"repository at {shown}, {'encrypted' if made.encrypted else 'not encrypted: no password was given'}"
     if not made.conditional_put:
         text += "\nthis store does not honour put-if-absent: prune deletes only what is older than a day"
     return Reply(data, text)

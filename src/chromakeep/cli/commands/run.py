@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
 import click
 
+from chromakeep.addresses import local_path, parse
+from chromakeep.cli import output
 from chromakeep.cli.command import Call, command
 from chromakeep.cli.output import Reply
+from chromakeep.cli.settings import KEYS, PREFIX
 
 
 @command(
@@ -28,4 +38,41 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     What follows -- goes to `chroma run`. On SIGTERM the server is stopped, a last snapshot is taken, and all ends
     within --grace; a second signal hastens the end.
     """
-    raise NotImplementedError
+    from chromakeep.operations.run import RunSettings
+    from chromakeep.operations.run import run as operation
+
+    settings = call.settings
+    data, address = local_path(call.needs(None, "data", "--data")), settings.text("repository")
+    if address:
+        parse(address)  # a wrong address or password file is told before anything starts
+        settings.password()
+    stage, stop, hurry = settings.text("stage"), threading.Event(), threading.Event()
+    listen = [word for key in ("host", "port") if (value := settings.text(key)) for word in (KEYS[key].flag, value)]
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    signal.signal(signal.SIGTERM, asked)
+    signal.signal(signal.SIGINT, asked)
+    done = operation(
+        RunSettings(
+            data=data,
+            open_repository=partial(call.repository, address) if address else None,
+            create_repository=partial(call.create, address) if address else None,
+            every=settings.value("every"),
+            grace=settings.value("grace"),
+            ephemeral=settings.value("ephemeral"),
+            arguments=(*listen, *chroma_options),
+            program=settings.text("chroma"),
+            stage=Path(stage) if stage else None,
+        ),
+        observer=call.observer,
+        stop=stop,
+        hurry=hurry,
+        env={
+            name: value for name, value in os.environ.items() if not name.startswith(PREFIX)
+        },  # no password for Chroma
+    )
+    newest = f", the newest {done.snapshot}" if done.snapshot else ""
+    text = f"stopped after {output.duration(done.seconds)}: {output.plural(done.snapshots, 'snapshot')} taken{newest}"
+    return Reply(done, text + (f", {output.plural(done.restarts, 'restart')}" if done.restarts else ""))
