@@ -82,20 +82,21 @@ def entry_rows(items: Iterable[tuple[bytes, int, int, int, int]]) -> npt.NDArray
 class Index:
     """A searchable view of several parts. Where a block lies in several packs, the part added last wins."""
 
-    def __init__(self, parts: Iterable[IndexPart] = (), *, without: Iterable[str] = ()) -> None:
-        """``without`` names packs whose entries are to be left out (they are condemned)."""
+    def __init__(self, parts: Iterable[IndexPart] = (), *, without: Iterable[str] = (), avoid: Iterable[str] = ()) -> None:
+        """``without`` names packs whose entries are left out; ``avoid`` packs that are the last choice."""
         self.packs: list[PackInfo] = []
-        absent, kept = set(without), []
+        absent, last, kept = set(without), set(avoid), [np.empty(0, dtype=ENTRY)]
         for part in parts:
+            rows = part.entries.copy()
             keep = np.array([p.name not in absent for p in part.packs], dtype=bool)
-            rows = part.entries
-            if not keep.all():
-                rows = rows[keep[rows["pack"]]] if len(rows) else rows
-            rows = rows.copy()
+            rows = rows[keep[rows["pack"]]] if len(rows) else rows
+            avoided = np.array([p.name in last for p in part.packs], dtype=bool)
+            held = avoided[rows["pack"]] if len(rows) else np.empty(0, dtype=bool)
             rows["pack"] += len(self.packs)
             self.packs.extend(part.packs)
-            kept.append(rows)
-        self._rows = np.concatenate(kept)[::-1] if kept else np.empty(0, dtype=ENTRY)
+            kept.insert(0, rows[held])
+            kept.append(rows[~held])
+        self._rows = np.concatenate(kept)[::-1]
         keys = self._keys(self._rows)
         order = np.argsort(keys, kind="stable")  # stable over the reversed rows: the newest of equals comes first
         self._rows, self._sorted = self._rows[order], keys[order]

@@ -61,7 +61,7 @@ class SnapshotReader:
 
     def bands(self, file: FileEntry) -> list[Band]:
         """The bands of a file, from the list of spans its entry names. Raises ``CorruptObject`` / ``MissingObject``."""
-        listing = self._blocks([file.spans])[file.spans]
+        listing = self.blocks([file.spans])[file.spans]
         spans = [listing[i : i + 32] for i in range(0, len(listing), 32)]
         rows, stride, columns = rows_per_span(file.layout), file.layout.stride, file.layout.columns
         bands, at = [], 0
@@ -100,13 +100,13 @@ class SnapshotReader:
         """Fetch what a window needs: nothing for spans that are at hand, else maps, then blocks."""
         at_hand = self._at_hand(file, window, source) if source else {}
         needed = [i for b in window for i, _ in b.spans if not (i in at_hand and at_hand[i].whole)]
-        maps = self._maps(dict.fromkeys(needed))
+        maps = self.maps(dict.fromkeys(needed))
         blocks: dict[bytes, None] = {}
         for identity, found in maps.items():
             mine = at_hand.get(identity)
             wanted = mine.differing(found, self.repository) if mine else np.arange(len(found.hashes))
             blocks.update((found.blocks[int(b)], None) for b in dict.fromkeys(found.block[wanted].tolist()))
-        return _Prepared(maps, self._blocks(blocks), at_hand)
+        return _Prepared(maps, self.blocks(blocks), at_hand)
 
     def _at_hand(self, file: FileEntry, window: list[Band], source: BinaryIO) -> dict[bytes, _AtHand]:
         """The bytes that stand at these places in the local file, by the id of the span that belongs there."""
@@ -148,7 +148,7 @@ class SnapshotReader:
         data = self._assemble(found, ready.blocks, mine)
         if self.repository.keys.span_id(data.data) != identity and mine:
             # One unit in 2**64 looks unchanged and is not: take all of them from the repository.
-            data = self._assemble(found, self._blocks(dict.fromkeys(found.blocks)), None)
+            data = self._assemble(found, self.blocks(dict.fromkeys(found.blocks)), None)
         if self.repository.keys.span_id(data.data) != identity:
             raise CorruptObject(f"span of {file.path}", "put together from its blocks, holds other bytes than recorded")
         return data
@@ -181,16 +181,17 @@ class SnapshotReader:
 
     # -- blocks and maps ----------------------------------------------------------------------------------------
 
-    def _maps(self, ids: Iterable[bytes]) -> dict[bytes, SpanMap]:
+    def maps(self, ids: Iterable[bytes]) -> dict[bytes, SpanMap]:
+        """Span maps by id, verified. Raises ``MissingObject`` / ``CorruptObject``."""
         maps: dict[bytes, SpanMap] = {}
 
         def opened(stored: bytes, identity: bytes, place: Place) -> None:
             maps[identity] = self.repository.span_map(stored, identity, place)
 
-        self._get(ids, opened)
+        self.get(ids, opened)
         return maps
 
-    def _blocks(self, ids: Iterable[bytes]) -> dict[bytes, bytes]:
+    def blocks(self, ids: Iterable[bytes]) -> dict[bytes, bytes]:
         """Decoded blocks by id, from the cache or the store."""
         with self._lock:
             return self._cached_blocks(list(ids))
@@ -201,7 +202,7 @@ class SnapshotReader:
         def opened(stored: bytes, identity: bytes, place: Place) -> None:
             found[identity] = self.repository.block(stored, identity, place)
 
-        self._get([i for i in wanted if i not in found], opened)
+        self.get([i for i in wanted if i not in found], opened)
         for identity in wanted:
             if identity not in self._cache:
                 self._cache[identity] = found[identity]
@@ -211,9 +212,14 @@ class SnapshotReader:
             self._cached -= len(self._cache.popitem(last=False)[1])
         return found
 
-    def _get(self, ids: Iterable[bytes], opened: Callable[[bytes, bytes, Place], None]) -> None:
+    def get(self, ids: Iterable[bytes], opened: Callable[[bytes, bytes, Place], None]) -> None:
         """Fetch blocks, neighbours in a pack together, several ranges at a time, and hand each to ``opened``."""
-        places = [(self._place(i), i) for i in ids]
+        self.fetch_places([(self._place(i), i) for i in ids], opened)
+
+    def fetch_places(
+        self, places: list[tuple[Place, bytes]], opened: Callable[[bytes, bytes, Place], None]
+    ) -> None:
+        """``get`` for blocks whose places are known."""
         places.sort(key=lambda p: (p[0].pack, p[0].offset))
         list(self._getting.map(lambda group: self._fetch(group, opened), _ranges(places)))
 

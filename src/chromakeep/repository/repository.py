@@ -31,9 +31,11 @@ from chromakeep.repository.sealed import seal, unseal
 from chromakeep.repository.snapshots import Snapshot, now, rfc3339, select
 from chromakeep.repository.spans import SpanMap
 from chromakeep.store.base import Store
+from chromakeep.store.unconditional import HeadThenPut
 
 FORMAT = 1
 MERGED = "index/merged-"  # written by a prune in place of those it supersedes
+RESCUED = "index/rescued-"  # by a prune, of what was condemned and turned out to be needed
 FEATURES = frozenset[str]()  # features a reader must know; a repository that asks for another is refused
 
 
@@ -53,6 +55,7 @@ class Condemned(msgspec.Struct, frozen=True):
     """The object ``gc/<number>``: packs that will be deleted and index objects that no writer may read any more."""
 
     prune: str
+    merged: str  # the index that takes their place: of merged ones, writers believe only those named here
     packs: tuple[str, ...]
     superseded: tuple[str, ...]
 
@@ -61,7 +64,9 @@ class Repository:
     """An open repository. Methods may be called from several threads; what was read once is kept (it cannot change)."""
 
     def __init__(self, store: Store, config: Config, keys: Keys) -> None:
-        self.store, self.config, self.keys = store, config, keys
+        # Where put-if-absent does not hold it is imitated: enough to notice a mistake, not to settle a race.
+        self.store: Store = store if config.conditional_put else HeadThenPut(store)
+        self.config, self.keys = config, keys
         self._parts: dict[str, IndexPart] = {}
         self._snapshots: dict[str, Snapshot | None] = {}
 
@@ -128,7 +133,11 @@ class Repository:
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, oldest first. A damaged one is raised as ``CorruptObject``; see ``snapshot_names``."""
-        return [s for name in self.snapshot_names() if (s := self.snapshot(name)) is not None]
+        names = self.snapshot_names()
+        if len([n for n in names if n not in self._snapshots]) > 2:
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(self.snapshot, names))
+        return sorted((s for name in names if (s := self.snapshot(name))), key=lambda s: (s.time, s.id))
 
     def snapshot_names(self) -> list[str]:
         """Names of the objects under ``snapshots/`` (tombstones of fenced sessions among them), oldest first."""
@@ -169,21 +178,23 @@ class Repository:
 
     # -- index --------------------------------------------------------------------------------------------------
 
-    def condemned(self) -> dict[str, Condemned]:
-        """Unfinished collections by the name of their object: what no writer may rely on."""
-        names = {o.name for o in self.store.list("gc/")}
+    def collections(self) -> dict[str, Condemned]:
+        """The collections of garbage that still matter, by the name of their object (``collector``)."""
         found = {}
-        for name in sorted(names):
-            if name.endswith(".done") or f"{name}.done" in names:
-                continue
-            try:
-                payload = unseal("G", name, self.store.get(name), self.keys)
-                found[name] = msgspec.json.decode(payload, type=Condemned)
-            except ObjectNotFound:
-                continue  # finished and removed between the listing and now
-            except msgspec.MsgspecError as e:
-                raise CorruptObject(name, f"is not a list of condemned packs ({e})") from None
+        for info in self.store.list("gc/"):
+            if not info.name.endswith(".done"):
+                try:
+                    payload = unseal("G", info.name, self.store.get(info.name), self.keys)
+                    found[info.name] = msgspec.json.decode(payload, type=Condemned)
+                except ObjectNotFound:
+                    continue  # finished and removed between the listing and now
+                except msgspec.MsgspecError as e:
+                    raise CorruptObject(info.name, f"is not a list of condemned packs ({e})") from None
         return found
+
+    def condemned(self) -> set[str]:
+        """Packs that a collection may be deleting now, or has deleted."""
+        return {p for c in self.collections().values() for p in c.packs}
 
     def parts(self) -> dict[str, IndexPart]:
         """Every index object by name, new ones fetched, gone ones forgotten."""
@@ -206,17 +217,15 @@ class Repository:
 
     def index(self, *, writing: bool = False) -> Index:
         """The blocks to be found. For ``writing``, only those that no collection under way may take away."""
-        condemned = self.condemned()
-        superseded = {n for c in condemned.values() for n in c.superseded}
-        absent = {p for c in condemned.values() for p in c.packs}
+        collections = self.collections().values()
+        superseded = {n for c in collections for n in c.superseded}
+        condemned = {p for c in collections for p in c.packs}
         parts = self.parts()
-        if writing:
-            # A session that did not commit may have relied on blocks that are gone: nobody builds on its index.
-            ended = self.committed()
-            trusted = {n: p for n, p in parts.items() if n.startswith(MERGED) or n.removeprefix("index/") in ended}
-            return Index([p for n, p in trusted.items() if n not in superseded], without=absent)
-        newest = [p for n, p in parts.items() if n not in superseded]
-        return Index([*(p for n, p in parts.items() if n in superseded), *newest])
+        if not writing:
+            return Index(parts.values(), avoid=condemned)
+        # A session that did not commit may have relied on blocks that are gone: nobody builds on its index.
+        trusted = {f"index/{i}" for i in self.committed()} | {c.merged for c in collections}
+        return Index([p for n, p in parts.items() if n in trusted - superseded], without=condemned)
 
     # -- blocks -------------------------------------------------------------------------------------------------
 

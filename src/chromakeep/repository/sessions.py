@@ -10,13 +10,18 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import time
 
 import msgspec
 
-from chromakeep.errors import ObjectExists, ObjectNotFound, RepositoryBusy
+from chromakeep.errors import ObjectExists, ObjectNotFound, RepositoryBusy, VerificationFailed
 from chromakeep.repository.repository import Repository
-from chromakeep.repository.sealed import seal
+from chromakeep.repository.sealed import unseal
 from chromakeep.repository.snapshots import TOMBSTONE, Snapshot, encode, now, rfc3339
+
+
+LONGEST = 7 * 86400.0  # seconds; tombstones are kept longer
+LONGEST_UNFENCED = 12 * 3600.0  # where put-if-absent does not hold, time is all that keeps a prune from a writer
 
 
 class SessionInfo(msgspec.Struct, frozen=True):
@@ -29,24 +34,32 @@ class SessionInfo(msgspec.Struct, frozen=True):
     started: str
 
 
+_mine: set[str] = set()  # sessions of this process
+
+
 class Session:
     """One writer at work. ``start`` announces it; ``commit`` or ``abandon`` ends it."""
 
     def __init__(self, repository: Repository, info: SessionInfo) -> None:
         self.repository, self.info, self.id = repository, info, info.id
+        self._began = time.monotonic()
 
     @staticmethod
     def start(repository: Repository, kind: str = "backup") -> Session:
         """Announce a session. Everything that is read from the repository afterwards is protected by it."""
         moment = now()
-        identity = f"{moment:%Y%m%dT%H%M%S}Z-{secrets.token_hex(8)}"
+        identity = f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}Z-{secrets.token_hex(8)}"
         info = SessionInfo(identity, kind, socket.gethostname(), os.getpid(), rfc3339(moment))
+        _mine.add(identity)
         repository.put_sealed("N", f"sessions/{identity}", msgspec.json.encode(info))
         return Session(repository, info)
 
     def commit(self, snapshot: Snapshot) -> int:
         """Create the snapshot: the one commit point. Raises ``RepositoryBusy`` if this session was fenced."""
         name = f"snapshots/{self.id}"
+        longest = LONGEST if self.repository.config.conditional_put else LONGEST_UNFENCED
+        if time.monotonic() - self._began > longest:
+            raise RepositoryBusy("this backup took too long to be committed safely", hint="run it again")
         try:
             size = self.repository.put_sealed("S", name, encode(snapshot))
         except ObjectExists:
@@ -64,9 +77,6 @@ class Session:
 
 def open_sessions(repository: Repository) -> dict[str, SessionInfo | None]:
     """Sessions announced and neither committed nor fenced. One that cannot be read maps to None."""
-    from chromakeep.errors import VerificationFailed
-    from chromakeep.repository.sealed import unseal
-
     announced = [o.name for o in repository.store.list("sessions/")]
     ended = {n.split("/", 1)[1] for n in repository.snapshot_names()}
     found: dict[str, SessionInfo | None] = {}
@@ -82,6 +92,21 @@ def open_sessions(repository: Repository) -> dict[str, SessionInfo | None]:
         except (msgspec.MsgspecError, VerificationFailed):
             found[identity] = None
     return found
+
+
+def is_dead(info: SessionInfo | None) -> bool:
+    """Whether the writer is known to be gone: it ran on this host, and its process does not exist any more."""
+    if info is None or info.hostname != socket.gethostname():
+        return False
+    if info.pid == os.getpid():
+        return info.id not in _mine  # a container started anew: same host name, same process number
+    try:
+        os.kill(info.pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def fence(repository: Repository, identity: str) -> bool:

@@ -1,0 +1,55 @@
+"""subset: take collections out of a restored directory, so that only some remain.
+
+For a directory that nobody uses yet and that this process made: it is the one place where SQLite is written to by us.
+Tables and what refers to what are those of Chroma's migrations (metadb 1-6, sysdb 1-10, embeddings-queue 1-2).
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from chromakeep.chroma.catalog import DATABASE
+from chromakeep.errors import VerificationFailed
+
+# Order matters: what refers to a row goes before the row. {gone} are ids of collections, {rows} those of embeddings.
+_GONE = "SELECT id FROM temp.gone"
+_SEGMENTS = f"SELECT id FROM segments WHERE collection IN ({_GONE})"
+_ROWS = f"SELECT id FROM embeddings WHERE segment_id IN ({_SEGMENTS})"
+_DELETES = (
+    ("embedding_fulltext_search", f"rowid IN ({_ROWS})"),
+    ("embedding_metadata_array", f"id IN ({_ROWS})"),
+    ("embedding_metadata", f"id IN ({_ROWS})"),
+    ("embeddings", f"segment_id IN ({_SEGMENTS})"),
+    ("max_seq_id", f"segment_id IN ({_SEGMENTS})"),
+    ("segment_metadata", f"segment_id IN ({_SEGMENTS})"),
+    ("embeddings_queue", "topic IN (SELECT 'persistent://default/default/' || id FROM temp.gone)"),
+    ("segments", f"collection IN ({_GONE})"),
+    ("collection_metadata", f"collection_id IN ({_GONE})"),
+    ("collections", f"id IN ({_GONE})"),
+)
+
+
+def keep_only(directory: Path, collections: set[str]) -> None:
+    """Remove every collection whose id is not in ``collections``, with its records, queue rows and segment files."""
+    with closing(sqlite3.connect(directory / DATABASE, isolation_level=None)) as db:
+        try:
+            db.execute("PRAGMA foreign_keys=OFF")
+            tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("CREATE TEMP TABLE gone (id TEXT PRIMARY KEY)")
+            gone = [(i,) for (i,) in db.execute("SELECT id FROM collections") if i not in collections]
+            db.executemany("INSERT INTO temp.gone VALUES (?)", gone)
+            segments = [s for (s,) in db.execute(_SEGMENTS)]
+            for table, where in _DELETES:
+                if table in tables:
+                    db.execute(f"DELETE FROM {table} WHERE {where}")  # noqa: S608 - constants of this module
+            db.execute("COMMIT")
+        except sqlite3.Error as e:
+            raise VerificationFailed(f"{DATABASE}: the other collections cannot be taken out ({e})") from None
+    for segment in segments:
+        place = directory / segment
+        if place.parent == directory and place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)

@@ -1,0 +1,210 @@
+"""backup: an exact copy of a Chroma directory, validated, then published in one step."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import chromakeep
+from chromakeep.chroma.capture import Capture, capture
+from chromakeep.chroma.inspection import Inspection, inspect
+from chromakeep.chroma.layout import file_layouts
+from chromakeep.chroma.problems import Problem
+from chromakeep.errors import CorruptObject, DiskFull, NotAChromaDirectory, RepositoryBusy, SourceBroken
+from chromakeep.events import Noted, Observer, PhaseStarted, Progressed, ignore
+from chromakeep.layout import Layout
+from chromakeep.records import Collection
+from chromakeep.repository.repository import Repository
+from chromakeep.repository.sessions import Session
+from chromakeep.repository.snapshots import Snapshot, now, rfc3339
+from chromakeep.repository.writer import SnapshotWriter
+
+ATTEMPTS = 3  # captures that are found inexact before the source is refused; sessions that are fenced before we give up
+RECENT = 8  # snapshots among which a parent is looked for
+WARNINGS = frozenset({"link-lists-bloat"})  # problems of a directory that is nevertheless whole
+
+
+@dataclass(frozen=True, slots=True)
+class BackupResult:
+    """A published snapshot. ``new_bytes``: put to the store for it; ``pause_seconds``: how long writers were held."""
+
+    snapshot: str
+    parent: str | None
+    total_bytes: int
+    new_bytes: int
+    seconds: float
+    pause_seconds: float
+    collections: tuple[Collection, ...]
+
+
+def backup(
+    source: Path,
+    repository: Repository,
+    *,
+    stage: Path | None = None,
+    allow_empty: bool = False,
+    observer: Observer = ignore,
+) -> BackupResult:
+    """Take a snapshot of ``source``, in use or not, and publish it in ``repository``.
+
+    The directory is captured to ``stage`` (kept for the next time, which then copies only what differs) or to a
+    temporary place beside it; the capture is validated (SQLite quick check, every segment's structure, a vector for
+    every id) while it is stored; only then is the snapshot created. Until that moment the repository shows nothing.
+
+    Raises what ``capture`` raises; ``SourceBroken`` for a capture that does not validate; ``NotAChromaDirectory`` for
+    a store without any collection unless ``allow_empty`` (an empty backup is found out when it is too late);
+    ``StoreError``; ``RepositoryBusy`` if this writer was declared dead again and again.
+    """
+    started = time.monotonic()
+    for attempt in range(1, ATTEMPTS + 1):
+        with _staging(source, stage) as into:
+            captured = capture(source, into, observer=observer)
+            moment = rfc3339(now())
+            try:
+                return _publish(source, captured, moment, repository, allow_empty, started, observer)
+            except RepositoryBusy as e:
+                if attempt == ATTEMPTS:
+                    raise
+                observer(Noted(f"{e.message}; trying again", "warning"))
+            except SourceBroken as e:
+                if attempt == ATTEMPTS:
+                    raise
+                observer(Noted(f"the capture is not exact ({e.message}); capturing again", "warning"))
+    raise AssertionError("unreachable")
+
+
+def _publish(
+    source: Path,
+    captured: Capture,
+    moment: str,
+    repository: Repository,
+    allow_empty: bool,
+    started: float,
+    observer: Observer,
+) -> BackupResult:
+    layouts = file_layouts(captured.path)
+    total = sum((captured.path / name).stat().st_size for name in layouts)
+    session = Session.start(repository)
+    origin = str(source.resolve())
+    parent = _parent(repository, layouts, origin)
+    writer = SnapshotWriter(repository, session, parent)
+    try:
+        with ThreadPoolExecutor(1, thread_name_prefix="inspect") as aside:
+            validated = aside.submit(inspect, captured.path)
+            observer(PhaseStarted("store", total))
+            done = 0
+
+            def count(size: int) -> None:
+                nonlocal done
+                done += size
+                observer(Progressed("store", done))
+
+            try:
+                files = tuple(writer.add_file(captured.path / n, n, layout, count) for n, layout in layouts.items())
+            finally:
+                inspection = validated.result()
+        refuse_broken(source, inspection, allow_empty=allow_empty)
+        new = writer.publish()
+        snapshot = Snapshot(
+            id=session.id,
+            time=moment,
+            source=origin,
+            hostname=socket.gethostname(),
+            program_version=chromakeep.__version__,
+            chroma_version=inspection.version,
+            parent=parent.id if parent else None,
+            collections=inspection.collections,
+            files=files,
+            total_bytes=total,
+            new_bytes=new,
+            seconds=round(time.monotonic() - started, 3),
+            pause_seconds=round(captured.pause, 6),
+        )
+        session.commit(snapshot)
+    except BaseException:
+        _withdraw(session)
+        raise
+    finally:
+        writer.close()
+    return BackupResult(
+        snapshot.id,
+        snapshot.parent,
+        total,
+        new,
+        round(time.monotonic() - started, 3),
+        captured.pause,
+        snapshot.collections,
+    )
+
+
+def refuse_broken(source: Path, inspection: Inspection, *, allow_empty: bool) -> None:
+    """Raise for a capture that must not become a snapshot."""
+    problems: Sequence[Problem] = [p for p in inspection.problems if p.code not in WARNINGS]
+    if problems:
+        first = problems[0]
+        where = f"collection {first.collection!r}: " if first.collection else ""
+        more = f" (and {len(problems) - 1} more problems)" if problems[1:] else ""
+        raise SourceBroken(
+            f"{source}: {where}{first.message}{more}",
+            hint=f"see all of it: chromakeep show {source}; `chromakeep run` rebuilds broken collections",
+        )
+    if not inspection.collections and not allow_empty:
+        raise NotAChromaDirectory(
+            f"{source}: a Chroma database without any collection",
+            hint="is this the directory that Chroma writes to? Look for the one with your data's size",
+        )
+
+
+def _parent(repository: Repository, layouts: dict[str, Layout], origin: str) -> Snapshot | None:
+    """The newest recent snapshot that shares most segments with this directory, wherever it was taken."""
+    best: tuple[int, int, Snapshot] | None = None
+    for age, name in enumerate(reversed(repository.snapshot_names()[-RECENT:])):
+        try:
+            candidate = repository.snapshot(name)
+        except CorruptObject:
+            continue  # `check` tells; what is stored anew because of it costs space only
+        if candidate:
+            shared = sum(f.path in layouts and f.path != "chroma.sqlite3" for f in candidate.files)
+            score = (shared, int(candidate.source == origin) * 100 - age, candidate)
+            best = max(best, score, key=lambda s: s[:2]) if best else score
+    return best[2] if best else None
+
+
+def _withdraw(session: Session) -> None:
+    """A failed backup takes its announcement back, so that no prune waits for it; if it cannot, prune finds out."""
+    try:
+        session.end()
+    except Exception:  # noqa: S110 - the first error is the one to tell
+        pass
+
+
+@contextmanager
+def _staging(source: Path, stage: Path | None) -> Iterator[Path]:
+    """Where to capture to: the given place, or a temporary one beside the source (same file system: reflinks), or
+    in the system's if the source's parent cannot be written."""
+    if stage is not None:
+        stage.mkdir(parents=True, exist_ok=True)
+        yield stage
+        return
+    parent = source.absolute().parent
+    try:
+        place = Path(tempfile.mkdtemp(prefix=f".{source.name}.capture-", dir=parent))
+    except OSError:
+        try:
+            place = Path(tempfile.mkdtemp(prefix="chromakeep-capture-"))
+        except OSError as e:
+            raise DiskFull(f"no place for a temporary copy ({e.strerror})", hint="give one: --stage DIRECTORY") from None
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+__all__ = ["BackupResult", "backup", "refuse_broken"]

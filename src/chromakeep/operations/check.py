@@ -1,0 +1,184 @@
+"""check: is everything there that the snapshots need, and is every byte what was written?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import blake3
+
+from chromakeep.errors import ChromakeepError, CorruptObject, MissingObject, ObjectNotFound, VerificationFailed
+from chromakeep.events import Observer, PhaseStarted, Progressed, ignore
+from chromakeep.repository.collector import verify
+from chromakeep.repository.index import Index, IndexPart, Place
+from chromakeep.repository.liveness import live
+from chromakeep.repository.packs import DATA, META, read_trailer
+from chromakeep.repository.reader import SnapshotReader
+from chromakeep.repository.repository import Repository, slots
+from chromakeep.repository.sealed import unseal
+from chromakeep.repository.snapshots import Snapshot
+
+FOLDERS = ("gc/", "index/", "keys/", "meta/", "packs/", "sessions/", "snapshots/")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectProblem:
+    """An object that is damaged, missing or foreign, and the snapshots that cannot be restored without it."""
+
+    object: str
+    what: str
+    snapshots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """How much was looked at, and what is wrong. No problems: every snapshot can be restored."""
+
+    snapshots: int
+    objects: int
+    bytes_read: int
+    problems: tuple[ObjectProblem, ...]
+
+
+def check(repository: Repository, *, read_data: bool = False, observer: Observer = ignore) -> CheckReport:
+    """Read all small objects, and with ``read_data`` every pack; never writes. A problem never stops the check."""
+    return _Check(repository, read_data, observer).run()
+
+
+class _Check:
+    def __init__(self, repository: Repository, read_data: bool, observer: Observer) -> None:
+        self.repository, self.read_data, self.observer = repository, read_data, observer
+        self.problems: dict[str, str] = {}
+        self.bytes_read = 0
+
+    def run(self) -> CheckReport:
+        self.observer(PhaseStarted("check objects"))
+        listed = {o.name: o.size for o in self.repository.store.list()}
+        for name in listed:
+            if name != "config" and not name.startswith(FOLDERS):
+                self.problems[name] = "does not belong to a repository"
+        snapshots = list(self._snapshots(listed))
+        parts = self._parts(listed)
+        self._others(listed)
+        index = Index(parts.values(), avoid=self._condemned())
+        infos = {p.name: p for p in index.packs}
+        for name, info in infos.items():
+            if name in listed and listed[name] != info.size:
+                self.problems[name] = f"has {listed[name]:,} bytes, {info.size:,} were written"
+        packs = [n for n in listed if n.startswith((f"{DATA}/", f"{META}/"))]
+        if self.read_data:
+            self._read_packs(packs, listed)
+        broken = self._needs(snapshots, index, listed)
+        problems = tuple(ObjectProblem(n, w, tuple(broken.get(n, ()))) for n, w in sorted(self.problems.items()))
+        return CheckReport(len(snapshots), len(listed), self.bytes_read, problems)
+
+    # -- small objects ------------------------------------------------------------------------------------------
+
+    def _snapshots(self, listed: dict[str, int]) -> Iterator[Snapshot]:
+        for name in (n for n in listed if n.startswith("snapshots/")):
+            self.bytes_read += listed[name]
+            try:
+                if found := self.repository.snapshot(name):
+                    yield found
+            except ChromakeepError as e:
+                self._note(name, e)
+
+    def _parts(self, listed: dict[str, int]) -> dict[str, IndexPart]:
+        parts = {}
+        for name in (n for n in listed if n.startswith("index/")):
+            self.bytes_read += listed[name]
+            try:
+                parts[name] = IndexPart.decode(
+                    name, unseal("I", name, self.repository.store.get(name), self.repository.keys)
+                )
+            except ChromakeepError as e:
+                self._note(name, e)
+        return parts
+
+    def _others(self, listed: dict[str, int]) -> None:
+        store, keys = self.repository.store, self.repository.keys
+        for kind, prefix, opened in (("G", "gc/", keys), ("N", "sessions/", keys)):
+            for name in (n for n in listed if n.startswith(prefix) and not n.endswith(".done")):
+                try:
+                    unseal(kind, name, store.get(name), opened)
+                except ObjectNotFound:
+                    continue  # a session that ended meanwhile
+                except ChromakeepError as e:
+                    self._note(name, e)
+        try:
+            list(slots(store))
+        except VerificationFailed as e:
+            self._note(getattr(e, "name", "keys/"), e)
+
+    def _condemned(self) -> set[str]:
+        try:
+            return self.repository.condemned()
+        except VerificationFailed:
+            return set()  # noted by _others
+
+    # -- packs --------------------------------------------------------------------------------------------------
+
+    def _read_packs(self, packs: list[str], listed: dict[str, int]) -> None:
+        """Every pack whole: its trailer, its checksum where an index tells it, and every block in it."""
+        known = {p.name: p for part in self.repository.parts().values() for p in part.packs} if packs else {}
+        done = 0
+        self.observer(PhaseStarted("read packs", sum(listed[p] for p in packs)))
+
+        def read(name: str) -> int:
+            try:
+                data = self.repository.store.get(name)
+            except ObjectNotFound:
+                return 0  # pruned meanwhile; if it is needed, _needs will say so
+            info = known.get(name)
+            try:
+                if info and blake3.blake3(data).digest() != info.checksum:
+                    self._first(name, "its bytes are not those that were written")
+                for identity, place in read_trailer(name, data, self.repository.keys):
+                    verify(self.repository, data[place.offset : place.offset + place.stored], identity, place)
+            except ChromakeepError as e:
+                self._note(name, e)
+            return len(data)
+
+        with ThreadPoolExecutor(2) as pool:
+            for size in pool.map(read, packs):
+                done += size
+                self.observer(Progressed("read packs", done))
+        self.bytes_read += done
+
+    # -- what the snapshots need --------------------------------------------------------------------------------
+
+    def _needs(self, snapshots: list[Snapshot], index: Index, listed: dict[str, int]) -> dict[str, list[str]]:
+        """For each bad object, the snapshots that need it; notes what is missing on the way."""
+        broken: dict[str, list[str]] = {}
+        for snapshot in snapshots:
+            reader = SnapshotReader(self.repository)
+            reader.index = index
+            try:
+                needed = live(reader, [snapshot])
+            except (MissingObject, CorruptObject) as e:
+                self._first(e.name, _what(e))
+                broken.setdefault(e.name, []).append(snapshot.id)
+                continue
+            finally:
+                reader.close()
+            used: dict[str, Place | None] = {}
+            for identity in needed:
+                place = index.find(identity)
+                used[place.pack if place else f"block {identity.hex()[:16]}"] = place
+            for name, place in used.items():
+                if place is None or name not in listed:
+                    self._first(name, "missing from the store")
+                if name in self.problems:
+                    broken.setdefault(name, []).append(snapshot.id)
+        return broken
+
+    def _note(self, name: str, error: ChromakeepError) -> None:
+        self._first(getattr(error, "name", name), _what(error))
+
+    def _first(self, name: str, what: str) -> None:
+        self.problems.setdefault(name, what)
+
+
+def _what(error: ChromakeepError) -> str:
+    return error.message.split(": ", 1)[-1]

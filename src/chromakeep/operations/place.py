@@ -1,0 +1,119 @@
+"""Putting a directory in the place of another in one step, keeping the other, and swapping it back."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+from chromakeep.errors import ChromakeepError, SnapshotNotFound
+
+DATABASE = "chroma.sqlite3"
+OLD = ".old-"
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+_AT_FDCWD = -100
+
+
+def beside(target: Path, purpose: str) -> Path:
+    """A new directory for what is to take ``target``'s place: its sibling, or inside it where it is a mount point."""
+    name = f".{target.name}.{purpose}-{os.getpid()}-{datetime.now(timezone.utc):%H%M%S%f}"
+    place = (target if _fixed(target) else target.parent) / name
+    place.mkdir(parents=True)
+    return place
+
+
+def is_empty(target: Path) -> bool:
+    """Nothing there, or nothing but what we or the file system put there ourselves."""
+    return not target.exists() or not _contents(target)
+
+
+def install(new: Path, target: Path) -> Path | None:
+    """Put ``new`` where ``target`` is; where the old content is kept now, or None if there was none.
+
+    One atomic exchange where the system has it (Linux), else two renames. A mount point cannot be renamed: there the
+    contents move, chroma.sqlite3 last, so that a directory without it is never mistaken for a whole one.
+    """
+    was_empty = is_empty(target)
+    old = kept_as(target)
+    if _fixed(target):
+        if not was_empty:
+            old.mkdir()
+            _move_contents(target, old)
+        _move_contents(new, target)
+        new.rmdir()
+    elif target.exists():
+        if not _exchange(new, target):
+            target.rename(old)
+            new.rename(target)
+        else:
+            new.rename(old)
+        if was_empty:
+            shutil.rmtree(old)
+    else:
+        new.rename(target)
+    sync(target.parent)
+    return None if was_empty else old
+
+
+def kept_as(target: Path) -> Path:
+    """A free name for what stands at ``target`` now."""
+    stamp = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}"
+    folder, prefix = (target, "") if _fixed(target) else (target.parent, target.name)
+    for n in range(1000):
+        candidate = folder / f"{prefix}{OLD}{stamp}{f'.{n}' if n else ''}"
+        if not candidate.exists():
+            return candidate
+    raise ChromakeepError(f"{target}: no free name to keep it under", hint="remove some of its .old- copies")
+
+
+def newest_old(target: Path) -> Path:
+    """What was last kept of ``target``. Raises ``SnapshotNotFound``."""
+    folder, prefix = (target, "") if _fixed(target) else (target.parent, target.name)
+    found = sorted(p for p in folder.glob(f"{prefix}{OLD}*") if p.is_dir()) if folder.is_dir() else []
+    if not found:
+        raise SnapshotNotFound(f"{target}: nothing was kept of it", hint="restore a snapshot: chromakeep restore REPO TO")
+    return found[-1]
+
+
+def sync(folder: Path) -> None:
+    """Make names in a folder durable."""
+    if os.name == "posix":
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        except OSError as e:
+            if e.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(fd)
+
+
+def _fixed(target: Path) -> bool:
+    """Whether the directory itself cannot be renamed: a mount point, or in a folder that we may not write."""
+    return target.is_dir() and (target.is_mount() or not os.access(target.absolute().parent, os.W_OK))
+
+
+def _contents(target: Path) -> list[Path]:
+    return [p for p in target.iterdir() if p.name != "lost+found" and not p.name.startswith(".")]
+
+
+def _move_contents(source: Path, target: Path) -> None:
+    for entry in sorted(_contents(source), key=lambda p: p.name == DATABASE):
+        entry.rename(target / entry.name)
+    sync(target)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names atomically; False where that cannot be done."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    done = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE)
+    return bool(done == 0)

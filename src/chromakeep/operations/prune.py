@@ -1,0 +1,111 @@
+"""prune: keep the snapshots a policy names, delete the others and all that only they needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+
+from chromakeep.errors import UsageError
+from chromakeep.events import Observer, PhaseStarted, ignore
+from chromakeep.repository.collector import collect
+from chromakeep.repository.repository import Repository
+from chromakeep.repository.snapshots import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many to keep: the newest ``last``; the newest of each of so many hours, days, ISO weeks, months that have
+    one (UTC); and all not older than ``within``, counted from the newest snapshot (as restic counts)."""
+
+    last: int = 0
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    monthly: int = 0
+    within: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSnapshot:
+    """A snapshot that stays, and why."""
+
+    id: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What was kept and removed; objects and bytes deleted; ``deferred``: writers were at work, deleting is left to
+    the next prune (nothing is lost by it)."""
+
+    kept: tuple[KeptSnapshot, ...]
+    removed: tuple[str, ...]
+    deleted_objects: int
+    freed_bytes: int
+    repacked_bytes: int
+    deferred: bool
+    dry_run: bool
+
+
+_PERIODS: dict[str, Callable[[datetime], tuple[int, ...]]] = {
+    "hourly": lambda t: (t.year, t.month, t.day, t.hour),
+    "daily": lambda t: (t.year, t.month, t.day),
+    "weekly": lambda t: tuple(t.isocalendar()[:2]),
+    "monthly": lambda t: (t.year, t.month),
+}
+
+
+def retained(snapshots: list[Snapshot], policy: Retention) -> dict[str, tuple[str, ...]]:
+    """Ids to keep with their reasons. ``snapshots`` oldest first."""
+    reasons: dict[str, list[str]] = {}
+    newest_first = snapshots[::-1]
+    for number, snapshot in enumerate(newest_first[: policy.last], 1):
+        reasons.setdefault(snapshot.id, []).append(f"last {number}")
+    for name, period in _PERIODS.items():
+        seen: set[tuple[int, ...]] = set()
+        for snapshot in newest_first:
+            key = period(_time(snapshot))
+            if key not in seen and len(seen) < getattr(policy, name):
+                seen.add(key)
+                reasons.setdefault(snapshot.id, []).append(f"{name} {len(seen)}")
+    if policy.within and snapshots:
+        for snapshot in newest_first:
+            if _time(snapshots[-1]) - _time(snapshot) <= policy.within:
+                reasons.setdefault(snapshot.id, []).append("within")
+    return {i: tuple(r) for i, r in reasons.items()}
+
+
+def prune(
+    repository: Repository,
+    policy: Retention,
+    *,
+    dry_run: bool = False,
+    wait: float = 60.0,
+    observer: Observer = ignore,
+) -> PruneReport:
+    """Apply ``policy``. Safe beside backups and restores of what stays; see ``repository.collector`` for why.
+
+    Raises ``UsageError`` for a policy that keeps nothing, ``RepositoryBusy`` while another prune is at work, and
+    ``VerificationFailed`` when the repository is damaged: what is needed cannot be known then, and nothing is deleted.
+    """
+    observer(PhaseStarted("prune"))
+    snapshots = repository.snapshots()
+    keep = retained(snapshots, policy)
+    if snapshots and not keep:
+        raise UsageError("that policy keeps no snapshot at all", hint="say for example --keep-last 1")
+    remove = [s for s in snapshots if s.id not in keep]
+    done = collect(repository, remove, wait=wait, dry_run=dry_run)
+    return PruneReport(
+        kept=tuple(KeptSnapshot(s.id, keep[s.id]) for s in snapshots if s.id in keep),
+        removed=tuple(s.id for s in remove),
+        deleted_objects=done.deleted_objects,
+        freed_bytes=done.freed_bytes,
+        repacked_bytes=done.repacked_bytes,
+        deferred=done.deferred,
+        dry_run=dry_run,
+    )
+
+
+def _time(snapshot: Snapshot) -> datetime:
+    return datetime.fromisoformat(snapshot.time.replace("Z", "+00:00")).astimezone(timezone.utc)

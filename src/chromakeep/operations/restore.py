@@ -1,0 +1,263 @@
+"""restore: a snapshot into a directory, verified record by record, then put in place in one step; and rollback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from chromakeep.chroma.catalog import Catalog
+from chromakeep.chroma.inspection import inspect
+from chromakeep.chroma.subset import keep_only
+from chromakeep.chroma.writers import writers
+from chromakeep.errors import (
+    ChromakeepError,
+    DiskFull,
+    NotAChromaDirectory,
+    TargetNotEmpty,
+    UsageError,
+    VerificationFailed,
+)
+from chromakeep.events import Observer, PhaseStarted, Progressed, ignore
+from chromakeep.operations import place
+from chromakeep.records import Collection
+from chromakeep.repository.reader import SnapshotReader
+from chromakeep.repository.repository import Repository
+from chromakeep.repository.snapshots import FileEntry, Snapshot
+
+DATABASE = "chroma.sqlite3"
+HEADROOM = 16 << 20  # bytes of disk that a restore leaves free
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreResult:
+    """What is in place now. ``old``: where the former content is kept; ``fetched_bytes``: read from the store."""
+
+    snapshot: str
+    target: str
+    old: str | None
+    total_bytes: int
+    fetched_bytes: int
+    seconds: float
+    collections: tuple[Collection, ...]
+    dry_run: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RollbackResult:
+    """``restored`` is in place at ``target`` again; what was there is ``kept``."""
+
+    target: str
+    restored: str
+    kept: str
+
+
+def restore(
+    repository: Repository,
+    selector: str | None,
+    target: Path,
+    *,
+    collections: Sequence[str] | None = None,
+    replace: bool = False,
+    discard_old: bool = False,
+    dry_run: bool = False,
+    observer: Observer = ignore,
+) -> RestoreResult:
+    """Restore a snapshot to ``target``.
+
+    The files are rebuilt in a fresh directory beside it, each byte verified against the snapshot; then the records of
+    every collection are read from them and compared, by digest of ids, vectors, documents and metadata, with what was
+    recorded at the backup; all is synced; only then does the directory take its place, in one step. What was there is
+    kept as ``NAME.old-TIME``. Bytes that the present content already holds are taken from there, not fetched. On any
+    error ``target`` is as it was.
+
+    Raises ``TargetNotEmpty`` without ``replace``, ``UsageError`` while a process writes to ``target``,
+    ``SnapshotNotFound``, ``VerificationFailed`` on any difference, ``DiskFull``, ``StoreError``.
+    """
+    started = time.monotonic()
+    snapshot = repository.find(selector)
+    wanted = _wanted(snapshot, collections)
+    total = sum(f.size for f in snapshot.files)
+    was_empty = _check_target(target, replace)
+    if dry_run:
+        old = None if was_empty or discard_old else str(place.kept_as(target))
+        return RestoreResult(snapshot.id, str(target), old, total, 0, 0.0, wanted, dry_run=True)
+    with _refusing_full_disk(target):
+        _check_room(target, total)
+        fresh = place.beside(target, "restoring")
+        try:
+            reader = SnapshotReader(repository)
+            local = None if was_empty else target
+            try:
+                _rebuild(reader, snapshot, fresh, local, wanted if collections is not None else None, observer)
+            finally:
+                reader.close()
+            observer(PhaseStarted("verify"))
+            verify(fresh, wanted)
+            kept = place.install(fresh, target)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+    if kept and discard_old:
+        shutil.rmtree(kept)
+        kept = None
+    seconds = round(time.monotonic() - started, 3)
+    return RestoreResult(
+        snapshot.id, str(target), str(kept) if kept else None, total, reader.fetched_bytes, seconds, wanted, dry_run=False
+    )
+
+
+def rollback(target: Path) -> RollbackResult:
+    """Swap back what the last restore replaced; what is there now is kept in its turn. Renames only: no copying."""
+    old = place.newest_old(target)
+    _refuse_in_use(target)
+    kept = place.install(old, target)
+    return RollbackResult(str(target), str(old), str(kept) if kept else "")
+
+
+def verify(directory: Path, recorded: Sequence[Collection]) -> None:
+    """Raise ``VerificationFailed`` unless the directory holds exactly the recorded collections and records."""
+    found = inspect(directory, quick_check=False)  # every byte was verified already; this is about records
+    if found.problems:
+        raise VerificationFailed(f"the restored directory is not whole: {found.problems[0].message}")
+    have = {c.id: c for c in found.collections}
+    for collection in recorded:
+        other = have.pop(collection.id, None)
+        if other is None:
+            raise VerificationFailed(f"collection {collection.name!r} is missing from the restored directory")
+        if other.count != collection.count:
+            raise VerificationFailed(
+                f"collection {collection.name!r} has {other.count:,} records, the snapshot recorded {collection.count:,}"
+            )
+        if collection.digest and other.digest != collection.digest:
+            assert other.digest
+            parts = ("ids", "vectors", "documents", "metadata")
+            differ = [p for p in parts if getattr(other.digest, p) != getattr(collection.digest, p)]
+            raise VerificationFailed(f"collection {collection.name!r}: {', '.join(differ)} differ from the snapshot")
+    if have:
+        raise VerificationFailed(f"the restored directory holds {len(have)} collections that the snapshot does not")
+
+
+def _wanted(snapshot: Snapshot, names: Sequence[str] | None) -> tuple[Collection, ...]:
+    """The collections to restore: all, or by name (or ``tenant/database/name`` where a name is used twice), or id."""
+    if names is None:
+        return snapshot.collections
+    chosen: dict[str, Collection] = {}
+    for name in names:
+        found = [c for c in snapshot.collections if name in (c.name, c.id, f"{c.tenant}/{c.database}/{c.name}")]
+        if not found:
+            known = ", ".join(sorted(c.name for c in snapshot.collections)[:20])
+            raise UsageError(f"the snapshot has no collection {name!r}", hint=f"it has: {known}")
+        if len(found) > 1:
+            raise UsageError(
+                f"{len(found)} collections are called {name!r}",
+                hint="write one of: " + ", ".join(f"{c.tenant}/{c.database}/{c.name}" for c in found),
+            )
+        chosen[found[0].id] = found[0]
+    return tuple(chosen.values())
+
+
+def _check_target(target: Path, replace: bool) -> bool:
+    """Whether the target is empty. Raises for one that must not be written to."""
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"{target}: is a file, and a directory is to be restored", hint="name a directory")
+    was_empty = place.is_empty(target)
+    if not was_empty and not replace:
+        raise TargetNotEmpty(
+            f"{target}: is not empty", hint="restore elsewhere, or say --replace: what is there is kept as .old-TIME"
+        )
+    _refuse_in_use(target)
+    return was_empty
+
+
+def _refuse_in_use(target: Path) -> None:
+    if target.is_dir() and (found := writers(target)):
+        raise UsageError(
+            f"{target}: process {found[0].pid} ({found[0].command}) has it open for writing",
+            hint="stop it first: it would go on writing into the files that were replaced",
+        )
+
+
+def _check_room(target: Path, total: int) -> None:
+    where = target
+    while not where.exists():
+        where = where.absolute().parent
+    free = shutil.disk_usage(where).free
+    if free < total + HEADROOM:
+        raise DiskFull(
+            f"{target}: {total:,} bytes are to be restored, and there is room for {free:,}",
+            hint="free some space, or restore to another disk; nothing was changed",
+        )
+
+
+@contextmanager
+def _refusing_full_disk(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFull(f"{target}: {e.strerror} while restoring", hint="nothing was changed; free some space") from None
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise ChromakeepError(f"{e.filename or target}: {e.strerror}", hint="nothing was changed") from None
+        raise
+
+
+def _rebuild(
+    reader: SnapshotReader,
+    snapshot: Snapshot,
+    fresh: Path,
+    local: Path | None,
+    wanted: tuple[Collection, ...] | None,
+    observer: Observer,
+) -> None:
+    """Write the files below ``fresh``, synced. ``local`` may hold some of their content already. Of a part of the
+    collections, the database comes first (it names their segments) and the others are taken out of it."""
+    observer(PhaseStarted("restore", sum(f.size for f in snapshot.files)))
+    done = 0
+
+    def count(size: int) -> None:
+        nonlocal done
+        done += size
+        observer(Progressed("restore", done))
+
+    files = sorted(snapshot.files, key=lambda f: f.path != DATABASE)
+    with ThreadPoolExecutor(1, thread_name_prefix="sync") as syncing:
+        synced = [syncing.submit(_sync_file, _write(reader, f, fresh, local, count), f) for f in files[:1]]
+        if wanted is not None:
+            synced[0].result()
+            keep_only(fresh, {c.id for c in wanted})
+            with Catalog(fresh) as catalog:
+                segments = {entry.vector_segment for entry in catalog.entries}
+            files = [f for f in files if f.path.split("/")[0] in segments | {DATABASE}]
+        synced += [syncing.submit(_sync_file, _write(reader, f, fresh, local, count), f) for f in files[1:]]
+        for one in synced:
+            one.result()
+    for folder in {(fresh / f.path).parent for f in files} | {fresh}:
+        place.sync(folder)
+
+
+def _write(
+    reader: SnapshotReader, file: FileEntry, fresh: Path, local: Path | None, count: Callable[[int], None]
+) -> Path:
+    path = fresh / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb", buffering=0) as out:
+        reader.read(file, out, count, local / file.path if local else None)
+    if path.stat().st_size != file.size:
+        raise NotAChromaDirectory(f"{path}: {path.stat().st_size} bytes were written, {file.size} belong there")
+    return path
+
+
+def _sync_file(path: Path, file: FileEntry) -> None:
+    """Make a file durable. Its mtime is the source's: Chroma and the capture judge a persist by the order of mtimes."""
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.utime(path, ns=(file.mtime_ns, file.mtime_ns))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
