@@ -78,7 +78,7 @@ KEYS = {
         Key("keep_daily", "number", "Keep the newest snapshot of each of the last N days that have one.", 0),
         Key("keep_weekly", "number", "Keep the newest snapshot of each of the last N weeks that have one.", 0),
         Key("keep_monthly", "number", "Keep the newest snapshot of each of the last N months that have one.", 0),
-        Key("keep_within", "duration", "Keep every snapshot younger than this."),
+        Key("keep_within", "duration", "Keep every snapshot that is at most this much older than the newest."),
     )
 }
 

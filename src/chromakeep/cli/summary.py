@@ -81,13 +81,16 @@ def repository(opened: Repository, address: str) -> Reply:
 
 def directory(path: Path, size: int, found: Inspection) -> Reply:
     """A Chroma directory, its collections and what is wrong with it."""
+    from chromakeep.operations.backup import WARNINGS
+
     lines = [f"Chroma directory {path}: {collections(found.collections)}, {output.size(size)}, Chroma {found.version}"]
     if found.collections:
         lines.append(_table(found.collections))
     for problem in found.problems:
         where = problem.collection or problem.file or "directory"
-        lines.append(f"problem: {output.printable(where)}: {output.printable(problem.message)}")
-    status = SourceError.exit_status if found.problems else 0
+        kind = "warning" if problem.code in WARNINGS else "problem"
+        lines.append(f"{kind}: {output.printable(where)}: {output.printable(problem.message)}")
+    status = SourceError.exit_status if any(p.code not in WARNINGS for p in found.problems) else 0
     data = {
         "kind": "directory",
         "directory": str(path),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from chromakeep.addresses import local_path, parse, split_selector
 from chromakeep.cli import output, summary
 from chromakeep.cli.command import Call, command, place
@@ -26,7 +28,8 @@ DATABASE = "chroma.sqlite3"
 )
 @place("source", "FROM")
 @place("repo", "REPO")
-def backup(call: Call, source: str | None, repo: str | None) -> Reply:
+@click.option("--allow-empty", is_flag=True, help="Also take a snapshot of a database without any collection.")
+def backup(call: Call, source: str | None, repo: str | None, allow_empty: bool) -> Reply:
     """Take an exact snapshot of a Chroma directory, in use or not.
 
     FROM is the directory (CHROMAKEEP_DATA), REPO the repository (CHROMAKEEP_REPOSITORY). Writers are not stopped; they
@@ -37,7 +40,9 @@ def backup(call: Call, source: str | None, repo: str | None) -> Reply:
     directory = local_path(call.needs(source, "data", "FROM"))
     repository = call.repository(call.needs(repo, "repository", "REPO"))
     stage = call.settings.text("stage")
-    done = operation(directory, repository, stage=Path(stage) if stage else None, observer=call.observer)
+    done = operation(
+        directory, repository, stage=Path(stage) if stage else None, allow_empty=allow_empty, observer=call.observer
+    )
     return Reply(
         done,
         f"snapshot {done.snapshot}: {summary.collections(done.collections)}, {output.size(done.total_bytes)}, "

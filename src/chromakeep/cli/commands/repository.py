@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 
 import click
@@ -133,14 +134,24 @@ def prune(call: Call, repo: str | None, dry_run: bool) -> Reply:
 @command("unlock", example="chromakeep unlock s3://bucket/prefix")
 @place("repo", "REPO")
 @click.option("--everything", is_flag=True, help="End the sessions of writers that may still be alive, too.")
-def unlock(call: Call, repo: str | None, everything: bool) -> Reply:
+@click.option("--dry-run", is_flag=True, help="Say what would be ended, change nothing.")
+def unlock(call: Call, repo: str | None, everything: bool, dry_run: bool) -> Reply:
     """End the sessions that dead writers left behind.
 
     A prune need not wait for them then. A writer whose session is ended cannot publish: it fails and must start again.
     """
+    from chromakeep.operations.unlock import UnlockReport
     from chromakeep.operations.unlock import unlock as operation
+    from chromakeep.repository.sessions import is_dead, open_sessions
 
-    report = operation(call.repository(call.needs(repo, "repository", "REPO")), everything=everything)
-    lines = [f"ended {session}" for session in report.fenced]
+    repository = call.repository(call.needs(repo, "repository", "REPO"))
+    if dry_run:
+        found = {name: everything or is_dead(info) for name, info in sorted(open_sessions(repository).items())}
+        report = UnlockReport(
+            tuple(n for n, end in found.items() if end), tuple(n for n, end in found.items() if not end)
+        )
+    else:
+        report = operation(repository, everything=everything)
+    lines = [f"{'would end' if dry_run else 'ended'} {session}" for session in report.fenced]
     lines += [f"left {session}: it may be alive (--everything ends it, too)" for session in report.left]
-    return Reply(report, "\n".join(lines) or "nothing to end")
+    return Reply({**asdict(report), "dry_run": dry_run}, "\n".join(lines) or "nothing to end")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from chromakeep.addresses import local_path, split_selector
@@ -70,13 +72,21 @@ def restore(
 
 @command("rollback", example="chromakeep rollback ./chroma")
 @place("to", "TO")
-def rollback(call: Call, to: str | None) -> Reply:
+@click.option("--dry-run", is_flag=True, help="Say what would be brought back, change nothing.")
+def rollback(call: Call, to: str | None, dry_run: bool) -> Reply:
     """Bring back what the last restore into TO replaced.
 
-    What is there now is kept aside in its place."""
+    What is there now is kept aside in its place.
+    """
+    from chromakeep.operations import place as places
+    from chromakeep.operations.restore import RollbackResult
     from chromakeep.operations.restore import rollback as operation
 
-    done = operation(local_path(call.needs(to, "data", "TO")))
-    return Reply(
-        done, f"{done.target} is again what was kept as {done.restored}; what was there is kept as {done.kept}"
-    )
+    target = local_path(call.needs(to, "data", "TO"))
+    if dry_run:
+        done = RollbackResult(str(target), str(places.newest_old(target)), str(places.kept_as(target)))
+        text = f"would bring {done.restored} back to {done.target} and keep what is there as {done.kept}"
+    else:
+        done = operation(target)
+        text = f"{done.target} is again what was kept as {done.restored}; what was there is kept as {done.kept}"
+    return Reply({**asdict(done), "dry_run": dry_run}, text)
