@@ -1,0 +1,278 @@
+"""The HNSW files of a VECTOR segment: header, elements and links, checked before they are believed.
+
+Formats from chroma-core/hnswlib (hnswlib/hnswalg.h, ``HEADER_FIELDS``, ``persistDirty``, ``loadLinkLists``), little-endian.
+Files are read in portions of some MiB and never mapped: memory stays small for any size of index.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chromakeep.chroma import pickles
+from chromakeep.errors import SourceBroken
+
+HEADER, LEVEL0, LENGTH, LINKS = "header.bin", "data_level0.bin", "length.bin", "link_lists.bin"
+FILES = (HEADER, LEVEL0, LENGTH, LINKS, pickles.FILE)
+PORTION = 2 << 20
+BLOAT = 8  # link_lists.bin takes about a tenth of a bit of data_level0.bin; this many times its content is bloat
+
+_HEADER = struct.Struct("<iQQQQQQiIQQQdQ")
+_MAX_ELEMENT = 1 << 24
+
+
+class Fault(NamedTuple):
+    """A structural fault: the file it is in, its ``Problem`` code, and one line."""
+
+    file: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The fields of header.bin that describe the other files. ``count`` includes deleted elements."""
+
+    count: int
+    capacity: int
+    element_size: int
+    vector_offset: int
+    label_offset: int
+    max_level: int
+    entry_point: int
+    max_links: int  # per element on levels above 0
+    max_links0: int
+
+    @property
+    def dimension(self) -> int:
+        """Floats in a vector."""
+        return (self.label_offset - self.vector_offset) // 4
+
+    @property
+    def element(self) -> np.dtype[Any]:
+        """One element of data_level0.bin. Of ``head`` the low half counts links; bit 16 marks a deleted element."""
+        formats: list[Any] = ["<u4", ("<u4", (self.max_links0,)), ("<f4", (self.dimension,)), "<u8"]
+        return np.dtype(
+            {
+                "names": ["head", "links", "vector", "label"],
+                "formats": formats,
+                "offsets": [0, 4, self.vector_offset, self.label_offset],
+                "itemsize": self.element_size,
+            }
+        )
+
+
+def parse_header(data: bytes) -> Header:
+    """The header in these bytes, its fields consistent with each other. Raises SourceBroken."""
+    if len(data) != _HEADER.size:
+        raise SourceBroken(f"{HEADER} is {len(data)} bytes long, not {_HEADER.size}")
+    (version, offset0, capacity, count, size, label, vector, level, entry, links, links0, m, mult, _) = _HEADER.unpack(
+        data
+    )
+    if version != 1:
+        raise SourceBroken(f"{HEADER} is of version {version}; only 1 is known")
+    layout = offset0 == 0 and 1 <= links0 <= 0xFFFF and 1 <= links <= links0 and links == m and vector == 4 + 4 * links0
+    vectors = vector < label <= _MAX_ELEMENT and (label - vector) % 4 == 0 and size == label + 8
+    graph = count <= capacity < 1 << 32 and (0 <= level < 256 and entry < count if count else level == -1)
+    if not (layout and vectors and graph and math.isfinite(mult) and mult > 0):
+        raise SourceBroken(f"{HEADER} contradicts itself")
+    return Header(count, capacity, size, vector, label, level, entry, links, links0)
+
+
+def read_header(path: Path) -> Header:
+    """The header at ``path`` (header.bin or its directory), bounded by the sizes of the files beside it.
+
+    Raises SourceBroken when a field is impossible or the files are too short for ``count`` elements.
+    """
+    directory = path if path.is_dir() else path.parent
+    try:
+        with (directory / HEADER).open("rb") as file:
+            header = parse_header(file.read(_HEADER.size + 1))
+        for name, size in ((LEVEL0, header.element_size), (LENGTH, 4), (LINKS, 4)):
+            have = (directory / name).stat().st_size
+            if have < header.count * size:
+                raise SourceBroken(f"{name} is {have} bytes long; {header.count} elements need {header.count * size}")
+    except FileNotFoundError as missing:
+        raise SourceBroken(f"{Path(str(missing.filename)).name} is missing") from None
+    return header
+
+
+def elements(directory: Path, header: Header) -> Iterator[NDArray[Any]]:
+    """The elements in portions, as arrays of ``header.element``. A file that shrinks meanwhile gives fewer."""
+    at_once = max(1, PORTION // header.element_size)
+    with (directory / LEVEL0).open("rb", buffering=0) as file:
+        for start in range(0, header.count, at_once):
+            data = file.read(min(at_once, header.count - start) * header.element_size)
+            yield np.frombuffer(data, header.element, len(data) // header.element_size)
+
+
+def read_lengths(directory: Path, header: Header) -> NDArray[np.float32]:
+    """The vectors' lengths before normalisation, (count,); they mean something in cosine space only."""
+    return np.fromfile(directory / LENGTH, "<f4", header.count)
+
+
+def vectors(portion: NDArray[Any], lengths: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """The vectors of a portion as ``collection.get`` returns them, C-contiguous; ``lengths`` of a cosine index only."""
+    stored: NDArray[np.float32] = np.ascontiguousarray(portion["vector"])
+    return stored if lengths is None else stored * lengths[:, None]
+
+
+def through_cosine(vector: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What a cosine index returns of this vector: divided by its length when added, multiplied by it when read.
+
+    ``normalize_vector`` of hnswalg.h, summed as the x86-64 wheels' compiler vectorised it: four sums, added crosswise.
+    """
+    if not len(vector):
+        return vector
+    squares = vector * vector
+    whole = len(vector) // 4 * 4
+    lanes = np.add.accumulate(squares[:whole].reshape(-1, 4), axis=0)[-1] if whole else np.zeros(4, np.float32)
+    total = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+    for square in squares[whole:]:
+        total += square
+    length = np.sqrt(np.float32(total))
+    return (vector * (np.float32(1) / (length + np.float32(1e-30)))) * length
+
+
+class Elements:
+    """What a pass over all elements tells: labels, deletions, and links that cannot be followed."""
+
+    def __init__(self, header: Header) -> None:
+        self.header = header
+        self.labels = np.zeros(header.count, np.int64)
+        self.deleted = np.zeros(header.count, bool)
+        self._seen = 0
+        self._astray = 0
+        self._slots = np.arange(header.max_links0, dtype=np.uint32)
+
+    def see(self, portion: NDArray[Any]) -> None:
+        """Take the next portion of ``elements``."""
+        here = slice(self._seen, self._seen + len(portion))
+        self._seen = here.stop
+        head = portion["head"]
+        counts = head & 0xFFFF
+        self.labels[here] = portion["label"].view(np.int64)
+        self.deleted[here] = head & 0x10000
+        astray = (portion["links"] >= self.header.count) & (self._slots < counts[:, None])
+        self._astray += int((astray.any(axis=1) | (counts > self.header.max_links0)).sum())
+
+    def faults(self) -> list[Fault]:
+        """To be asked after the last portion."""
+        found = []
+        if self._seen < self.header.count:
+            found.append(Fault(LEVEL0, "level0", f"{LEVEL0} ends after {self._seen} of {self.header.count} elements"))
+        if self._astray:
+            found.append(
+                Fault(LEVEL0, "level0", f"{self._astray} elements of {LEVEL0} link to elements that do not exist")
+            )
+        ordered = np.sort(self.labels)
+        if len(ordered) and (ordered[0] < 1 or not (np.diff(ordered) > 0).all()):
+            found.append(
+                Fault(LEVEL0, "level0", f"{LEVEL0} has elements that were never written, or the same one twice")
+            )
+        return found
+
+
+def check_links(directory: Path, header: Header) -> list[Fault]:
+    """Walk link_lists.bin: sizes add up, every link leads to an element that exists on its level, the entry is on top."""
+    levels = np.zeros(header.count, np.uint8)
+    links: list[NDArray[np.uint32]] = []
+    floors: list[NDArray[np.int64]] = []
+    try:
+        for blocks, level in _link_blocks(directory, header, levels):
+            used = np.arange(header.max_links) < (blocks[:, :1] & 0xFFFF)
+            if (blocks[:, 0] > header.max_links).any():
+                raise SourceBroken(f"{LINKS} has a list of more than {header.max_links} links")
+            links.append(blocks[:, 1:][used])
+            floors.append(np.repeat(level, used.sum(axis=1)))
+    except SourceBroken as broken:
+        return [Fault(LINKS, "links", broken.message)]
+    targets = np.concatenate([np.zeros(0, np.uint32), *links])
+    if (targets >= header.count).any() or (levels[targets] < np.concatenate([np.zeros(0, np.int64), *floors])).any():
+        return [Fault(LINKS, "links", f"{LINKS} has links to elements that are not on their level")]
+    if header.count and (int(levels[header.entry_point]) != header.max_level or int(levels.max()) != header.max_level):
+        return [Fault(LINKS, "links", f"{LINKS} has no entry point on level {header.max_level}")]
+    return []
+
+
+def _link_blocks(
+    directory: Path, header: Header, levels: NDArray[np.uint8]
+) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+    """Fill ``levels``; yield the link lists of the upper levels, (n, 1 + max_links) words, and the level of each.
+
+    An element is a word with the size of its lists and the lists. Most have none, so runs of zero words are stepped
+    over at once.
+    """
+    width = 1 + header.max_links
+    element, rest = 0, np.zeros(0, np.uint32)
+    with (directory / LINKS).open("rb", buffering=0) as file:
+        while element < header.count:
+            fresh = file.read(max(PORTION, 4 * (header.max_level + 1) * width))
+            words = np.concatenate([rest, np.frombuffer(fresh, "<u4", len(fresh) // 4)])
+            filled: list[int] = np.flatnonzero(words).tolist()
+            at, k, starts, heights = 0, 0, [], []
+            while element < header.count:
+                k = bisect_left(filled, at, k)
+                zeros = (filled[k] if k < len(filled) else len(words)) - at
+                element, at = min(header.count, element + zeros), at + zeros
+                if element == header.count or at == len(words):
+                    break
+                height, odd = divmod(int(words[at]), 4 * width)
+                if odd or height > header.max_level:
+                    raise SourceBroken(f"{LINKS} makes no sense at element {element}")
+                if at + 1 + height * width > len(words):
+                    break
+                levels[element] = height
+                starts.append(at + 1)
+                heights.append(height)
+                element, at = element + 1, at + 1 + height * width
+            rest = words[at:]
+            if element < header.count and not fresh:
+                raise SourceBroken(f"{LINKS} ends after {element} of {header.count} elements")
+            height = np.array(heights, np.int64)
+            level = np.arange(int(height.sum())) - np.repeat(np.cumsum(height) - height, height)
+            first = np.repeat(np.array(starts, np.int64), height) + level * width
+            yield words[first[:, None] + np.arange(width)], level + 1
+
+
+def bloat(directory: Path, header: Header) -> str | None:
+    """One line when link_lists.bin is far larger than the graph explains (it can grow to fill a disk), else None."""
+    status = (directory / LINKS).stat()
+    expected = header.count * (4 + 4 * (1 + header.max_links)) + (1 << 20)
+    if status.st_size <= BLOAT * expected:
+        return None
+    taken = getattr(status, "st_blocks", 0) * 512
+    return (
+        f"{LINKS} is {status.st_size} bytes long ({taken} on disk), "
+        f"{status.st_size / max(1, header.count * header.element_size):.1f} times {LEVEL0}"
+    )
+
+
+def check_segment(directory: Path) -> list[str]:
+    """What is structurally wrong with the files of one segment by themselves, one line each; empty when nothing is.
+
+    A segment without ids (no pickle, or an empty one) is uninitialised: Chroma writes its files anew.
+    """
+    try:
+        if not (directory / pickles.FILE).exists():
+            return []
+        if not len(ids := pickles.read_id_map(directory / pickles.FILE)):
+            return []
+        header = read_header(directory)
+    except (SourceBroken, OSError) as broken:
+        return [str(broken)]
+    seen = Elements(header)
+    for portion in elements(directory, header):
+        seen.see(portion)
+    faults = [fault.message for fault in seen.faults() + check_links(directory, header)]
+    if not ids.one_to_one or not np.array_equal(np.sort(seen.labels[~seen.deleted]), ids.labels):
+        faults.append(f"{pickles.FILE} does not name exactly the elements that {LEVEL0} holds")
+    return faults

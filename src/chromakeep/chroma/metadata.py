@@ -1,0 +1,182 @@
+"""Documents and metadata as SQLite holds them, and as pending queue rows change them."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chromakeep.chroma.catalog import Catalog, Entry
+from chromakeep.chroma.digests import Lanes, hashes
+from chromakeep.chroma.queue import ADD, BACKFILL, DELETE, DOCUMENT, UPDATE, Queue, Row
+
+URI = "chroma:uri"
+HIDDEN = "chroma:"
+
+_PORTION = 8192
+
+Fields = dict[str, Any]  # of one record: metadata, and the document and URI under their internal keys
+
+
+def read_fields(connection: sqlite3.Connection, rowids: Sequence[int], *, arrays: bool) -> dict[int, Fields]:
+    """The fields of the records with these row numbers in ``embeddings``, of each that has any."""
+    found: dict[int, Fields] = {}
+    wanted = (json.dumps(list(rowids)),)
+    for rowid, key, string, integer, real, flag in connection.execute(
+        "SELECT id, key, string_value, int_value, float_value, bool_value FROM embedding_metadata "
+        "WHERE id IN (SELECT value FROM json_each(?))",
+        wanted,
+    ):
+        value = value_of(string, integer, real, flag)
+        if value is not None:
+            found.setdefault(rowid, {})[key] = value
+    if arrays:
+        for rowid, key, string, integer, real, flag in connection.execute(
+            "SELECT id, key, string_value, int_value, float_value, bool_value FROM embedding_metadata_array "
+            "WHERE id IN (SELECT value FROM json_each(?)) ORDER BY id, key, rowid",
+            wanted,
+        ):
+            value = value_of(string, integer, real, flag)
+            fields = found.setdefault(rowid, {})
+            before = fields.get(key)
+            if isinstance(before, list) and type(before[0]) is type(value):
+                before.append(value)
+            elif value is not None:
+                fields[key] = [value]
+    return found
+
+
+def value_of(string: Any, integer: Any, real: Any, flag: Any) -> Any:
+    """The first column that is not null decides the type, in Chroma's order."""
+    if string is not None:
+        return string
+    if integer is not None:
+        return integer
+    if real is not None:
+        return real
+    return None if flag is None else bool(flag)
+
+
+def canonical(value: Any) -> Any:
+    """A queued metadata value as Chroma's parser takes it (``UpdateMetadataValue``, rust/types/src/metadata.rs).
+
+    Integers past 64 bits and lists of mixed numbers become floats; an empty list deletes its key. Raises ValueError for
+    what Chroma cannot parse: objects, null inside a list, lists of mixed types.
+    """
+    if value is None or isinstance(value, (bool, str, float)):
+        return value
+    if isinstance(value, int):
+        return value if -(1 << 63) <= value < 1 << 63 else float(value)
+    if isinstance(value, list):
+        items = [canonical(item) for item in value]
+        kinds = {type(item) for item in items}
+        if kinds == {int, float}:
+            return [float(item) for item in items]
+        if not kinds:
+            return None
+        if len(kinds) == 1 and kinds <= {bool, int, float, str}:
+            return items
+    raise ValueError(f"a value Chroma cannot parse ({type(value).__name__})")
+
+
+def overlay(rows: Iterable[tuple[int, bytes, Any]], before: dict[bytes, Fields]) -> dict[bytes, Fields | None]:
+    """Apply pending rows (values ``canonical``) to the records they name, given those that exist; a deleted one is None.
+
+    New and re-added ids come last, in the order of their (re)creation: that is the order of ``collection.get``.
+    """
+    after: dict[bytes, Fields | None] = dict(before)
+    for operation, id_, changes in rows:
+        fields = after.get(id_)
+        if operation == DELETE:
+            if fields is not None:
+                after[id_] = None
+        elif (
+            operation == BACKFILL
+            or (operation == ADD and fields is not None)
+            or (operation == UPDATE and fields is None)
+        ):
+            continue
+        else:
+            if fields is None:
+                after.pop(id_, None)
+                fields = after[id_] = {}
+            for key, value in (changes or {}).items():
+                if value is None or (key == DOCUMENT and not isinstance(value, str)):
+                    fields.pop(key, None)
+                else:
+                    fields[key] = value
+    return after
+
+
+class Records:
+    """The records of one collection as SQLite has them, and what pending rows change (usually nothing).
+
+    ``rowids`` (n,) and ``base_lanes`` (n, 2): row numbers and id hashes of the METADATA segment; ``unchanged`` (n,) marks
+    those that no pending row touches; ``changed`` has the others, and new ones. ``lanes`` are the living ids' hashes.
+    """
+
+    def __init__(self, catalog: Catalog, entry: Entry, queue: Queue) -> None:
+        self.connection, self.segment, self.arrays = catalog.connection, entry.metadata_segment, catalog.has_arrays
+        rowids, lanes = [np.zeros(0, np.int64)], [np.zeros((0, 2), np.uint64)]
+        for numbers, ids in self.base():
+            rowids.append(np.array(numbers, np.int64))
+            lanes.append(hashes(ids))
+        self.rowids, self.base_lanes = np.concatenate(rowids), np.concatenate(lanes)
+        self.unchanged = np.ones(len(self.rowids), bool)
+        self.changed: dict[bytes, Fields | None] = {}
+        self.poisoned: list[Row] = []
+        pending = queue.pending(entry.topic, entry.metadata_seq)
+        if len(pending):
+            self._replay(queue, pending)
+        living = hashes([id_ for id_, fields in self.changed.items() if fields is not None])
+        self.lanes: Lanes = np.concatenate([self.base_lanes[self.unchanged], living])
+
+    @property
+    def count(self) -> int:
+        """How many records there are."""
+        return len(self.lanes)
+
+    def base(self) -> Iterator[tuple[tuple[int, ...], tuple[bytes, ...]]]:
+        """Row numbers and ids, in portions: read from the index on (segment_id, embedding_id), in the order of ids."""
+        cursor = self.connection.execute(
+            "SELECT id, CAST(embedding_id AS BLOB) FROM embeddings WHERE segment_id = ?", (self.segment,)
+        )
+        while rows := cursor.fetchmany(_PORTION):
+            yield tuple(zip(*rows, strict=True))  # type: ignore[misc]
+
+    def _replay(self, queue: Queue, pending: NDArray[np.int64]) -> None:
+        rows = list(queue.rows(pending))
+        sound = np.array([row.seq for row in rows if not row.poison], np.int64)
+        changes = []
+        for row, (operation, id_, update) in zip([r for r in rows if not r.poison], queue.metadata(sound), strict=True):
+            try:
+                changes.append((operation, id_, {k: canonical(v) for k, v in (update or {}).items()}))
+            except ValueError as error:
+                rows[rows.index(row)] = row._replace(poison=f"its metadata holds {error}")
+        self.poisoned = [row for row in rows if row.poison]
+        before = {}
+        named = {row.id for row in rows}
+        for id_ in named:
+            found = self.connection.execute(
+                "SELECT id FROM embeddings WHERE segment_id = ? AND embedding_id = ?", (self.segment, id_.decode())
+            ).fetchone()
+            if found:
+                before[id_] = read_fields(self.connection, found, arrays=self.arrays).get(found[0], {})
+                self.unchanged[self.rowids == found[0]] = False
+        self.changed = overlay(changes, before)
+
+    def names(self, wanted: NDArray[np.uint64]) -> tuple[str, ...]:
+        """The ids whose hashes begin with these words."""
+        found = [id_ for id_, fields in self.changed.items() if fields is not None]
+        found += [id_ for _, ids in self.base() for id_ in ids]
+        return named(found, wanted)
+
+
+def named(ids: list[bytes], wanted: NDArray[np.uint64]) -> tuple[str, ...]:
+    """Those of the ids whose hashes begin with one of these words, sorted."""
+    which = np.flatnonzero(np.isin(hashes(ids)[:, 0], wanted))
+    return tuple(sorted({ids[i].decode(errors="replace") for i in which}))

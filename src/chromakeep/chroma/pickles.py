@@ -1,0 +1,313 @@
+"""IdMap: what ``index_metadata.pickle`` says, read as hostile bytes and never by an unpickler.
+
+Chroma 1.x writes protocol 3 with serde_pickle: a dict of plain values. Chroma 0.4 to 0.6 pickled an object of the class
+``PersistentData`` with Python's protocol 4 or 5. Both are read here by a parser of exactly the opcodes those writers
+emit; an opcode or a class outside them is refused by name, and nothing is ever imported or called.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chromakeep.chroma.digests import Lanes, hashes
+from chromakeep.errors import SourceBroken
+
+FILE = "index_metadata.pickle"
+MAX_BYTES = 1 << 32  # 40 million ids of 36 characters
+MAX_LEGACY_BYTES = 1 << 28  # the form of 0.4 to 0.6 is held in memory while it is read
+MAX_ID_BYTES = 1 << 26  # Chroma takes no request above 40 MiB
+WINDOW = 1 << 20
+PERSISTENT_DATA = ("chromadb.segment.impl.vector.local_persistent_hnsw", "PersistentData")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IdMap:
+    """The ids of one segment and the label under which the index holds each; position ``i`` is one id throughout.
+
+    ``labels`` (n,) int64 ascending; ``lanes`` (n, 2) uint64, the ids' hashes. ``total`` is the highest label ever given.
+    ``max_seq_id`` is in the pickle in 0.4 and early 0.5 only. ``one_to_one`` tells whether the two maps of the file are
+    each other's inverse and name no id and no label twice.
+    """
+
+    labels: NDArray[np.int64]
+    lanes: Lanes
+    total: int
+    max_seq_id: int | None
+    one_to_one: bool
+    text: bytes  # the ids in UTF-8, end to end in the file's order
+    ends: NDArray[np.int64]
+    order: NDArray[np.int64]  # position -> place in the file
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def id(self, position: int) -> bytes:
+        """The id at a position, in UTF-8."""
+        place = int(self.order[position])
+        return self.text[int(self.ends[place - 1]) if place else 0 : int(self.ends[place])]
+
+
+EMPTY = IdMap(
+    np.zeros(0, np.int64), np.zeros((0, 2), np.uint64), 0, None, True, b"", np.zeros(0, np.int64), np.zeros(0, np.int64)
+)
+
+
+def read_id_map(path: Path, *, most: int | None = None) -> IdMap:
+    """Read the pickle at ``path``, of at most ``most`` ids. Raises SourceBroken naming what is wrong, and OSError."""
+    with path.open("rb") as file:
+        return parse_id_map(file, path.stat().st_size, most=most)
+
+
+def parse_id_map(file: BinaryIO, size: int, *, most: int | None = None) -> IdMap:
+    """The IdMap in the ``size`` bytes of ``file``. Memory is some 50 bytes an id beyond the ids (1.x form)."""
+    if size > MAX_BYTES:
+        raise _broken(f"is {size} bytes long, which no id map is")
+    stream = _Stream(file, most)
+    if stream.take(1) != b"\x80":
+        raise _broken("does not start like a pickle")
+    protocol = stream.take(1)[0]
+    if protocol < 4:
+        return _read_plain(stream)
+    if size > MAX_LEGACY_BYTES or protocol > 5:
+        raise _broken(f"is of pickle protocol {protocol} and {size} bytes long, which Chroma never wrote")
+    return _read_object(stream, size // 4 if most is None else most)
+
+
+def _broken(what: str) -> SourceBroken:
+    return SourceBroken(f"{FILE} {what}")
+
+
+class _Stream:
+    """The file through a window that only moves forward; running off the end of the file is "truncated"."""
+
+    def __init__(self, file: BinaryIO, most: int | None) -> None:
+        self.file, self.buffer, self.at, self.passed = file, b"", 0, 0
+        self.most = most
+
+    def need(self, count: int) -> None:
+        """Have at least ``count`` bytes at ``at``."""
+        if len(self.buffer) - self.at < count:
+            self.passed += self.at
+            self.buffer = self.buffer[self.at :] + self.file.read(max(WINDOW, count))
+            self.at = 0
+            if len(self.buffer) < count:
+                raise _broken(f"is truncated: it ends after {self.passed + len(self.buffer)} bytes, inside a value")
+
+    def take(self, count: int) -> bytes:
+        self.need(count)
+        self.at += count
+        return self.buffer[self.at - count : self.at]
+
+    def number(self, width: int, *, signed: bool = False) -> int:
+        return int.from_bytes(self.take(width), "little", signed=signed)
+
+    def text(self, length: int) -> bytes:
+        if length > MAX_ID_BYTES:
+            raise _broken(f"has a string of {length} bytes, which no id is")
+        return self.take(length)
+
+    def expect(self, *opcodes: str) -> str:
+        """The next opcode, which must be one of these."""
+        opcode = chr(self.take(1)[0])
+        if opcode not in opcodes:
+            raise self.refused(opcode)
+        return opcode
+
+    def refused(self, opcode: str) -> SourceBroken:
+        name = pickletools.code2op[opcode].name if opcode in pickletools.code2op else f"0x{ord(opcode):02x}"
+        if opcode == "c":  # GLOBAL is followed by a module and a name, a line each
+            lines = self.buffer[self.at : self.at + 200].split(b"\n")[:2]
+            name += " " + ".".join(line.decode(errors="replace") for line in lines)
+        return _broken(f"has {name} at byte {self.passed + self.at - 1}, where Chroma never writes it")
+
+
+class _Entries:
+    """The entries of one map. Only a map that is kept is held; of both a fingerprint that tells inverses."""
+
+    def __init__(self, most: int | None, *, keep: bool = True) -> None:
+        self.most, self.keep, self.count, self.fingerprint = most, keep, 0, 0
+        self.text: list[bytes] = []
+        self.sizes = [np.zeros(0, np.int64)]
+        self.labels = [np.zeros(0, np.int64)]
+        self.lanes = [np.zeros((0, 2), np.uint64)]
+
+    def add(self, ids: list[bytes], labels: list[int]) -> None:
+        self.count += len(ids)
+        if self.most is not None and self.count > self.most:
+            raise _broken(f"has more ids than the {self.most} elements of the index")
+        numbers = np.array(labels, np.int64)
+        # bytes' own keyed hash: the two maps come in different orders, a sum of products does not care
+        keyed = np.fromiter(map(hash, ids), np.int64, len(ids)).view(np.uint64)
+        self.fingerprint += int((keyed * (numbers.view(np.uint64) * np.uint64(2) + np.uint64(1))).sum())
+        if self.keep:
+            self.text.append(b"".join(ids))
+            self.sizes.append(np.fromiter(map(len, ids), np.int64, len(ids)))
+            self.labels.append(numbers)
+            self.lanes.append(hashes(ids))
+
+    def id_map(self, inverse: _Entries, total: int | None, max_seq_id: int | None) -> IdMap:
+        labels, lanes = np.concatenate(self.labels), np.concatenate(self.lanes)
+        order = np.argsort(labels, kind="stable")
+        labels, lanes = labels[order], lanes[order]
+        same = self.count == inverse.count and (self.fingerprint - inverse.fingerprint) % (1 << 64) == 0
+        if not (total is None or isinstance(total, int)) or not (max_seq_id is None or isinstance(max_seq_id, int)):
+            raise _broken("has counters that are no numbers")
+        distinct = bool((np.diff(labels) > 0).all()) and len(np.unique(lanes[:, 0])) == len(lanes)
+        in_range = not len(labels) or (labels[0] >= 0 and total is not None and labels[-1] <= total)
+        return IdMap(
+            labels,
+            lanes,
+            total or 0,
+            max_seq_id,
+            bool(same and distinct and in_range),
+            b"".join(self.text),
+            np.cumsum(np.concatenate(self.sizes)),
+            order,
+        )
+
+
+def _read_plain(stream: _Stream) -> IdMap:
+    """The form of 1.x: EMPTY_DICT MARK (key value)* SETITEMS STOP; a map inside is EMPTY_DICT and batches of the same."""
+    numbers: dict[bytes, int | None] = {}
+    maps: dict[bytes, _Entries] = {}
+    stream.expect("}")
+    stream.expect("(")
+    while stream.expect("X", "u") == "X":
+        key = stream.text(stream.number(4))
+        kind = stream.expect("N", "J", "}")
+        if kind == "}":
+            entries = maps[key] = _Entries(stream.most, keep=key == b"id_to_label")
+            while (opcode := stream.expect("(", "X", "u")) == "(":
+                _read_batch(stream, entries, label_first=key == b"label_to_id")
+            stream.at -= 1
+        else:
+            numbers[key] = stream.number(4, signed=True) if kind == "J" else None
+    stream.expect(".")
+    try:
+        forward, inverse = maps[b"id_to_label"], maps[b"label_to_id"]
+    except KeyError as missing:
+        raise _broken(f"has no {missing.args[0].decode()}") from None
+    return forward.id_map(inverse, numbers.get(b"total_elements_added"), numbers.get(b"max_seq_id"))
+
+
+_JOINT = struct.Struct("<BiBI")  # BININT label BINUNICODE length: what lies between two ids, in either map
+
+
+def _read_batch(stream: _Stream, entries: _Entries, *, label_first: bool) -> None:
+    """Up to SETITEMS. One loop and one unpacking an entry: a hundred thousand ids pass here at every backup.
+
+    Ten bytes may be read past an id, also past the last: ``id_to_seq_id`` always follows the two maps.
+    """
+    ids: list[bytes] = []
+    labels: list[int] = []
+    if stream.expect("J" if label_first else "X", "u") == "u":
+        return  # serde_pickle opens another batch after a thousand entries, and may have none left
+    if label_first:
+        labels.append(stream.number(4, signed=True))
+        stream.expect("X")
+    length = stream.number(4)
+    buffer, at, unpack = stream.buffer, stream.at, _JOINT.unpack_from
+    last = len(buffer) - _JOINT.size
+    while True:
+        end = at + length
+        if end > last:
+            stream.at = at
+            if length > MAX_ID_BYTES:
+                stream.text(length)
+            stream.need(length + _JOINT.size)
+            buffer, at = stream.buffer, stream.at
+            last, end = len(buffer) - _JOINT.size, at + length
+        ids.append(buffer[at:end])
+        binint, label, binunicode, length = unpack(buffer, end)
+        if binint != 0x4A or binunicode != 0x58:
+            break
+        labels.append(label)
+        at = end + _JOINT.size
+        if len(labels) > 8192:  # serde_pickle closes a batch after 1000
+            entries.add(ids, labels[: len(ids)])
+            ids, labels = [], labels[len(ids) :]
+    stream.at = end
+    if not label_first:
+        stream.expect("J")
+        labels.append(stream.number(4, signed=True))
+    stream.expect("u")
+    entries.add(ids, labels)
+
+
+_CLASS, _INSTANCE = object(), object()
+_MAX_STACK = 1 << 12  # Python's pickler closes a batch after 1000 entries
+
+
+def _read_object(stream: _Stream, most: int) -> IdMap:
+    """The form of 0.4 to 0.6: a stack machine for the opcodes of Python's pickler that a PersistentData needs.
+
+    A dict is the flat list of its keys and values. The memo grows by one with each MEMOIZE, never by an index of the
+    file's choosing, and nothing grows beyond what ``most`` ids need.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: list[Any] = []
+    state: list[Any] = []
+    try:
+        while (opcode := chr(stream.take(1)[0])) != ".":
+            if opcode == "\x8c":
+                stack.append(stream.take(stream.number(1)))
+            elif opcode == "\x94":
+                memo.append(stack[-1])
+            elif opcode == "K":
+                stack.append(stream.number(1))
+            elif opcode == "h":
+                stack.append(memo[stream.number(1)])
+            elif opcode == "M":
+                stack.append(stream.number(2))
+            elif opcode == "j":
+                stack.append(memo[stream.number(4)])
+            elif opcode == "J":
+                stack.append(stream.number(4, signed=True))
+            elif opcode == "X":
+                stack.append(stream.text(stream.number(4)))
+            elif opcode == "\x8a":  # LONG1: a sequence number past 2**31
+                stack.append(int.from_bytes(stream.take(stream.number(1)), "little", signed=True))
+            elif opcode == "N":
+                stack.append(None)
+            elif opcode == "}":
+                stack.append([])
+            elif opcode == ")":
+                stack.append(())
+            elif opcode == "(":
+                marks.append(len(stack))
+            elif opcode in "us":  # SETITEMS, SETITEM
+                start = marks.pop() if opcode == "u" else len(stack) - 2
+                stack[start - 1].extend(stack[start:])
+                if len(stack[start - 1]) % 2 or len(stack[start - 1]) > 2 * most + 64:
+                    raise _broken(f"has more ids than the {most} elements of the index")
+                del stack[start:]
+            elif opcode == "\x93":  # STACK_GLOBAL
+                name = tuple(part.decode(errors="replace") for part in stack[-2:])
+                if name != PERSISTENT_DATA:
+                    raise _broken(f"names {'.'.join(name)[:200]}; only {'.'.join(PERSISTENT_DATA)} may be named")
+                stack[-2:] = [_CLASS]
+            elif opcode == "\x81" and stack[-2:] == [_CLASS, ()]:  # NEWOBJ
+                stack[-2:] = [_INSTANCE]
+            elif opcode == "b" and len(stack) == 2 and stack[0] is _INSTANCE:  # BUILD
+                state = stack.pop()
+            elif opcode == "\x95":  # FRAME, a hint for buffering
+                stream.take(8)
+            else:
+                raise stream.refused(opcode)
+            if len(stack) > _MAX_STACK or len(memo) > most + 64 or len(marks) > 8:
+                raise _broken(f"needs more memory than the {most} elements of the index explain")
+        fields = dict(zip(state[::2], state[1::2], strict=True))
+        forward, inverse = _Entries(most), _Entries(most, keep=False)
+        forward.add(fields[b"id_to_label"][::2], fields[b"id_to_label"][1::2])
+        inverse.add(fields[b"label_to_id"][1::2], fields[b"label_to_id"][::2])
+        return forward.id_map(inverse, fields[b"total_elements_added"], fields.get(b"max_seq_id"))
+    except (IndexError, AttributeError, TypeError, KeyError, ValueError, OverflowError):
+        raise _broken(f"makes no sense before byte {stream.passed + stream.at}") from None

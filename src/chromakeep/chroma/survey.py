@@ -1,0 +1,203 @@
+"""Survey: one pass over all that a data directory holds, comparing SQLite, the indexes and the queue as it goes.
+
+A collection's records are what Chroma shows after its next start: its two segments with the pending queue rows applied.
+Ids are compared by their hashes, so memory is some 100 bytes a record, whatever the records are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from chromakeep.chroma import hnsw
+from chromakeep.chroma.catalog import DATABASE, Catalog, Entry
+from chromakeep.chroma.digests import Tally, encode, hashes, key_hash
+from chromakeep.chroma.metadata import HIDDEN, URI, Fields, Records, value_of
+from chromakeep.chroma.problems import MAX_IDS, Problem
+from chromakeep.chroma.queue import DOCUMENT, Queue
+from chromakeep.chroma.vectors import Vectors
+from chromakeep.records import Collection
+
+_PORTION = 8192
+
+
+class Survey:
+    """The findings: ``collections`` (with digests if asked for), ``problems`` and ``warnings``."""
+
+    def __init__(self, catalog: Catalog, *, digests: bool) -> None:
+        self.catalog, self.digests = catalog, digests
+        self.problems: list[Problem] = []
+        self.warnings: list[Problem] = []
+        self._queue = Queue(catalog.connection)
+        tallies = [Tally() for _ in catalog.entries]
+        records = [self._collection(entry, tally) for entry, tally in zip(catalog.entries, tallies, strict=True)]
+        if digests:
+            _Scan(catalog, records, tallies).run()
+        self.collections = tuple(
+            Collection(
+                e.id,
+                e.name,
+                e.tenant,
+                e.database,
+                r.count,
+                e.dimension,
+                e.space,
+                e.model,
+                t.digest() if digests else None,
+            )
+            for e, r, t in zip(catalog.entries, records, tallies, strict=True)
+        )
+
+    def _collection(self, entry: Entry, tally: Tally) -> Records:
+        records = Records(self.catalog, entry, self._queue)
+        tally.ids += records.lanes.sum(axis=0)
+        if not entry.vector_segment or not entry.metadata_segment:
+            self._report(entry, DATABASE, "catalog", "the collection has not both its segments")
+            return records
+        vectors = Vectors(self.catalog.directory, entry, self._queue)
+        try:
+            vectors.check(tally if self.digests else None)
+        except OSError as error:
+            vectors.faults.append(hnsw.Fault(hnsw.LEVEL0, "level0", f"the index cannot be read: {error.strerror}"))
+        for fault in vectors.faults:
+            self._report(entry, fault.file, fault.code, fault.message)
+        for rows, what in (
+            (vectors.poisoned + records.poisoned, None),
+            (vectors.misfits, "its vector is not of the collection's dimension"),
+        ):
+            if rows:
+                ids = tuple(dict.fromkeys(row.id.decode(errors="replace") for row in rows))
+                self._report(
+                    entry, None, "queue", f"queue row {rows[0].seq} stops Chroma: {what or rows[0].poison}", ids
+                )
+        if vectors.header and (bloat := hnsw.bloat(vectors.path, vectors.header)):
+            self.warnings.append(self._problem(entry, hnsw.LINKS, "link-lists-bloat", bloat))
+        here, there = np.sort(records.lanes[:, 0]), np.sort(vectors.living())
+        if not np.array_equal(here, there):  # every record has a vector, every vector a record
+            if len(lost := np.setdiff1d(here, there)):
+                self._report(
+                    entry,
+                    None,
+                    "vector-missing",
+                    f"{len(lost)} records have no vector, neither in the index nor in the queue",
+                    records.names(lost[:MAX_IDS]),
+                )
+            if len(lost := np.setdiff1d(there, here)):
+                self._report(
+                    entry,
+                    None,
+                    "record-missing",
+                    f"{len(lost)} vectors have no record in {DATABASE}",
+                    vectors.names(lost[:MAX_IDS]),
+                )
+        return records
+
+    def _report(self, entry: Entry, file: str | None, code: str, message: str, ids: tuple[str, ...] = ()) -> None:
+        self.problems.append(self._problem(entry, file, code, message, ids))
+
+    @staticmethod
+    def _problem(entry: Entry, file: str | None, code: str, message: str, ids: tuple[str, ...] = ()) -> Problem:
+        path = f"{entry.vector_segment}/{file}" if file in hnsw.FILES else DATABASE
+        return Problem(entry.name, entry.id, entry.vector_segment, path, code, message, ids[:MAX_IDS])
+
+
+_IS_DOCUMENT, _IS_HIDDEN = 0, 1  # numbers of keys that are not metadata
+
+
+class _Scan:
+    """Documents and metadata of all collections, in one scan of their table in whatever order its rows lie."""
+
+    def __init__(self, catalog: Catalog, records: list[Records], tallies: list[Tally]) -> None:
+        self.catalog, self.records, self.tallies = catalog, records, tallies
+        rowids = np.concatenate([np.array([-1]), *[r.rowids for r in records]])  # a first row: no array is empty
+        order = np.argsort(rowids, kind="stable")
+        self.rowids = rowids[order]
+        self.lanes = np.concatenate([np.zeros((1, 2), np.uint64), *[r.base_lanes for r in records]])[order]
+        self.still = np.concatenate([np.zeros(1, bool), *[r.unchanged for r in records]])[order]
+        owners = [np.full(len(r.rowids), i, np.int32) for i, r in enumerate(records)]
+        self.owners = np.concatenate([np.zeros(1, np.int32), *owners])[order]
+        self._forget_keys()
+
+    def _forget_keys(self) -> None:
+        self.keys = {DOCUMENT.encode(): _IS_DOCUMENT}
+        self.key_lanes = [np.ones(2, np.uint64), np.zeros(2, np.uint64)]
+
+    def run(self) -> None:
+        cursor = self.catalog.connection.execute(
+            "SELECT id, CAST(key AS BLOB), coalesce(CAST(string_value AS BLOB), int_value, float_value, "
+            "CASE WHEN bool_value THEN 'b1' WHEN bool_value IS NOT NULL THEN 'b0' END) FROM embedding_metadata"
+        )
+        while rows := cursor.fetchmany(_PORTION):
+            self._take(rows)
+        if self.catalog.has_arrays:
+            for rows in self._arrays():
+                self._take(rows)
+        for records, tally in zip(self.records, self.tallies, strict=True):
+            for id_, fields in records.changed.items():
+                add_fields(tally, id_, fields or {})
+
+    def _take(self, rows: list[tuple[int, bytes, Any]]) -> None:
+        rowids, names, values = zip(*rows, strict=True)
+        if len(self.keys) > _PORTION:
+            self._forget_keys()
+        keys = self.keys
+        kinds = np.array([keys[name] if name in keys else self._number(name) for name in names])
+        encoded = [
+            (value if kind == _IS_DOCUMENT else b"s" + value)
+            if type(value) is bytes
+            else b""
+            if value is None or kind <= _IS_HIDDEN
+            else value.encode()
+            if type(value) is str
+            else encode(value)
+            for kind, value in zip(kinds.tolist(), values, strict=True)
+        ]
+        odd = [
+            i
+            for i, value in enumerate(values)
+            if type(value) is not bytes and (value is None or kinds[i] == _IS_DOCUMENT)
+        ]
+        kinds[odd] = _IS_HIDDEN  # NaN is stored as NULL and shown to nobody; nor is a document that is no text
+        at = np.minimum(np.searchsorted(self.rowids, rowids), len(self.rowids) - 1)
+        known = (self.rowids[at] == rowids) & self.still[at] & (kinds != _IS_HIDDEN)
+        terms = self.lanes[at] * hashes(encoded) * np.array(self.key_lanes)[kinds]
+        owners = self.owners[at]
+        for owner in np.unique(owners[known]).tolist():
+            mine = known & (owners == owner)
+            document = mine & (kinds == _IS_DOCUMENT)
+            self.tallies[owner].documents += terms[document].sum(axis=0)
+            self.tallies[owner].metadata += terms[mine & ~document].sum(axis=0)
+
+    def _number(self, key: bytes) -> int:
+        hidden = key.startswith(HIDDEN.encode()) and key != URI.encode()
+        number = self.keys[key] = _IS_HIDDEN if hidden else len(self.key_lanes)
+        if not hidden:
+            self.key_lanes.append(key_hash(key))
+        return number
+
+    def _arrays(self) -> Iterator[list[tuple[int, bytes, Any]]]:
+        cursor = self.catalog.connection.execute(
+            "SELECT id, key, string_value, int_value, float_value, bool_value FROM embedding_metadata_array "
+            "ORDER BY id, key, rowid"
+        )
+        portion: list[tuple[int, bytes, Any]] = []
+        for (rowid, key), items in groupby(cursor, key=lambda row: row[:2]):
+            portion.append((rowid, key.encode(), [value_of(*item[2:]) for item in items]))
+            if len(portion) == _PORTION:
+                yield portion
+                portion = []
+        if portion:
+            yield portion
+
+
+def add_fields(tally: Tally, id_: bytes, fields: Fields) -> None:
+    """Add one record's document and metadata, given as values."""
+    lanes = hashes([id_])[0]
+    for key, value in fields.items():
+        if key == DOCUMENT:
+            tally.documents += lanes * hashes([value.encode()])[0]
+        elif key == URI or not key.startswith(HIDDEN):
+            tally.metadata += lanes * key_hash(key.encode()) * hashes([encode(value)])[0]

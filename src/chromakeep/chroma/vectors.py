@@ -1,0 +1,161 @@
+"""Vectors: where the vector of each id of one collection is, in the index files or in the queue, and what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chromakeep.chroma import hnsw, pickles
+from chromakeep.chroma.catalog import Entry
+from chromakeep.chroma.digests import Lanes, Tally, hashes, row_hashes
+from chromakeep.chroma.hnsw import Fault
+from chromakeep.chroma.metadata import named
+from chromakeep.chroma.pickles import IdMap
+from chromakeep.chroma.queue import Queue, replay
+from chromakeep.errors import SourceBroken
+
+
+class Vectors:
+    """One collection's vectors as they lie in the files. ``faults`` collects what is wrong, as far as it was looked for.
+
+    A segment whose pickle is missing or names no id is uninitialised, whatever its other files hold: Chroma starts it
+    anew and applies the whole queue (rust/segment/src/local_hnsw.rs, ``from_segment``).
+    """
+
+    def __init__(self, directory: Path, entry: Entry, queue: Queue) -> None:
+        self.entry, self.queue = entry, queue
+        self.path = directory / (entry.vector_segment or "missing")
+        self.faults: list[Fault] = []
+        self.header: hnsw.Header | None = None
+        self.ids = self._read_ids()
+        after = (entry.vector_seq or self.ids.max_seq_id or 0) if len(self.ids) else 0
+        self.pending = queue.pending(entry.topic, after)
+        rows = list(queue.rows(self.pending))
+        self.poisoned = [row for row in rows if row.poison]
+        self.misfits = [row for row in rows if row.floats not in (None, entry.dimension)]
+        named = list({row.id for row in rows})
+        here = self.find(hashes(named)) if named else []
+        self.replay = replay(rows, {id_ for id_, position in zip(named, here, strict=True) if position >= 0})
+        moved = self.replay.moved
+        self.moved = np.zeros(len(self.ids), bool)  # positions whose vector is no longer the index's
+        self.moved[[p for id_, p in zip(named, here, strict=True) if p >= 0 and id_ in moved]] = True
+
+    def _read_ids(self) -> IdMap:
+        try:
+            header, broken = hnsw.read_header(self.path), None
+        except (SourceBroken, OSError) as error:
+            header, broken = None, str(error)
+        try:
+            ids = pickles.read_id_map(self.path / pickles.FILE, most=header.count if header else None)
+        except (FileNotFoundError, NotADirectoryError):
+            return pickles.EMPTY
+        except SourceBroken as error:
+            self.faults.append(Fault(pickles.FILE, "pickle", error.message))
+            return pickles.EMPTY
+        if not len(ids):
+            return pickles.EMPTY
+        if broken:
+            self.faults.append(Fault(hnsw.HEADER, "header", broken))
+        elif header and self.entry.dimension not in (None, header.dimension):
+            message = f"{hnsw.HEADER} has {header.dimension} dimensions, the collection {self.entry.dimension}"
+            self.faults.append(Fault(hnsw.HEADER, "header", message))
+        elif not ids.one_to_one:
+            self.faults.append(
+                Fault(pickles.FILE, "pickle", f"the two maps of {pickles.FILE} are not each other's inverse")
+            )
+        else:
+            self.header = header
+        return ids
+
+    @cached_property
+    def _by_hash(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        order = np.argsort(self.ids.lanes[:, 0])
+        return order, self.ids.lanes[order, 0]
+
+    def find(self, lanes: Lanes) -> list[int]:
+        """Positions in ``ids`` of the ids with these hashes, -1 where the index has none."""
+        order, keys = self._by_hash
+        if not len(keys):
+            return [-1] * len(lanes)
+        at = np.minimum(np.searchsorted(keys, lanes[:, 0]), len(keys) - 1)
+        found = order[at]
+        return np.where((self.ids.lanes[found] == lanes).all(axis=1), found, -1).tolist()
+
+    def living(self) -> NDArray[np.uint64]:
+        """First words of the hashes of all ids that have a vector, in no order."""
+        queued = hashes([id_ for id_, seq in self.replay.alive.items() if seq])
+        return np.concatenate([self.ids.lanes[~self.moved, 0], queued[:, 0]])
+
+    def names(self, wanted: NDArray[np.uint64]) -> tuple[str, ...]:
+        """The ids whose hashes begin with these words."""
+        return named([*self.replay.alive, *map(self.ids.id, range(len(self.ids)))], wanted)
+
+    def check(self, tally: Tally | None) -> None:
+        """One pass over the index files: find their faults and, given a tally, add all vectors to it."""
+        if self.header:
+            seen = hnsw.Elements(self.header)
+            lengths = hnsw.read_lengths(self.path, self.header) if self.entry.space == "cosine" else None
+            start = 0
+            for portion in hnsw.elements(self.path, self.header):
+                seen.see(portion)
+                if tally:
+                    self._add(tally, portion, None if lengths is None else lengths[start : start + len(portion)])
+                start += len(portion)
+            self.faults += seen.faults() + hnsw.check_links(self.path, self.header) + self._compare(seen)
+        if tally:
+            for id_, vector in self.queued():
+                tally.vectors += (hashes([id_]) * hashes([vector.tobytes()]))[0]
+
+    def queued(self) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
+        """The ids whose vector is in the queue, in the queue's order, and that vector as ``collection.get`` returns it."""
+        ids = {seq: id_ for id_, seq in self.replay.alive.items() if seq}
+        for seq, data in self.queue.vectors(np.array(sorted(ids), np.int64)):
+            vector = np.frombuffer(data or b"", "<f4")
+            yield ids[seq], hnsw.through_cosine(vector) if self.entry.space == "cosine" else vector
+
+    def _add(self, tally: Tally, portion: NDArray[Any], lengths: NDArray[np.float32] | None) -> None:
+        position = np.minimum(np.searchsorted(self.ids.labels, portion["label"].view(np.int64)), len(self.ids) - 1)
+        wanted = (self.ids.labels[position] == portion["label"].view(np.int64)) & ~self.moved[position]
+        wanted &= portion["head"] & 0x10000 == 0
+        values = hnsw.vectors(portion, lengths)
+        if not wanted.all():
+            values, position = values[wanted], position[wanted]
+        tally.vectors += (self.ids.lanes[position] * row_hashes(values)).sum(axis=0)
+
+    def _compare(self, seen: hnsw.Elements) -> list[Fault]:
+        """Elements against the id map. After a kill between the index files and the pickle the index is ahead of the
+        pickle; Chroma gets over that if replay gives each element that is ahead the label it has, and only then."""
+        live = np.sort(seen.labels[~seen.deleted])
+        if np.array_equal(live, self.ids.labels):
+            ahead = seen.labels[seen.deleted]
+            ahead = ahead[ahead > self.ids.total]
+        else:
+            lost = len(np.setdiff1d(self.ids.labels, live, assume_unique=True))
+            if lost:
+                return [
+                    Fault(
+                        pickles.FILE,
+                        "id-map",
+                        f"{pickles.FILE} names {lost} ids whose elements are gone from {hnsw.LEVEL0}",
+                    )
+                ]
+            ahead = np.concatenate(
+                [np.setdiff1d(live, self.ids.labels), seen.labels[seen.deleted & (seen.labels > self.ids.total)]]
+            )
+            ahead = ahead[
+                (ahead <= self.ids.total) | (ahead > self.ids.total + self.replay.labels) | ~np.isin(ahead, live)
+            ]
+        if len(ahead):
+            return [
+                Fault(
+                    pickles.FILE,
+                    "id-map",
+                    f"{hnsw.LEVEL0} holds {len(ahead)} elements that {pickles.FILE} does not know",
+                )
+            ]
+        return []
