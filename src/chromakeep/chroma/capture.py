@@ -7,9 +7,7 @@ was committed since is read again (nothing at all, if nothing was).
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
 import sqlite3
 import time
@@ -23,7 +21,6 @@ from chromakeep.chroma.copying import Copier, Patch, apply, clone, copy_file
 from chromakeep.chroma.freelist import zero_free_pages
 from chromakeep.chroma.locking import HotJournal, LiveDatabase, open_in_this_process
 from chromakeep.chroma.persists import (
-    UUID,
     Segment,
     Stamps,
     in_order,
@@ -32,8 +29,9 @@ from chromakeep.chroma.persists import (
     segments,
     stamps,
 )
-from chromakeep.chroma.signature import COARSE, DATABASE, SEGMENT_FILES, Stamp, settled, stamp, unreadable
-from chromakeep.errors import DiskFull, NotAChromaDirectory, SourceBroken, SourceBusy, SourceError, UsageError
+from chromakeep.chroma.premises import COMPANIONS, PART, allocated, check_paths, check_room, translated
+from chromakeep.chroma.signature import COARSE, DATABASE, SEGMENT_FILES, Stamp, settled, stamp
+from chromakeep.errors import SourceBroken, SourceBusy
 from chromakeep.events import Noted, Observer, PhaseStarted, Progressed, ignore
 
 RETRY = 0.01  # seconds between attempts
@@ -42,7 +40,6 @@ UNREGISTERED = 2.0  # seconds to wait for a persist to be registered before taki
 CLOSE_ENOUGH = 1 << 20  # bytes; once an unlocked pass finds no more than this, another one gains nothing
 PATCHES = 64 << 20  # bytes of differences kept in memory while the lock is held
 ABSURD = 1 << 30  # bytes; link_lists.bin holds one level in sixteen of data_level0.bin's links
-COMPANIONS = ("-journal", "-wal", "-shm")
 
 
 @dataclass(frozen=True)
@@ -73,17 +70,17 @@ def capture(source: Path, into: Path, *, timeout: float = 30.0, observer: Observ
     cannot be read; ``DiskFull``; ``UsageError`` for a URL, overlapping paths, or foreign files in ``into``. After an
     error ``into`` is no capture, but still good as the start of another one.
     """
-    _check_paths(source, into)
-    database = source / DATABASE
+    check_paths(source, into)
+    database = (source / DATABASE).resolve()
     if open_in_this_process(database):
         return Capture(**child.capture(source, into, timeout))
-    with _disk_full(into):
+    with translated(into):
         into.mkdir(parents=True, exist_ok=True)
         with Copier() as copier:
             return _Capturing(source, into, copier, observer).run(time.monotonic() + timeout, timeout)
 
 
-class _NotNow(Exception):  # noqa: N818 - an expected moment, not an error
+class _NotNow(Exception):
     """The directory is not whole at this moment; try again."""
 
 
@@ -92,7 +89,8 @@ class _Capturing:
 
     def __init__(self, source: Path, into: Path, copier: Copier, observer: Observer) -> None:
         self.source, self.into, self.copier, self.observer = source, into, copier, observer
-        self.database, self.copy = source / DATABASE, into / DATABASE
+        self.database = (source / DATABASE).resolve()  # its journal lies beside the file, not beside a link to it
+        self.copy = into / DATABASE
         self.started = time.monotonic()
         self.copied = 0
         self.reflink = False
@@ -122,20 +120,16 @@ class _Capturing:
     def _begin(self) -> None:
         """Announce the size, and fail now rather than half-way if the disk cannot hold it."""
         with closing(LiveDatabase(self.database)) as database:  # all refusals that need no copying
-            probe = self.into / (DATABASE + ".part")
+            probe = self.into / (DATABASE + PART)
             target = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
             try:
                 self.reflink = clone(database.descriptor, target)
             finally:
                 os.close(target)
                 probe.unlink()
-        total = _allocated(self.source)
-        room = shutil.disk_usage(self.into).free + _allocated(self.into)
-        if not self.reflink and total > room:
-            raise DiskFull(
-                f"{self.into}: the copy needs {total:,} bytes, and there is room for {room:,}",
-                hint="free some space or choose another place for the copy",
-            )
+        total = allocated(self.source)
+        if not self.reflink:
+            check_room(self.into, total)
         self.observer(PhaseStarted("capture", total))
 
     def _attempt(self, deadline: float) -> float:
@@ -220,9 +214,7 @@ class _Capturing:
                 if now[0] is None or stamp(self.database) != now[0] or database.wal != database.in_wal_mode():
                     raise _NotNow("the directory was replaced")
                 size, patches, changed = now[0].size, list[Patch](), 0
-                if self.reflink:
-                    clone(database.descriptor, target)
-                elif now != before:
+                if not (self.reflink and clone(database.descriptor, target)) and now != before:
                     size, patches, changed = self.copier.differences(database.descriptor, target, limit=PATCHES)
             pause = time.perf_counter() - held
             apply(target, size, patches)
@@ -246,7 +238,7 @@ class _Capturing:
 
     def _copy_wal(self, database: LiveDatabase, copied: dict[Segment, Stamps], deadline: float) -> float:
         """A read transaction pins one state without keeping writers out; SQLite's backup reads it page by page."""
-        part = self.into / (DATABASE + ".part")
+        part = self.into / (DATABASE + PART)
         part.unlink(missing_ok=True)
         with database.shared(deadline) as connection:
             self._check_segments(connection, copied)
@@ -305,7 +297,7 @@ class _Capturing:
         os.utime(target, ns=(source.mtime, source.mtime))
 
     def _finish(self, copied: dict[Segment, Stamps]) -> None:
-        """Remove what belongs to no live segment (``_check_paths`` has seen that nothing here is anybody else's)."""
+        """Remove what belongs to no live segment (``check_paths`` has seen that nothing here is anybody else's)."""
         live = {s.id for s, found in copied.items() if any(found)}
         for entry in self.into.iterdir():
             if entry.name not in live and entry.name != DATABASE:
@@ -318,68 +310,6 @@ class _Capturing:
     def _copied(self, count: int) -> None:
         self.copied += count
         self.observer(Progressed("capture", self.copied))
-
-
-def _check_paths(source: Path, into: Path) -> None:
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(source)):
-        raise UsageError(
-            f"{source}: a capture reads a local directory, not a URL",
-            hint="name the directory that Chroma writes to (its --path)",
-        )
-    try:
-        if not source.exists():
-            raise NotAChromaDirectory(f"{source}: no such directory")
-        if not source.is_dir():
-            raise NotAChromaDirectory(f"{source}: not a directory", hint=f"name the directory that holds {DATABASE}")
-        if not (source / DATABASE).exists():
-            raise NotAChromaDirectory(
-                f"{source}: there is no {DATABASE}",
-                hint="an empty backup protects nothing: check the path Chroma writes to",
-            )
-    except PermissionError as error:
-        raise unreadable(source, error) from error
-    inner, outer = source.resolve(), into.resolve()
-    if inner == outer or inner in outer.parents or outer in inner.parents:
-        raise UsageError(f"{into}: a copy cannot lie in its source, nor around it", hint="choose a directory beside it")
-    if into.is_dir():
-        known = {DATABASE, DATABASE + ".part", *(DATABASE + c for c in COMPANIONS)}
-        foreign = sorted(e.name for e in into.iterdir() if e.name not in known and not UUID.fullmatch(e.name))
-        if foreign:
-            raise UsageError(
-                f"{into}: holds {foreign[0]!r}, which is no part of a capture", hint="choose an empty directory"
-            )
-
-
-@contextmanager
-def _disk_full(into: Path) -> Iterator[None]:
-    full = DiskFull(f"{into}: no space left for the copy", hint="free some space or choose another place")
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise full from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE):
-            raise unreadable(error.filename or into, error) from error
-        raise
-    except sqlite3.OperationalError as error:
-        if "full" in str(error):
-            raise full from error
-        raise SourceError(f"{into}: {error}") from error
-
-
-def _allocated(folder: Path) -> int:
-    """Bytes that files of a data directory take on disk, holes not counted."""
-    total = 0
-    for path in (
-        folder / DATABASE,
-        *(f / n for f in folder.iterdir() if UUID.fullmatch(f.name) for n in SEGMENT_FILES),
-    ):
-        try:
-            found = path.stat()
-        except OSError:
-            continue
-        total += min(found.st_size, found.st_blocks * 512)
-    return total
 
 
 def _same_as_before(source: Stamp, target: Path) -> bool:

@@ -33,7 +33,7 @@ HEADER = 100
 POLL = 0.001
 
 
-class HotJournal(Exception):  # noqa: N818 - a state of the source, not an error
+class HotJournal(Exception):
     """The last writer died in a transaction: SQLite must undo it, and only somebody who writes can do that."""
 
 
@@ -72,7 +72,7 @@ class LiveDatabase:
             if len(header) < HEADER or not header.startswith(b"SQLite format 3\0"):
                 raise NotAChromaDirectory(f"{path}: not a SQLite database")
             self.wal = self.in_wal_mode()
-            address = f"file:{urllib.parse.quote(str(path.absolute()))}?mode=ro"
+            address = f"file:{urllib.parse.quote(os.fsencode(path.absolute()))}?mode=ro"
             self._connection = sqlite3.connect(
                 address, uri=True, timeout=0, isolation_level=None, check_same_thread=False
             )

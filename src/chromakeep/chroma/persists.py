@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import functools
 import json
-import pickletools
-import re
 import sqlite3
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from chromakeep.chroma.signature import BINARIES, PICKLE, SEGMENT_FILES, Stamp, stamp
+from chromakeep.chroma.signature import BINARIES, PICKLE, SEGMENT_FILES, UUID, Stamp, stamp
 from chromakeep.errors import SourceBroken
 
 DEFAULT_THRESHOLD = 1000
 LOOK_BACK = 20_000  # rows of the queue looked at under the lock; a persist reads the newest ones
-UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 Stamps = tuple["Stamp | None", ...]  # of SEGMENT_FILES
 
@@ -84,7 +81,7 @@ def _thresholds(text: str) -> tuple[int, ...]:
 
 def stamps(folder: Path) -> Stamps:
     """Stamps of a segment's files, None for each that is not there."""
-    return tuple(stamp(folder / name) for name in SEGMENT_FILES)
+    return tuple(stamp(folder / name, follow=False) for name in SEGMENT_FILES)
 
 
 def in_order(found: Stamps) -> bool:
@@ -117,38 +114,17 @@ def may_be_unregistered(connection: sqlite3.Connection, segment: Segment, found:
     return pickle.mtime >= created * 1e9
 
 
-WIDTHS: list[tuple[int, int] | None] = [None] * 256  # opcode -> (bytes of argument, bytes of a length prefix)
-for _opcode in pickletools.opcodes:
-    if _opcode.arg is None or _opcode.arg.n >= 0:
-        WIDTHS[ord(_opcode.code)] = (_opcode.arg.n if _opcode.arg else 0, 0)
-    elif _opcode.arg.n <= -2:
-        WIDTHS[ord(_opcode.code)] = (0, {-2: 1, -3: 4, -4: 4, -5: 8}[_opcode.arg.n])
-
-
-def whole_pickle(content: bytes) -> bool:
-    """Whether a pickle runs to its STOP and not beyond; nothing is built or executed, whatever it says."""
-    at, end = 0, len(content)
-    while at < end:
-        width = WIDTHS[content[at]]
-        if content[at] == 0x2E:  # STOP
-            return at + 1 == end
-        if width is None:  # text opcodes of protocol 0: not what Chroma writes
-            return False
-        fixed, prefix = width
-        at += 1
-        if prefix:
-            fixed = prefix + int.from_bytes(content[at : at + prefix], "little")
-        at += fixed
-    return False
-
-
 def incomplete(folder: Path) -> str | None:
     """What keeps a segment's copied files from being those of one finished persist, None if nothing does."""
     if not (folder / PICKLE).exists():
         return None  # never persisted: Chroma starts the binaries anew and replays the queue
+    from chromakeep.chroma.pickles import read_id_map
+
     missing = [name for name in BINARIES if not (folder / name).exists()]
     if missing:
         return f"{missing[0]} is missing"
-    if not whole_pickle((folder / PICKLE).read_bytes()):
-        return f"{PICKLE} is cut off"
+    try:
+        read_id_map(folder / PICKLE)
+    except SourceBroken as error:
+        return error.message
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import stat
 import time
@@ -19,6 +20,7 @@ PICKLE = "index_metadata.pickle"
 BINARIES = ("header.bin", "data_level0.bin", "length.bin", "link_lists.bin")  # the order a persist writes them in
 SEGMENT_FILES = (*BINARIES, PICKLE)
 SETTLED = 0.021  # seconds; the kernel stamps files with a clock that ticks every 1 to 10 ms
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # the name of a segment's folder
 COARSE = 2.1  # seconds; the same for file systems that keep whole seconds (FAT: two of them)
 
 
@@ -36,10 +38,10 @@ class Stamp(NamedTuple):
         return max(self.mtime, self.ctime)
 
 
-def stamp(file: Path | int) -> Stamp | None:
+def stamp(file: Path | int, *, follow: bool = True) -> Stamp | None:
     """The stamp of a file (or open descriptor), None if there is none. Anything but a regular file is refused."""
     try:
-        found = os.stat(file)  # noqa: PTH116 - a descriptor has no Path
+        found = os.stat(file, follow_symlinks=follow or isinstance(file, int))  # noqa: PTH116 - a descriptor has no Path
     except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
@@ -105,16 +107,17 @@ def signature(source: Path) -> Signature:
 
 
 def _files(source: Path) -> Iterable[tuple[str, Stamp]]:
-    if stamp(source / DATABASE) is None:
-        raise NotAChromaDirectory(f"{source}: there is no {DATABASE}")
-    for name in (DATABASE, DATABASE + "-wal"):  # in WAL mode commits touch only the log
-        if found := stamp(source / name):
-            yield name, found
+    database = (source / DATABASE).resolve()
+    for end in ("", "-wal"):  # in WAL mode commits touch only the log
+        if found := stamp(database.with_name(database.name + end)):
+            yield DATABASE + end, found
+        elif not end:
+            raise NotAChromaDirectory(f"{source}: there is no {DATABASE}")
     try:
-        folders = sorted(e.name for e in os.scandir(source) if e.is_dir())
+        folders = sorted(e.name for e in source.iterdir() if UUID.fullmatch(e.name))
     except PermissionError as error:
         raise unreadable(source, error) from error
     for folder in folders:
         for name in SEGMENT_FILES:
-            if found := stamp(source / folder / name):
+            if found := stamp(source / folder / name, follow=False):
                 yield f"{folder}/{name}", found
