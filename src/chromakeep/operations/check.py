@@ -12,7 +12,7 @@ from chromakeep.errors import ChromakeepError, CorruptObject, MissingObject, Obj
 from chromakeep.events import Observer, PhaseStarted, Progressed, ignore
 from chromakeep.repository.collector import verify
 from chromakeep.repository.index import Index, IndexPart, Place
-from chromakeep.repository.liveness import live
+from chromakeep.repository.liveness import needs
 from chromakeep.repository.packs import DATA, META, read_trailer
 from chromakeep.repository.reader import SnapshotReader
 from chromakeep.repository.repository import Repository, slots
@@ -155,7 +155,7 @@ class _Check:
             reader = SnapshotReader(self.repository)
             reader.index = index
             try:
-                needed = live(reader, [snapshot])
+                needed = needs(reader, [snapshot])
             except (MissingObject, CorruptObject) as e:
                 self._first(e.name, _what(e))
                 broken.setdefault(e.name, []).append(snapshot.id)

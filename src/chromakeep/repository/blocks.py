@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import zstandard
 
-from chromakeep.layout import FLOAT32, Column
+from chromakeep.layout import FLOAT32, PLAIN, Column
 
 RAW, ZSTD, ROWS, FLOATS = range(4)
 HEAD = 5
@@ -54,6 +54,12 @@ def encode(data: bytes | memoryview, column: Column) -> bytes:
     if len(payload) >= len(data):
         codec, payload = RAW, bytes(data)
     return bytes((codec,)) + column.width.to_bytes(4, "little") + payload
+
+
+def encode_like(stored: bytes, data: bytes) -> bytes:
+    """Compress ``data`` in the way ``stored``, a block of the same column, was compressed."""
+    width = int.from_bytes(stored[1:5], "little")
+    return encode(data, Column(width, FLOAT32 if stored[0] == FLOATS else PLAIN))
 
 
 def decode(stored: bytes | memoryview, length: int) -> bytes:

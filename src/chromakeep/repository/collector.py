@@ -1,7 +1,8 @@
 """Collecting garbage while others write: nothing is deleted that a snapshot needs, or that a writer may come to need.
 
 1. Mark: what the remaining snapshots need. Sessions under way are left alone with all they wrote.
-2. Packs of which little is needed are rewritten, and one merged index is put that knows only what is needed.
+2. Blocks of which little is needed are cut down (``compaction``), packs of which little is needed are rewritten, and
+   one merged index is put that knows only what is needed.
 3. ``gc/<number>`` is created (put-if-absent, numbers are never used again): it condemns packs and supersedes indexes.
    A writer that starts from now on reads it and relies on neither. One that started before is waited for; if it is
    dead it is fenced (``sessions``). A writer announces itself *before* it lists ``gc/``, a collection lists sessions
@@ -23,9 +24,10 @@ from dataclasses import dataclass, field
 import msgspec
 import numpy as np
 
-from chromakeep.errors import CorruptObject, MissingObject, ObjectExists, RepositoryBusy
+from chromakeep.errors import CorruptObject, MissingObject, ObjectExists, ObjectNotFound, RepositoryBusy
 from chromakeep.repository.index import Index, IndexPart, PackInfo, Place, entry_rows
-from chromakeep.repository.liveness import live
+from chromakeep.repository.compaction import compact, sparse_blocks
+from chromakeep.repository.liveness import Needs, needs
 from chromakeep.repository.packs import DATA, META, PackWriter, open_block, session_of
 from chromakeep.repository.reader import SnapshotReader
 from chromakeep.repository.repository import MERGED, RESCUED, Condemned, Repository
@@ -56,17 +58,23 @@ class _Plan:
     staying: list[tuple[bytes, Place]] = field(default_factory=list)
     packs: dict[str, PackInfo] = field(default_factory=dict)
     superseded: list[str] = field(default_factory=list)
+    needed: Needs = field(default_factory=Needs)
+    sparse: set[bytes] = field(default_factory=set)  # blocks to be cut down
 
 
 def collect(repository: Repository, remove: Sequence[Snapshot], *, wait: float, dry_run: bool = False) -> Collected:
     """Delete the snapshots ``remove`` and all that no remaining one needs. ``wait``: seconds to wait for writers."""
     if dry_run:
         plan = _plan(repository, {s.id for s in remove}, set(open_sessions(repository)))
-        moved = sum(p.stored for _, p in plan.moving)
+        moved = sum(p.stored for _, p in plan.moving)  # what cutting blocks down will save is not known beforehand
         return Collected(len(plan.condemned) + len(remove), sum(plan.condemned.values()) - moved, moved)
     session = Session.start(repository, "prune")
     try:
         return _Collection(repository, session, wait).run(remove)
+    except MissingObject:
+        if f"sessions/{session.id}" in {o.name for o in repository.store.list("sessions/")}:
+            raise
+        raise RepositoryBusy("another prune has taken over", hint="let it finish") from None
     finally:
         session.end()
 
@@ -77,7 +85,10 @@ class _Collection:
     def __init__(self, repository: Repository, session: Session, wait: float) -> None:
         self.repository, self.session, self.wait = repository, session, wait
         self.store = repository.store
-        self.now = self.store.head(f"sessions/{session.id}").modified  # by the store's clock, as all other times
+        try:
+            self.now = self.store.head(f"sessions/{session.id}").modified  # by the store's clock, as all other times
+        except ObjectNotFound:
+            raise RepositoryBusy("another prune has taken over", hint="let it finish") from None
 
     def run(self, remove: Sequence[Snapshot]) -> Collected:
         busy = self._others()
@@ -87,7 +98,7 @@ class _Collection:
             self.store.delete(f"snapshots/{snapshot.id}")
         before = {s.id for s in self.repository.snapshots()}
         plan = _plan(self.repository, set(), set(busy))
-        if not plan.condemned and len(plan.superseded) < MANY_INDEXES and not self._unfinished():
+        if not plan.condemned and not plan.sparse and len(plan.superseded) < MANY_INDEXES and not self._unfinished():
             self._sweep_old()
             return Collected(len(remove))
         repacked = self._publish_index(plan)
@@ -167,15 +178,18 @@ class _Collection:
                 encoded = open_block(stored, place.pack, place.offset, identity, self.repository.keys)
                 writers[place.pack.split("/", 1)[0]].add(identity, encoded, place.length)
 
-            for at in range(0, len(plan.moving), 256):
-                batch = dict(plan.moving[at : at + 256])
-                reader.fetch_places([(p, i) for i, p in batch.items()], move)
+            replaced = set(plan.sparse)
+            if plan.sparse:
+                replaced |= compact(reader, plan.needed, plan.sparse, writers[DATA].add, writers[META].add)
+            moving = [(place, i) for i, place in plan.moving if i not in replaced]
+            for at in range(0, len(moving), 256):
+                reader.fetch_places(moving[at : at + 256], move)
             parts = [w.finish() for w in writers.values()]
             repacked = sum(w.bytes_put for w in writers.values())
         finally:
             reader.close()
             putting.shutdown(wait=True, cancel_futures=True)
-        merged = _part(plan.staying, plan.packs)
+        merged = _part([(i, p) for i, p in plan.staying if i not in replaced], plan.packs)
         for part in parts:
             rows = part.entries.copy()
             rows["pack"] += len(merged.packs)
@@ -206,7 +220,7 @@ class _Collection:
             return set()
         reader = SnapshotReader(self.repository)
         try:
-            needed = live(reader, new)
+            needed = needs(reader, new)
         finally:
             reader.close()
         safe = Index((p for n, p in self.repository.parts().items() if n not in plan.superseded), without=plan.condemned)
@@ -256,11 +270,11 @@ def _plan(repository: Repository, removed: set[str], busy: set[str]) -> _Plan:
     snapshots = [s for s in repository.snapshots() if s.id not in removed]
     reader = SnapshotReader(repository)
     try:
-        needed = live(reader, snapshots)
+        needed = needs(reader, snapshots)
     finally:
         reader.close()
     parts = repository.parts()
-    plan = _Plan(superseded=[n for n in parts if _owner(n) not in busy])
+    plan = _Plan(superseded=[n for n in parts if _owner(n) not in busy], needed=needed, sparse=sparse_blocks(needed))
     gone = [p for p in _all_packs(parts) if p not in listed]
     index = Index([parts[n] for n in plan.superseded], without=gone, avoid=repository.condemned())
     plan.packs = {p.name: p for p in index.packs}
@@ -269,7 +283,7 @@ def _plan(repository: Repository, removed: set[str], busy: set[str]) -> _Plan:
     last = b""
     for identity, place in index.entries():
         if identity != last and identity in needed:
-            used[place.pack] += place.stored
+            used[place.pack] += place.stored * (identity not in plan.sparse)
             wanted.append((identity, place))
         last = identity
     for name in plan.packs:

@@ -61,7 +61,11 @@ class SnapshotReader:
 
     def bands(self, file: FileEntry) -> list[Band]:
         """The bands of a file, from the list of spans its entry names. Raises ``CorruptObject`` / ``MissingObject``."""
-        listing = self.blocks([file.spans])[file.spans]
+        try:
+            listing = self.blocks([file.spans])[file.spans]
+        except MissingObject:
+            self.index = self.repository.index()
+            listing = self.blocks([file.spans])[file.spans]
         spans = [listing[i : i + 32] for i in range(0, len(listing), 32)]
         rows, stride, columns = rows_per_span(file.layout), file.layout.stride, file.layout.columns
         bands, at = [], 0
@@ -97,7 +101,15 @@ class SnapshotReader:
     # -- one window ---------------------------------------------------------------------------------------------
 
     def _prepare(self, file: FileEntry, window: list[Band], source: BinaryIO | None) -> _Prepared:
-        """Fetch what a window needs: nothing for spans that are at hand, else maps, then blocks."""
+        """Fetch what a window needs. A prune may have cut blocks down since the index was read: then look again."""
+        try:
+            return self._fetch_window(file, window, source)
+        except MissingObject:
+            self.index = self.repository.index()
+            return self._fetch_window(file, window, source)
+
+    def _fetch_window(self, file: FileEntry, window: list[Band], source: BinaryIO | None) -> _Prepared:
+        """Nothing for spans that are at hand, else maps, then blocks."""
         at_hand = self._at_hand(file, window, source) if source else {}
         needed = [i for b in window for i, _ in b.spans if not (i in at_hand and at_hand[i].whole)]
         maps = self.maps(dict.fromkeys(needed))
@@ -214,7 +226,7 @@ class SnapshotReader:
 
     def get(self, ids: Iterable[bytes], opened: Callable[[bytes, bytes, Place], None]) -> None:
         """Fetch blocks, neighbours in a pack together, several ranges at a time, and hand each to ``opened``."""
-        self.fetch_places([(self._place(i), i) for i in ids], opened)
+        self.fetch_places([(self.place(i), i) for i in ids], opened)
 
     def fetch_places(
         self, places: list[tuple[Place, bytes]], opened: Callable[[bytes, bytes, Place], None]
@@ -248,7 +260,8 @@ class SnapshotReader:
         self.fetched_bytes += len(data)
         return data
 
-    def _place(self, identity: bytes) -> Place:
+    def place(self, identity: bytes) -> Place:
+        """Where a block lies. Raises ``MissingObject``."""
         place = self.index.find(identity)
         if place is None:
             raise MissingObject(

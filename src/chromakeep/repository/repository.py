@@ -198,22 +198,25 @@ class Repository:
 
     def parts(self) -> dict[str, IndexPart]:
         """Every index object by name, new ones fetched, gone ones forgotten."""
-        names = [o.name for o in self.store.list("index/")]
-        missing = [n for n in names if n not in self._parts]
-        fetched: dict[str, IndexPart] = {}
-        if len(missing) > 1:
-            with ThreadPoolExecutor(8) as pool:
-                fetched = {n: p for n, p in zip(missing, pool.map(self._part, missing), strict=True) if p}
-        elif missing and (part := self._part(missing[0])):
-            fetched = {missing[0]: part}
-        self._parts = {n: p for n in names if (p := self._parts.get(n) or fetched.get(n))}
-        return self._parts
+        while True:
+            names = [o.name for o in self.store.list("index/")]
+            missing = [n for n in names if n not in self._parts]
+            if len(missing) > 1:
+                with ThreadPoolExecutor(8) as pool:
+                    fetched = list(pool.map(self._part, missing))
+            else:
+                fetched = [self._part(n) for n in missing]
+            found = {n: p for n, p in zip(missing, fetched, strict=True) if p}
+            self._parts = {n: p for n in names if (p := self._parts.get(n) or found.get(n))}
+            if len(self._parts) == len(names):
+                return self._parts
+            # One was superseded and removed between the listing and now: its successor may be younger than the listing.
 
     def _part(self, name: str) -> IndexPart | None:
         try:
             return IndexPart.decode(name, unseal("I", name, self.store.get(name), self.keys))
         except ObjectNotFound:
-            return None  # superseded and removed between the listing and now: its successor is listed too
+            return None
 
     def index(self, *, writing: bool = False) -> Index:
         """The blocks to be found. For ``writing``, only those that no collection under way may take away."""
