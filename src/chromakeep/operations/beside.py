@@ -1,4 +1,4 @@
-"""The place beside a data directory: what is known of the directory, who serves it, and the one way to replace it.
+"""The place beside a data directory: what is known of the directory, who serves it, and how a rebuilt one replaces it.
 
 Beside ``NAME`` lies ``.NAME.chromakeep``; where the data directory is itself a mount point, or its parent may not be
 written, it is ``NAME/.chromakeep`` (Chroma looks at no folder whose name is not a segment's), so that everything that
@@ -160,9 +160,17 @@ class Beside:
         return path
 
     def tidy(self) -> None:
-        """Remove what a killed run left half done. What was broken or replaced is kept outside of this list."""
-        for name in ("new", "copy", "restored", "snapshot"):
-            shutil.rmtree(self.root / name, ignore_errors=True)
+        """Remove what a killed run left half done; what was broken or replaced is kept outside of this list.
+
+        A restore or capture of another living process on this directory is left alone (its pid is in the name).
+        """
+        left = [self.root / name for name in ("new", "copy", "snapshot")]
+        for place in {self.data, self.data.parent}:
+            left += place.glob(f".{self.data.name}.restoring-*")
+        for path in left:
+            pid = path.name.partition("restoring-")[2].partition("-")[0]
+            if not pid.isdigit() or int(pid) == os.getpid() or start_time(int(pid)) is None:
+                shutil.rmtree(path, ignore_errors=True)
 
     # -- the swap ----------------------------------------------------------------------------------------------------
 

@@ -96,7 +96,7 @@ def boot(
 ) -> Booted:
     """Put the directory in place. Raises ``RefusedToServe`` rather than start empty where it should not be.
 
-    The directory must be this process's alone (``Beside.take``). A restore is verified beside and swapped in.
+    The directory must be this process's alone (``Beside.take``).
     """
     started = time.monotonic()
     evidence = Evidence(look(beside.data, served_before=beside.state.keeper is not None), open_repository is not None)
@@ -118,11 +118,13 @@ def boot(
             raise
         except ChromakeepError as error:
             failure = error
-    kept = None
+    kept: str | None = None
     if decide(evidence) == RESTORE:
+        from chromakeep.operations.restore import restore
+
         assert repository is not None and snapshot is not None
         try:
-            kept = _restore(beside, repository, snapshot, observer)
+            kept = restore(repository, snapshot.id, beside.data, replace=True, observer=observer).old
             evidence = Evidence(evidence.directory, True, True, True)
         except ChromakeepError as error:
             failure = error
@@ -132,9 +134,7 @@ def boot(
         raise _refusal(beside.data, evidence, failure)
     assert outcome in (FRESH, RESTORED)
     collections = snapshot.collections if snapshot else ()
-    return Booted(
-        outcome, collections, time.monotonic() - started, snapshot.id if snapshot else None, str(kept) if kept else None
-    )
+    return Booted(outcome, collections, time.monotonic() - started, snapshot.id if snapshot else None, kept)
 
 
 def choose(snapshots: list[Snapshot], source: str) -> Snapshot | None:
@@ -150,14 +150,6 @@ def choose(snapshots: list[Snapshot], source: str) -> Snapshot | None:
         f"{source} is empty and the repository holds snapshots of {', '.join(others[:5])}, none of it",
         hint=f"choose one: chromakeep restore REPO@SNAPSHOT {source}",
     )
-
-
-def _restore(beside: Beside, repository: Repository, snapshot: Snapshot, observer: Observer) -> Path | None:
-    from chromakeep.operations.restore import restore
-
-    fresh = beside.scratch("restored")
-    restore(repository, snapshot.id, fresh, observer=observer)
-    return beside.swap(fresh, "replaced")
 
 
 def _refusal(data: Path, evidence: Evidence, failure: ChromakeepError | None) -> RefusedToServe:
