@@ -17,7 +17,7 @@ from chromakeep.cli.app import program
 from chromakeep.cli.settings import KEYS
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Cli
+    from cli.conftest import Cli
 
 ROOT = Path(__file__).parent.parent.parent
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()

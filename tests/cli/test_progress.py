@@ -15,7 +15,7 @@ from chromakeep.cli import progress
 from chromakeep.events import Noted, PhaseStarted, Progressed, Retried, ServerLine
 
 if TYPE_CHECKING:
-    from tests.cli.conftest import Cli
+    from cli.conftest import Cli
 
 Kept = Callable[[], dict[str, Any]]
 

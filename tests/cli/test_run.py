@@ -1,0 +1,160 @@
+"""The main job as `make up` runs it: serve, load the sample, stop, lose the disk, and come back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from cli.documentation import documented, same_fields
+
+if TYPE_CHECKING:
+    from cli.conftest import Cli
+
+ROOT = Path(__file__).parent.parent.parent
+COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(cli: Cli, port: int, *arguments: str) -> subprocess.Popen[str]:
+    log = (cli.cwd / "log").open("a")
+    command = cli.command("run", "--data", "data", "--port", str(port), *arguments, "--json")
+    return subprocess.Popen(command, cwd=cli.cwd, env=cli.environ, stdout=subprocess.PIPE, stderr=log, text=True)
+
+
+def load(cli: Cli, port: int, running: subprocess.Popen[str]) -> str:
+    """Run the sample's loader against it, as make up does."""
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "sample" / "load.py",
+            "--url",
+            f"http://127.0.0.1:{port}",
+            "--while-pid",
+            str(running.pid),
+        ],
+        env={**cli.environ, "SAMPLE_DATA": str(ROOT / "sample")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr + (cli.cwd / "log").read_text()
+    return done.stdout
+
+
+def counts(port: int) -> dict[str, int]:
+    def get(path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{COLLECTIONS}{path}", timeout=30) as answer:
+            return json.load(answer)
+
+    return {c["name"]: get(f"/{c['id']}/count") for c in get("")}
+
+
+def stop(running: subprocess.Popen[str], number: int) -> dict[str, Any]:
+    """The object on stdout after a clean end."""
+    running.send_signal(number)
+    out, _ = running.communicate(timeout=60)
+    assert running.returncode == 0, out
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+@pytest.mark.slow
+def test_a_disk_is_lost_and_the_sample_comes_back(cli: Cli) -> None:
+    """SIGTERM or Ctrl-C ends with 0 and a last snapshot; on an empty directory the next start restores it."""
+    port = free_port()
+    running = start(cli, port, "--repository", "keep", "--every", "1h")
+    try:
+        assert "books 1,424, laws 647 records sent" in load(cli, port, running)
+        first = stop(running, signal.SIGTERM)
+        assert (first["command"], first["ok"], first["snapshots"]) == ("run", True, 1)
+        assert [s["id"] for s in cli.json("snapshots", "keep")["snapshots"]] == [first["snapshot"]]
+
+        shutil.rmtree(cli.cwd / "data")
+        running = start(cli, port, "--repository", "keep", "--every", "1h")
+        assert "nothing was sent" in load(cli, port, running)
+        assert counts(port) == {"books": 1424, "laws": 647}
+        second = stop(running, signal.SIGINT)
+        assert second["outcome"] == "restored"
+    finally:
+        if running.poll() is None:
+            running.kill()
+    log = (cli.cwd / "log").read_text()
+    assert " chroma | " in log
+    assert "2,071" in log
+    same_fields(first, documented("run"))
+
+
+@pytest.mark.slow
+def test_the_server_is_not_told_the_password(cli: Cli) -> None:
+    """Chroma's process has none of our variables, and no line of the log has the secret."""
+    port = free_port()
+    cli.environ["CHROMAKEEP_PASSWORD"] = secret = "correct horse battery staple"
+    running = start(cli, port, "--repository", "keep", "--every", "1h")
+    try:
+        load(cli, port, running)
+        children = [
+            int(stat.parent.name)
+            for stat in Path("/proc").glob("[0-9]*/stat")
+            if f" {running.pid} " in stat.read_text().rpartition(")")[2][:20]
+        ]
+        assert children
+        for child in children:
+            environment = Path(f"/proc/{child}/environ").read_bytes()
+            assert b"CHROMAKEEP" not in environment
+            assert secret.encode() not in environment + Path(f"/proc/{child}/cmdline").read_bytes()
+        stop(running, signal.SIGTERM)
+    finally:
+        if running.poll() is None:
+            running.kill()
+    assert secret not in (cli.cwd / "log").read_text()
+    assert "is encrypted" in cli.fails(12, "snapshots", "keep", env={"CHROMAKEEP_PASSWORD": ""})
+
+
+def test_what_cannot_serve_says_so_before_anything_starts(cli: Cli) -> None:
+    """A port in use, a program that is not there, a wrong address, a repository with --ephemeral: one line each."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert port in cli.fails(18, "run", "--data", "data", "--host", "127.0.0.1", "--port", port, "--ephemeral")
+    assert "no-chroma" in cli.fails(18, "run", "--data", "data", "--ephemeral", "--chroma", "./no-chroma")
+    assert "ftp://" in cli.fails(2, "run", "--data", "data", "--repository", "ftp://x/y")
+    assert "--data" in cli.fails(2, "run", "--repository", "keep")
+    assert "--ephemeral" in cli.fails(2, "run", "--data", "data", "--repository", "keep", "--ephemeral")
+    assert "--data" in cli.fails(2, "run", "--data", "data", "--ephemeral", "--", "--path", "elsewhere")
+    assert not (cli.cwd / "data" / "chroma.sqlite3").exists()
+
+
+def test_a_loader_without_a_server_gives_up(cli: Cli) -> None:
+    """When the process that should serve is gone, the loader of make up ends, too."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    done = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "sample" / "load.py",
+            "--url",
+            f"http://127.0.0.1:{free_port()}",
+            "--while-pid",
+            str(gone.pid),
+        ],
+        env=dict(os.environ),
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
