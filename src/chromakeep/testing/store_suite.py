@@ -44,8 +44,8 @@ BAD_NAMES = (
 class StoreSuite:
     """One test per guarantee of ``chromakeep.store.base.Store``; each gets an empty store.
 
-    ``conditional`` is False for a store known to have no conditional put that holds; ``many`` objects are listed to
-    make a real server page its answer; ``big`` is the size in bytes of the largest object tried.
+    ``conditional`` is False for a store whose conditional put is known not to hold among concurrent writers; ``many``
+    objects are listed to make a real server page its answer; ``big`` is the size in bytes of the largest object tried.
     """
 
     conditional = True
@@ -147,9 +147,10 @@ class StoreSuite:
         assert store.get("x/y") == b"first"
 
     def test_of_concurrent_conditional_puts_one_wins(self, store: Store) -> None:
-        """Of 8 threads that put one name if absent, exactly one returns, and the object is that one's."""
-        if not self.conditional:
-            pytest.skip("this store is declared to have no conditional put")
+        """Of 8 threads that put one name if absent, exactly one returns, and the object is that one's.
+
+        Where ``conditional`` is False several may return; the object is one of theirs.
+        """
         for round_ in range(5):
             name, start = f"race/{round_}", threading.Barrier(8)
 
@@ -163,8 +164,8 @@ class StoreSuite:
 
             with ThreadPoolExecutor(8) as pool:
                 winners = [writer for writer, won in enumerate(pool.map(compete, range(8))) if won]
-            assert len(winners) == 1
-            assert store.get(name) == str(winners[0]).encode() * 1000
+            assert len(winners) == 1 or (winners and not self.conditional)
+            assert store.get(name) in [str(winner).encode() * 1000 for winner in winners]
 
     def test_readers_see_whole_objects_only(self, store: Store) -> None:
         """While one object is replaced again and again, every read gives one version of it, never a mixture."""

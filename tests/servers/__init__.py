@@ -1,0 +1,1 @@
+"""Real storage servers for tests, started on free loopback ports and stopped with the session."""
