@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
-from repository.scenes import Scene
 
 from chromakeep.errors import ObjectExists, RepositoryBusy
 from chromakeep.operations.prune import Retention, prune
@@ -16,6 +16,7 @@ from chromakeep.repository.sessions import Session
 from chromakeep.store.base import ObjectInfo, Store
 from chromakeep.store.memory import MemoryStore
 from chromakeep.testing.faults import Died, FaultyStore
+from repository.scenes import Scene
 
 
 class Interrupted:
@@ -68,10 +69,8 @@ def prepared(scene: Scene) -> MemoryStore:
 
 def collect(store: Store, *, wait: float = 0.0) -> None:
     """A prune that keeps one snapshot; another one under way is no failure."""
-    try:
+    with suppress(RepositoryBusy):
         prune(Repository.open(store), KEEP_ONE, wait=wait)
-    except RepositoryBusy:
-        pass
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -140,10 +139,8 @@ def test_a_prune_at_every_moment_of_a_prune(scene: Callable[[int], Scene], monke
             monkeypatch.undo()
 
         between = Interrupted(store, at, other)
-        try:
+        with suppress(RepositoryBusy):
             prune(Repository.open(between), KEEP_ONE, wait=0.0)
-        except RepositoryBusy:
-            pass
         assert one.verify(store)
         latest = one.backup(store).id
         assert latest in one.verify(store)
@@ -183,7 +180,7 @@ def test_death_at_every_store_call(scene: Callable[[int], Scene], what: str, aft
         report = prune(Repository.open(store), KEEP_ONE, wait=0.0)
         assert not report.deferred
         assert one.verify(store) == [latest]
-        assert len([o for o in store.list("sessions/")]) == 0
+        assert not list(store.list("sessions/"))
         held = sum(o.size for o in store.list("packs/"))
         assert held < 2.2 * len(one.content)
         if done:
@@ -207,7 +204,7 @@ def test_two_backups_and_a_prune_at_once(scene: Callable[[int], Scene]) -> None:
 
 
 def test_prune_waits_for_a_writer_and_then_leaves_the_deleting_to_the_next(scene: Callable[[int], Scene]) -> None:
-    """With a session open the prune removes snapshots and defers deleting; unlock ends the session; the next deletes."""
+    """With a session open the prune removes snapshots and defers deleting; once unlock ended it, the next deletes."""
     one = scene(1)
     store = prepared(one)
     Session.start(Repository.open(store))

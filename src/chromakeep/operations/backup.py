@@ -6,9 +6,9 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,7 @@ import chromakeep
 from chromakeep.chroma.capture import Capture, capture
 from chromakeep.chroma.inspection import Inspection, inspect
 from chromakeep.chroma.layout import file_layouts
-from chromakeep.chroma.problems import Problem
-from chromakeep.errors import CorruptObject, DiskFull, NotAChromaDirectory, RepositoryBusy, SourceBroken
+from chromakeep.errors import CorruptObject, DiskFull, NotAChromaDirectory, RepositoryBusy, SourceBroken, StoreError
 from chromakeep.events import Noted, Observer, PhaseStarted, Progressed, ignore
 from chromakeep.layout import Layout
 from chromakeep.records import Collection
@@ -28,7 +27,6 @@ from chromakeep.repository.writer import SnapshotWriter
 
 ATTEMPTS = 3  # captures that are found inexact before the source is refused; sessions that are fenced before we give up
 RECENT = 8  # snapshots among which a parent is looked for
-WARNINGS = frozenset({"link-lists-bloat"})  # problems of a directory that is nevertheless whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ def _publish(
                 files = tuple(writer.add_file(captured.path / n, n, layout, count) for n, layout in layouts.items())
             finally:
                 inspection = validated.result()
-        refuse_broken(source, inspection, allow_empty=allow_empty)
+        refuse_broken(source, inspection, allow_empty=allow_empty, observer=observer)
         new = writer.publish()
         snapshot = Snapshot(
             id=session.id,
@@ -144,10 +142,11 @@ def _publish(
     )
 
 
-def refuse_broken(source: Path, inspection: Inspection, *, allow_empty: bool) -> None:
+def refuse_broken(source: Path, inspection: Inspection, *, allow_empty: bool, observer: Observer = ignore) -> None:
     """Raise for a capture that must not become a snapshot."""
-    problems: Sequence[Problem] = [p for p in inspection.problems if p.code not in WARNINGS]
-    if problems:
+    for warning in inspection.warnings:
+        observer(Noted(f"{source}: {warning.message}", "warning"))
+    if problems := inspection.problems:
         first = problems[0]
         where = f"collection {first.collection!r}: " if first.collection else ""
         more = f" (and {len(problems) - 1} more problems)" if problems[1:] else ""
@@ -179,10 +178,8 @@ def _parent(repository: Repository, layouts: dict[str, Layout], origin: str) -> 
 
 def _withdraw(session: Session) -> None:
     """A failed backup takes its announcement back, so that no prune waits for it; if it cannot, prune finds out."""
-    try:
+    with suppress(StoreError):  # the first error is the one to tell
         session.end()
-    except Exception:  # noqa: S110 - the first error is the one to tell
-        pass
 
 
 @contextmanager
@@ -200,7 +197,7 @@ def _staging(source: Path, stage: Path | None) -> Iterator[Path]:
         try:
             place = Path(tempfile.mkdtemp(prefix="chromakeep-capture-"))
         except OSError as e:
-            raise DiskFull(f"no place for a temporary copy ({e.strerror})", hint="give one: --stage DIRECTORY") from None
+            raise DiskFull(f"no room for a temporary copy ({e.strerror})", hint="give one: --stage DIRECTORY") from None
     try:
         yield place
     finally:

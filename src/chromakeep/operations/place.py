@@ -75,7 +75,7 @@ def newest_old(target: Path) -> Path:
     folder, prefix = (target, "") if _fixed(target) else (target.parent, target.name)
     found = sorted(p for p in folder.glob(f"{prefix}{OLD}*") if p.is_dir()) if folder.is_dir() else []
     if not found:
-        raise SnapshotNotFound(f"{target}: nothing was kept of it", hint="restore a snapshot: chromakeep restore REPO TO")
+        raise SnapshotNotFound(f"{target}: nothing was kept of it", hint="restore a snapshot: chromakeep restore")
     return found[-1]
 
 

@@ -108,7 +108,14 @@ def restore(
         kept = None
     seconds = round(time.monotonic() - started, 3)
     return RestoreResult(
-        snapshot.id, str(target), str(kept) if kept else None, total, reader.fetched_bytes, seconds, wanted, dry_run=False
+        snapshot.id,
+        str(target),
+        str(kept) if kept else None,
+        total,
+        reader.fetched_bytes,
+        seconds,
+        wanted,
+        dry_run=False,
     )
 
 
@@ -132,7 +139,7 @@ def verify(directory: Path, recorded: Sequence[Collection]) -> None:
             raise VerificationFailed(f"collection {collection.name!r} is missing from the restored directory")
         if other.count != collection.count:
             raise VerificationFailed(
-                f"collection {collection.name!r} has {other.count:,} records, the snapshot recorded {collection.count:,}"
+                f"collection {collection.name!r} has {other.count:,} records, the snapshot {collection.count:,}"
             )
         if collection.digest and other.digest != collection.digest:
             assert other.digest
@@ -201,7 +208,9 @@ def _refusing_full_disk(target: Path) -> Iterator[None]:
         yield
     except OSError as e:
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise DiskFull(f"{target}: {e.strerror} while restoring", hint="nothing was changed; free some space") from None
+            raise DiskFull(
+                f"{target}: {e.strerror} while restoring", hint="free some space; nothing was changed"
+            ) from None
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise ChromakeepError(f"{e.filename or target}: {e.strerror}", hint="nothing was changed") from None
         raise

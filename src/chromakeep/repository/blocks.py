@@ -2,8 +2,8 @@
 
 Stored form: codec(1) width(4, little-endian) payload. Codecs: 0 as it is; 1 zstd; 2 rows of ``width`` bytes
 transposed, then zstd (neighbour links: the high bytes of ids are alike down a column, not along a row); 3 float32:
-each word rotated left by one bit so that the exponent fills the top byte, the three byte planes of sign and mantissa as they are
-(near-random in embeddings: arXiv 2602.00079) and the exponent plane by zstd.
+each word rotated left by one bit so that the exponent fills the top byte, the three byte planes of sign and mantissa
+as they are (near-random in embeddings: arXiv 2602.00079) and the exponent plane by zstd.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ import msgspec
 import numpy as np
 
 from chromakeep.errors import CorruptObject, MissingObject, ObjectExists, ObjectNotFound, RepositoryBusy
-from chromakeep.repository.index import Index, IndexPart, PackInfo, Place, entry_rows
 from chromakeep.repository.compaction import compact, sparse_blocks
+from chromakeep.repository.index import Index, IndexPart, PackInfo, Place, entry_rows
 from chromakeep.repository.liveness import Needs, needs
 from chromakeep.repository.packs import DATA, META, PackWriter, open_block, session_of
 from chromakeep.repository.reader import SnapshotReader
@@ -171,7 +171,9 @@ class _Collection:
         reader = SnapshotReader(self.repository)
         putting = ThreadPoolExecutor(2, thread_name_prefix="put")
         try:
-            writers = {f: PackWriter(self.store, self.repository.keys, self.session.id, f, putting) for f in (DATA, META)}
+            writers = {
+                f: PackWriter(self.store, self.repository.keys, self.session.id, f, putting) for f in (DATA, META)
+            }
 
             def move(stored: bytes, identity: bytes, place: Place) -> None:
                 verify(self.repository, stored, identity, place)
@@ -223,7 +225,9 @@ class _Collection:
             needed = needs(reader, new)
         finally:
             reader.close()
-        safe = Index((p for n, p in self.repository.parts().items() if n not in plan.superseded), without=plan.condemned)
+        safe = Index(
+            (p for n, p in self.repository.parts().items() if n not in plan.superseded), without=plan.condemned
+        )
         entries, packs = [], {}
         infos = {p.name: p for p in reader.index.packs}
         for identity in needed:

@@ -82,7 +82,9 @@ def entry_rows(items: Iterable[tuple[bytes, int, int, int, int]]) -> npt.NDArray
 class Index:
     """A searchable view of several parts. Where a block lies in several packs, the part added last wins."""
 
-    def __init__(self, parts: Iterable[IndexPart] = (), *, without: Iterable[str] = (), avoid: Iterable[str] = ()) -> None:
+    def __init__(
+        self, parts: Iterable[IndexPart] = (), *, without: Iterable[str] = (), avoid: Iterable[str] = ()
+    ) -> None:
         """``without`` names packs whose entries are left out; ``avoid`` packs that are the last choice."""
         self.packs: list[PackInfo] = []
         absent, last, kept = set(without), set(avoid), [np.empty(0, dtype=ENTRY)]
@@ -129,6 +131,7 @@ class Index:
     def entries(self) -> Iterator[tuple[bytes, Place]]:
         """All entries, a block that lies in several packs several times (the preferred place first)."""
         for row in self._rows:
-            yield row["id"].tobytes(), Place(
-                self.packs[int(row["pack"])].name, int(row["offset"]), int(row["stored"]), int(row["length"])
+            yield (
+                row["id"].tobytes(),
+                Place(self.packs[int(row["pack"])].name, int(row["offset"]), int(row["stored"]), int(row["length"])),
             )

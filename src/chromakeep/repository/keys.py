@@ -24,8 +24,8 @@ from chromakeep.errors import UnsupportedFormat, WrongPassword
 
 MASTER_BYTES = 32
 TAG_BYTES = 16
-ARGON2 = {"name": "argon2id", "memory_kib": 65536, "iterations": 3, "lanes": 1}
-SCRYPT = {"name": "scrypt", "n": 1 << 15, "r": 8, "p": 1}
+ARGON2: dict[str, int | str] = {"name": "argon2id", "memory_kib": 65536, "iterations": 3, "lanes": 1}
+SCRYPT: dict[str, int | str] = {"name": "scrypt", "n": 1 << 15, "r": 8, "p": 1}
 # A slot is read before anything is authenticated: its costs are bounded so that a foreign one cannot exhaust memory.
 MOST = {"memory_kib": 1 << 20, "iterations": 32, "lanes": 16, "n": 1 << 20, "r": 32, "p": 16}
 

@@ -23,7 +23,7 @@ from chromakeep.errors import CorruptObject, MissingObject
 from chromakeep.repository.index import Index, Place
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.snapshots import FileEntry
-from chromakeep.repository.spans import SpanMap, rows_per_span, unit_hashes, unit_length
+from chromakeep.repository.spans import SpanMap, rows_per_span, unit_hashes
 
 WINDOW = 16 << 20  # bytes of file put together at a time
 CACHE = 48 << 20  # bytes of decoded blocks kept for the windows to come
@@ -142,13 +142,13 @@ class SnapshotReader:
         """The bytes of a band, each span verified."""
         columns = [self._span(file, identity, size, ready) for identity, size in band.spans]
         if len(columns) == 1:
-            return memoryview(columns[0])
+            return columns[0].data
         table = np.empty((band.rows, file.layout.stride), dtype=np.uint8)
         at = 0
         for column, data in zip(file.layout.columns, columns, strict=True):
             table[:, at : at + column.width] = data.reshape(band.rows, column.width)
             at += column.width
-        return memoryview(table.reshape(-1))
+        return table.reshape(-1).data
 
     def _span(self, file: FileEntry, identity: bytes, size: int, ready: _Prepared) -> npt.NDArray[np.uint8]:
         mine = ready.at_hand.get(identity)
@@ -165,9 +165,7 @@ class SnapshotReader:
             raise CorruptObject(f"span of {file.path}", "put together from its blocks, holds other bytes than recorded")
         return data
 
-    def _assemble(
-        self, found: SpanMap, blocks: dict[bytes, bytes], mine: _AtHand | None
-    ) -> npt.NDArray[np.uint8]:
+    def _assemble(self, found: SpanMap, blocks: dict[bytes, bytes], mine: _AtHand | None) -> npt.NDArray[np.uint8]:
         """Scatter units of blocks to their places. The last unit of a span may be short."""
         unit, count = found.unit, len(found.hashes)
         out = np.empty(count * unit, dtype=np.uint8)
@@ -228,9 +226,7 @@ class SnapshotReader:
         """Fetch blocks, neighbours in a pack together, several ranges at a time, and hand each to ``opened``."""
         self.fetch_places([(self.place(i), i) for i in ids], opened)
 
-    def fetch_places(
-        self, places: list[tuple[Place, bytes]], opened: Callable[[bytes, bytes, Place], None]
-    ) -> None:
+    def fetch_places(self, places: list[tuple[Place, bytes]], opened: Callable[[bytes, bytes, Place], None]) -> None:
         """``get`` for blocks whose places are known."""
         places.sort(key=lambda p: (p[0].pack, p[0].offset))
         list(self._getting.map(lambda group: self._fetch(group, opened), _ranges(places)))
@@ -278,7 +274,11 @@ def _ranges(places: list[tuple[Place, bytes]]) -> Iterator[list[tuple[Place, byt
         if group:
             first, last = group[0][0], group[-1][0]
             end = last.offset + last.stored
-            if place.pack != last.pack or place.offset - end > GAP or place.offset + place.stored - first.offset > RANGE:
+            if (
+                place.pack != last.pack
+                or place.offset - end > GAP
+                or place.offset + place.stored - first.offset > RANGE
+            ):
                 yield group
                 group = []
         group.append((place, identity))

@@ -19,7 +19,6 @@ from chromakeep.repository.repository import Repository
 from chromakeep.repository.sealed import unseal
 from chromakeep.repository.snapshots import TOMBSTONE, Snapshot, encode, now, rfc3339
 
-
 LONGEST = 7 * 86400.0  # seconds; tombstones are kept longer
 LONGEST_UNFENCED = 12 * 3600.0  # where put-if-absent does not hold, time is all that keeps a prune from a writer
 

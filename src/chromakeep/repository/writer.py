@@ -279,7 +279,7 @@ def _split(band: bytes, rows: int, layout: Layout) -> list[memoryview]:
         return [memoryview(band)]
     table, at, parts = np.frombuffer(band, dtype=np.uint8).reshape(rows, layout.stride), 0, []
     for column in layout.columns:
-        parts.append(memoryview(np.ascontiguousarray(table[:, at : at + column.width]).reshape(-1)))
+        parts.append(np.ascontiguousarray(table[:, at : at + column.width]).reshape(-1).data)
         at += column.width
     return parts
 
