@@ -30,14 +30,15 @@ from chromakeep.chroma.persists import (
     stamps,
 )
 from chromakeep.chroma.premises import COMPANIONS, PART, allocated, check_paths, check_room, translated
-from chromakeep.chroma.signature import COARSE, DATABASE, SEGMENT_FILES, Stamp, settled, stamp
+from chromakeep.chroma.signature import COARSE, DATABASE, SEGMENT_FILES, TICK, Stamp, settled, stamp
 from chromakeep.errors import SourceBroken, SourceBusy
 from chromakeep.events import Noted, Observer, PhaseStarted, Progressed, ignore
 
 RETRY = 0.01  # seconds between attempts
 QUIET = 3.0  # seconds without a write after which a torn set of files will not be finished by anybody
 UNREGISTERED = 2.0  # seconds to wait for a persist to be registered before taking the state a crash would leave
-CLOSE_ENOUGH = 1 << 20  # bytes; once an unlocked pass finds no more than this, another one gains nothing
+PATIENCE = 1.0  # seconds to go on with unlocked passes in the hope of a moment without commits
+CLOSE_ENOUGH = 1 << 20  # bytes; after that time, a pass that finds no more than this is the last one
 PATCHES = 64 << 20  # bytes of differences kept in memory while the lock is held
 ABSURD = 1 << 30  # bytes; link_lists.bin holds one level in sixteen of data_level0.bin's links
 
@@ -205,36 +206,47 @@ class _Capturing:
     # the database: four ways
 
     def _copy_live(self, database: LiveDatabase, copied: dict[Segment, Stamps], deadline: float) -> float:
+        """Look for a moment without commits, in which the lock is held only to see that there were none; failing
+        that for ``PATIENCE``, hold it while the whole database is compared with the copy at memory speed."""
+        patient = time.monotonic() + PATIENCE
         with self._target() as target:
-            before = self._approach(database, target)
-            with database.shared(deadline) as connection:
-                held = time.perf_counter()
-                self._check_segments(connection, copied)
-                now = database.stamp()
-                if now[0] is None or stamp(self.database) != now[0] or database.wal != database.in_wal_mode():
-                    raise _NotNow("the directory was replaced")
-                size, patches, changed = now[0].size, list[Patch](), 0
-                if not (self.reflink and clone(database.descriptor, target)) and now != before:
-                    size, patches, changed = self.copier.differences(database.descriptor, target, limit=PATCHES)
-            pause = time.perf_counter() - held
+            while True:
+                before = self._approach(database, target, patient)
+                with database.shared(deadline) as connection:
+                    held = time.perf_counter()
+                    now = database.stamp()
+                    if now != before and not self.reflink and time.monotonic() < patient:
+                        continue
+                    if now[0] is None or stamp(self.database) != now[0] or database.wal != database.in_wal_mode():
+                        raise _NotNow("the directory was replaced")
+                    self._check_segments(connection, copied)
+                    size, patches, changed = now[0].size, list[Patch](), 0
+                    if not (self.reflink and clone(database.descriptor, target)) and now != before:
+                        size, patches, changed = self.copier.differences(database.descriptor, target, limit=PATCHES)
+                pause = time.perf_counter() - held
+                break
             apply(target, size, patches)
             self._copied(changed)
             self._settle(target, now[0])
         return pause
 
-    def _approach(self, database: LiveDatabase, target: int) -> tuple[Stamp | None, bytes] | None:
-        """Unlocked passes over the database until little changes; a stamp from before the last one, if it says much."""
-        if self.reflink:
-            return None
-        before, last = None, 0
-        for _ in range(4):
+    def _approach(self, database: LiveDatabase, target: int, patient: float) -> tuple[Stamp | None, bytes] | None:
+        """Unlocked passes over the database until one sees no commit, or it is past ``patient`` and they gain little.
+
+        Returns the stamp from before the last pass; None if a write right after it might not have changed it.
+        """
+        last = 0
+        while not self.reflink:
             before = database.stamp()
+            aged = before[0] is not None and settled([before[0]], TICK)
             changed = self.copier.rewrite(database.descriptor, target)
             self._copied(changed)
-            if changed <= CLOSE_ENOUGH or 0 < last <= changed:
-                break
+            if aged and database.stamp() == before:
+                return before
+            if time.monotonic() > patient and (changed <= CLOSE_ENOUGH or 0 < last <= changed):
+                return before if aged else None
             last = changed
-        return before if before and before[0] and settled([before[0]]) else None
+        return None
 
     def _copy_wal(self, database: LiveDatabase, copied: dict[Segment, Stamps], deadline: float) -> float:
         """A read transaction pins one state without keeping writers out; SQLite's backup reads it page by page."""
