@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from chromakeep.errors import ObjectExists, StoreUnavailable
+from chromakeep.errors import ObjectExists, ObjectNotFound, StoreUnavailable
 from chromakeep.events import Observer, Retried, ignore
 from chromakeep.store.base import ObjectInfo, Store
 
@@ -59,7 +59,7 @@ class RetryingStore:
                 answers_lost += 1
                 raise
             except ObjectExists:
-                if not answers_lost or self.inner.get(name) != data:
+                if not answers_lost or self._read_to_compare(name) != data:
                     raise
 
         self._persist(f"put {name}", attempt)
@@ -94,6 +94,12 @@ class RetryingStore:
 
     def delete(self, name: str) -> None:
         self._persist(f"delete {name}", lambda: self.inner.delete(name))
+
+    def _read_to_compare(self, name: str) -> bytes:
+        try:
+            return self.inner.get(name)
+        except ObjectNotFound:  # deleted meanwhile: the put was neither done nor refused
+            raise StoreUnavailable(f"{name}: was deleted while it was put") from None
 
     def _persist(self, what: str, attempt: Callable[[], T]) -> T:
         began = time.monotonic()
