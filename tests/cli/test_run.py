@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from cli.documentation import documented, same_fields
 
 if TYPE_CHECKING:

@@ -94,7 +94,9 @@ def _complete(name: str) -> Callable[[click.Context, click.Parameter, str], list
 
 def place(parameter: str, shown: str, *, required: bool = False) -> Callable[[Any], Any]:
     """A positional argument that names a directory or a repository, ``shown`` so in the help."""
-    return click.argument(parameter, required=required, type=click.Path(), metavar=shown if required else f"[{shown}]")
+    return click.argument(
+        parameter, required=required, type=click.Path(readable=False), metavar=shown if required else f"[{shown}]"
+    )
 
 
 COMMON = (

@@ -81,16 +81,14 @@ def repository(opened: Repository, address: str) -> Reply:
 
 def directory(path: Path, size: int, found: Inspection) -> Reply:
     """A Chroma directory, its collections and what is wrong with it."""
-    from chromakeep.operations.backup import WARNINGS
-
     lines = [f"Chroma directory {path}: {collections(found.collections)}, {output.size(size)}, Chroma {found.version}"]
     if found.collections:
         lines.append(_table(found.collections))
-    for problem in found.problems:
+    told = [("problem", problem) for problem in found.problems] + [("warning", warning) for warning in found.warnings]
+    for kind, problem in told:
         where = problem.collection or problem.file or "directory"
-        kind = "warning" if problem.code in WARNINGS else "problem"
         lines.append(f"{kind}: {output.printable(where)}: {output.printable(problem.message)}")
-    status = SourceError.exit_status if any(p.code not in WARNINGS for p in found.problems) else 0
+    status = SourceError.exit_status if found.problems else 0
     data = {
         "kind": "directory",
         "directory": str(path),
@@ -98,5 +96,6 @@ def directory(path: Path, size: int, found: Inspection) -> Reply:
         "chroma_version": found.version,
         "collections": found.collections,
         "problems": found.problems,
+        "warnings": found.warnings,
     }
     return Reply(data, "\n".join(lines), status)
