@@ -83,17 +83,22 @@ def canonical(value: Any) -> Any:
     raise ValueError(f"a value Chroma cannot parse ({type(value).__name__})")
 
 
-def overlay(rows: Iterable[tuple[int, bytes, Any]], before: dict[bytes, Fields]) -> dict[bytes, Fields | None]:
-    """Apply pending rows (values ``canonical``) to the records they name, given those that exist; a deleted one is None.
+def overlay(
+    rows: Iterable[tuple[int, bytes, Any]], before: dict[bytes, Fields]
+) -> tuple[dict[bytes, Fields | None], list[bytes]]:
+    """Apply pending rows (values ``canonical``) to the records they name, given those that exist.
 
-    New and re-added ids come last, in the order of their (re)creation: that is the order of ``collection.get``.
+    Returns what becomes of each (a deleted record: None), and the ids that are new or re-added, in that order:
+    ``collection.get`` returns them last.
     """
     after: dict[bytes, Fields | None] = dict(before)
+    created: dict[bytes, None] = {}
     for operation, id_, changes in rows:
         fields = after.get(id_)
         if operation == DELETE:
             if fields is not None:
                 after[id_] = None
+                created.pop(id_, None)
         elif (
             operation == BACKFILL
             or (operation == ADD and fields is not None)
@@ -102,21 +107,22 @@ def overlay(rows: Iterable[tuple[int, bytes, Any]], before: dict[bytes, Fields])
             continue
         else:
             if fields is None:
-                after.pop(id_, None)
+                created[id_] = None
                 fields = after[id_] = {}
             for key, value in (changes or {}).items():
                 if value is None or (key == DOCUMENT and not isinstance(value, str)):
                     fields.pop(key, None)
                 else:
                     fields[key] = value
-    return after
+    return after, list(created)
 
 
 class Records:
     """The records of one collection as SQLite has them, and what pending rows change (usually nothing).
 
     ``rowids`` (n,) and ``base_lanes`` (n, 2): row numbers and id hashes of the METADATA segment; ``unchanged`` (n,) marks
-    those that no pending row touches; ``changed`` has the others, and new ones. ``lanes`` are the living ids' hashes.
+    those that no pending row touches; ``changed`` has the others (None: deleted) and new ones. ``lanes`` are the living
+    ids' hashes. In the order of ``collection.get`` come the rows ``in_place`` and then the ids ``appended``.
     """
 
     def __init__(self, catalog: Catalog, entry: Entry, queue: Queue) -> None:
@@ -128,6 +134,8 @@ class Records:
         self.rowids, self.base_lanes = np.concatenate(rowids), np.concatenate(lanes)
         self.unchanged = np.ones(len(self.rowids), bool)
         self.changed: dict[bytes, Fields | None] = {}
+        self.appended: list[bytes] = []
+        self.in_place = np.sort(self.rowids)
         self.poisoned: list[Row] = []
         pending = queue.pending(entry.topic, entry.metadata_seq)
         if len(pending):
@@ -158,16 +166,46 @@ class Records:
             except ValueError as error:
                 rows[rows.index(row)] = row._replace(poison=f"its metadata holds {error}")
         self.poisoned = [row for row in rows if row.poison]
-        before = {}
-        named = {row.id for row in rows}
-        for id_ in named:
+        before: dict[bytes, Fields] = {}
+        rowid_of: dict[bytes, int] = {}
+        for id_ in {row.id for row in rows}:
             found = self.connection.execute(
                 "SELECT id FROM embeddings WHERE segment_id = ? AND embedding_id = ?", (self.segment, id_.decode())
             ).fetchone()
             if found:
                 before[id_] = read_fields(self.connection, found, arrays=self.arrays).get(found[0], {})
-                self.unchanged[self.rowids == found[0]] = False
-        self.changed = overlay(changes, before)
+                rowid_of[id_] = found[0]
+        self.unchanged = ~np.isin(self.rowids, list(rowid_of.values()))
+        self.changed, self.appended = overlay(changes, before)
+        gone = [rowid for id_, rowid in rowid_of.items() if self.changed[id_] is None or id_ in set(self.appended)]
+        self.in_place = self.in_place[~np.isin(self.in_place, gone)]
+
+    def id_portions(self, size: int) -> Iterator[list[bytes]]:
+        """The living ids in the order of ``collection.get``."""
+        for start in range(0, len(self.in_place), size):
+            yield self._ids(self.in_place[start : start + size].tolist())
+        for start in range(0, len(self.appended), size):
+            yield self.appended[start : start + size]
+
+    def portions(self, size: int) -> Iterator[tuple[list[bytes], list[Fields]]]:
+        """The living ids and their fields, in the order of ``collection.get``."""
+        for start in range(0, len(self.in_place), size):
+            rowids = self.in_place[start : start + size].tolist()
+            stored = read_fields(self.connection, rowids, arrays=self.arrays)
+            ids = self._ids(rowids)
+            yield ids, [self.changed.get(i, stored.get(n, {})) or {} for i, n in zip(ids, rowids, strict=True)]
+        for start in range(0, len(self.appended), size):
+            ids = self.appended[start : start + size]
+            yield ids, [self.changed[id_] or {} for id_ in ids]
+
+    def _ids(self, rowids: list[int]) -> list[bytes]:
+        found = dict(
+            self.connection.execute(
+                "SELECT id, CAST(embedding_id AS BLOB) FROM embeddings WHERE id IN (SELECT value FROM json_each(?))",
+                (json.dumps(rowids),),
+            )
+        )
+        return [found[rowid] for rowid in rowids]
 
     def names(self, wanted: NDArray[np.uint64]) -> tuple[str, ...]:
         """The ids whose hashes begin with these words."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,67 +94,59 @@ class Vectors:
         """The ids whose hashes begin with these words."""
         return named([*self.replay.alive, *map(self.ids.id, range(len(self.ids)))], wanted)
 
-    def check(self, tally: Tally | None) -> None:
-        """One pass over the index files: find their faults and, given a tally, add all vectors to it."""
+    def check(self, tally: Tally | None = None) -> hnsw.Elements | None:
+        """One pass over the index files: find their faults and, given a tally, add all vectors to it.
+
+        Returns what the pass saw of the elements, None when there is no index to look at.
+        """
+        seen = None
         if self.header:
             seen = hnsw.Elements(self.header)
-            lengths = hnsw.read_lengths(self.path, self.header) if self.entry.space == "cosine" else None
-            start = 0
-            for portion in hnsw.elements(self.path, self.header):
-                seen.see(portion)
+            for portion in hnsw.elements(self.path, self.header, lengths=self.entry.space == "cosine"):
                 if tally:
-                    self._add(tally, portion, None if lengths is None else lengths[start : start + len(portion)])
-                start += len(portion)
+                    self._add(tally, portion)
+                seen.see(portion)
             self.faults += seen.faults() + hnsw.check_links(self.path, self.header) + self._compare(seen)
         if tally:
             for id_, vector in self.queued():
                 tally.vectors += (hashes([id_]) * hashes([vector.tobytes()]))[0]
+        return seen
 
-    def queued(self) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
-        """The ids whose vector is in the queue, in the queue's order, and that vector as ``collection.get`` returns it."""
-        ids = {seq: id_ for id_, seq in self.replay.alive.items() if seq}
-        for seq, data in self.queue.vectors(np.array(sorted(ids), np.int64)):
-            vector = np.frombuffer(data or b"", "<f4")
-            yield ids[seq], hnsw.through_cosine(vector) if self.entry.space == "cosine" else vector
-
-    def _add(self, tally: Tally, portion: NDArray[Any], lengths: NDArray[np.float32] | None) -> None:
-        position = np.minimum(np.searchsorted(self.ids.labels, portion["label"].view(np.int64)), len(self.ids) - 1)
-        wanted = (self.ids.labels[position] == portion["label"].view(np.int64)) & ~self.moved[position]
-        wanted &= portion["head"] & 0x10000 == 0
-        values = hnsw.vectors(portion, lengths)
+    def _add(self, tally: Tally, portion: hnsw.Portion) -> None:
+        position = np.minimum(np.searchsorted(self.ids.labels, portion.labels), len(self.ids) - 1)
+        wanted = (self.ids.labels[position] == portion.labels) & ~self.moved[position] & ~portion.deleted
+        values = portion.vectors()
         if not wanted.all():
             values, position = values[wanted], position[wanted]
         tally.vectors += (self.ids.lanes[position] * row_hashes(values)).sum(axis=0)
 
     def _compare(self, seen: hnsw.Elements) -> list[Fault]:
         """Elements against the id map. After a kill between the index files and the pickle the index is ahead of the
-        pickle; Chroma gets over that if replay gives each element that is ahead the label it has, and only then."""
-        live = np.sort(seen.labels[~seen.deleted])
-        if np.array_equal(live, self.ids.labels):
-            ahead = seen.labels[seen.deleted]
-            ahead = ahead[ahead > self.ids.total]
-        else:
-            lost = len(np.setdiff1d(self.ids.labels, live, assume_unique=True))
-            if lost:
-                return [
-                    Fault(
-                        pickles.FILE,
-                        "id-map",
-                        f"{pickles.FILE} names {lost} ids whose elements are gone from {hnsw.LEVEL0}",
-                    )
-                ]
-            ahead = np.concatenate(
-                [np.setdiff1d(live, self.ids.labels), seen.labels[seen.deleted & (seen.labels > self.ids.total)]]
-            )
-            ahead = ahead[
-                (ahead <= self.ids.total) | (ahead > self.ids.total + self.replay.labels) | ~np.isin(ahead, live)
-            ]
-        if len(ahead):
+        pickle. Chroma gets over that when replay gives each element that is ahead its label again, and only then: it
+        can neither delete nor update an element that is marked deleted (hnswalg.h, ``markDeletedInternal``, ``addPoint``).
+        """
+        live, total = np.sort(seen.labels[~seen.deleted]), self.ids.total
+        strangers = int((seen.labels[seen.deleted] > total).sum())
+        if not np.array_equal(live, self.ids.labels):
+            if lost := len(np.setdiff1d(self.ids.labels, live)):
+                return [Fault(pickles.FILE, "id-map", f"{lost} ids of {pickles.FILE} have no element in {hnsw.LEVEL0}")]
+            ahead = np.setdiff1d(live, self.ids.labels)
+            strangers += int(((ahead <= total) | (ahead > total + self.replay.labels)).sum())
+        if strangers:
             return [
-                Fault(
-                    pickles.FILE,
-                    "id-map",
-                    f"{hnsw.LEVEL0} holds {len(ahead)} elements that {pickles.FILE} does not know",
-                )
+                Fault(pickles.FILE, "id-map", f"{strangers} elements of {hnsw.LEVEL0} are unknown to {pickles.FILE}")
             ]
         return []
+
+    def places(self, seen: hnsw.Elements) -> NDArray[np.int64]:
+        """Of each position in ``ids`` the number of its living element, -1 where there is none."""
+        order = np.argsort(seen.labels, kind="stable")
+        at = order[np.minimum(np.searchsorted(seen.labels[order], self.ids.labels), len(order) - 1)]
+        return np.where((seen.labels[at] == self.ids.labels) & ~seen.deleted[at], at, -1)
+
+    def queued(self, only: set[bytes] | None = None) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
+        """The ids (or those among ``only``) whose vector is in the queue, and it as ``collection.get`` returns it."""
+        ids = {seq: id_ for id_, seq in self.replay.alive.items() if seq and (only is None or id_ in only)}
+        for seq, data in self.queue.vectors(np.array(sorted(ids), np.int64)):
+            vector = np.frombuffer(data or b"", "<f4")
+            yield ids[seq], hnsw.through_cosine(vector) if self.entry.space == "cosine" else vector

@@ -1,0 +1,112 @@
+"""Read the records of one collection straight from its files, as ``collection.get`` would return them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chromakeep.chroma import hnsw
+from chromakeep.chroma.catalog import Catalog, Entry
+from chromakeep.chroma.digests import hashes
+from chromakeep.chroma.metadata import HIDDEN, URI, Fields, Records
+from chromakeep.chroma.queue import DOCUMENT, Queue
+from chromakeep.chroma.vectors import Vectors
+from chromakeep.errors import SourceBroken, UsageError
+
+PORTION = 2048
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Portion:
+    """Some records; position ``i`` is one record throughout. ``vectors`` is (n, dimension) float32.
+
+    Metadata values are str, int, float, bool or a list of one of them; None where there is no metadata at all.
+    """
+
+    ids: list[str]
+    vectors: NDArray[np.float32]
+    documents: list[str | None]
+    uris: list[str | None]
+    metadatas: list[dict[str, Any] | None]
+
+
+def read_collection(directory: Path, collection: str | Entry, *, portion: int = PORTION) -> Iterator[Portion]:
+    """All records of a collection, in the order of ``collection.get``, ``portion`` at a time and no more in memory.
+
+    ``collection`` is its id or catalog entry; the directory must be at rest. Vectors are bit for bit those that Chroma
+    returns, except that queued vectors of a cosine collection may differ in the last place on machines other than
+    x86-64 (see ``hnsw.through_cosine``). Raises UsageError for an unknown collection, SourceBroken when any record
+    cannot be read exactly.
+    """
+    with Catalog(directory) as catalog:
+        records, vectors = open_collection(catalog, collection)
+        for row in records.poisoned + vectors.poisoned + vectors.misfits:
+            raise SourceBroken(f"queue row {row.seq} stops Chroma: {row.poison or 'its vector has another dimension'}")
+        index = Index(vectors)
+        for ids, fields in records.portions(portion):
+            yield _portion(index, ids, fields)
+
+
+def read_vectors(directory: Path, collection: str | Entry) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    """Ids and vectors only, as ``read_collection`` gives them."""
+    with Catalog(directory) as catalog:
+        records, vectors = open_collection(catalog, collection)
+        index = Index(vectors)
+        for ids in records.id_portions(PORTION):
+            yield [id_.decode() for id_ in ids], index.vectors(ids)
+
+
+def open_collection(catalog: Catalog, collection: str | Entry) -> tuple[Records, Vectors]:
+    """The two sides of a collection. Raises UsageError when the catalog has none of that id."""
+    wanted = collection if isinstance(collection, str) else collection.id
+    for entry in catalog.entries:
+        if entry.id == wanted:
+            queue = Queue(catalog.connection)
+            return Records(catalog, entry, queue), Vectors(catalog.directory, entry, queue)
+    raise UsageError(f"there is no collection {wanted} in {catalog.directory}")
+
+
+def _portion(index: Index, ids: list[bytes], fields: list[Fields]) -> Portion:
+    uris, metadatas = [], []
+    for each in fields:
+        uri = each.get(URI)
+        uris.append(uri if isinstance(uri, str) else None)
+        shown = {key: value for key, value in each.items() if not key.startswith(HIDDEN)}
+        # Chroma shows {} for a record that has nothing but hidden keys, and null for one that has no key at all
+        metadatas.append(shown if shown or each.keys() - {DOCUMENT} else None)
+    documents = [text if isinstance(text := each.get(DOCUMENT), str) else None for each in fields]
+    return Portion([id_.decode() for id_ in ids], index.vectors(ids), documents, uris, metadatas)
+
+
+class Index:
+    """Random access to the vectors of a sound collection by id."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        """Passes once over the index. Raises SourceBroken when it has faults."""
+        self.held = vectors
+        seen = vectors.check()
+        for fault in vectors.faults:
+            raise SourceBroken(fault.message)
+        self.places = vectors.places(seen) if seen else np.zeros(0, np.int64)
+
+    def vectors(self, ids: list[bytes]) -> NDArray[np.float32]:
+        """The vectors of these ids, (n, dimension). Raises SourceBroken when one has none."""
+        held = self.held
+        out = np.empty((len(ids), held.entry.dimension or 0), np.float32)
+        queued = {id_: i for i, id_ in enumerate(ids) if held.replay.alive.get(id_)}
+        for id_, vector in held.queued(set(queued)):
+            out[queued[id_]] = vector
+        rest = [i for i, id_ in enumerate(ids) if id_ not in queued]
+        positions = held.find(hashes([ids[i] for i in rest]))
+        for i, position in zip(rest, positions, strict=True):
+            if position < 0 or held.moved[position]:
+                raise SourceBroken(f"{ids[i].decode()} has no vector in index or queue")
+        if rest and held.header:
+            cosine = held.entry.space == "cosine"
+            out[rest] = hnsw.read_vectors(held.path, held.header, self.places[positions], lengths=cosine)
+        return out
