@@ -38,7 +38,7 @@ def test_a_time_is_local_with_its_age() -> None:
     """Ages are never negative, and a time that cannot be read is shown as it is."""
     now = datetime(2026, 11, 21, 3, 0, tzinfo=timezone.utc)
     assert output.when("2026-11-21T02:45:00.123Z", now).endswith("(14 m ago)")
-    assert output.when("2026-11-21T03:00:05.000Z", now).endswith("(0 ms ago)")
+    assert output.when("2026-11-21T03:00:05.000Z", now).endswith("(0 s ago)")
     assert output.when("yesterday", now) == "yesterday"
 
 

@@ -37,7 +37,8 @@ class Call:
         try:
             return Repository.open(open_store(place), password=self.settings.password())
         except RepositoryNotFound as error:  # a repository does not know its address
-            raise RepositoryNotFound(f"{place}: {error}", hint=error.hint) from None
+            named = str(error) if str(place) in str(error) else f"{place}: {error}"
+            raise RepositoryNotFound(named, hint=error.hint) from None
 
     def create(self, address: str) -> Repository:
         """Make a repository at ``address``, encrypted when a password is configured."""

@@ -68,8 +68,8 @@ def when(time: str, now: datetime | None = None) -> str:
         moment = datetime.fromisoformat(time.replace("Z", "+00:00"))
     except ValueError:
         return time
-    age = ((now or datetime.now(timezone.utc)) - moment).total_seconds()
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({duration(max(age, 0))} ago)"
+    age = max(((now or datetime.now(timezone.utc)) - moment).total_seconds(), 0)
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S} ({f'{age:.0f} s' if age < 10 else duration(age)} ago)"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> str:

@@ -11,11 +11,13 @@ from chromakeep.addresses import local_path, parse, split_selector
 from chromakeep.cli import output, summary
 from chromakeep.cli.command import Call, command, place
 from chromakeep.cli.output import Reply
+from chromakeep.errors import RepositoryNotFound
 
 if TYPE_CHECKING:
     from chromakeep.chroma.inspection import Inspection
 
 DATABASE = "chroma.sqlite3"
+NEITHER = "the one holds chroma.sqlite3, the other is made by `chromakeep init`"
 
 
 @command(
@@ -71,6 +73,8 @@ def show(call: Call, address: str) -> Reply:
     at = parse(repo)
     if not at.is_url and (Path(at.place) / DATABASE).exists():
         return _directory(call, Path(at.place))
+    if not at.is_url and not (Path(at.place) / "config").exists():
+        raise RepositoryNotFound(f"{at}: neither a Chroma directory nor a repository", hint=NEITHER)
     return summary.repository(call.repository(repo), str(at))
 
 

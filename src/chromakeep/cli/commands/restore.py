@@ -60,10 +60,10 @@ def restore(
         observer=call.observer,
     )
     said = "would restore" if dry_run else "restored"
-    text = (
-        f"{said} {done.snapshot} to {done.target}: {summary.collections(done.collections)}, "
-        f"{output.size(done.total_bytes)}, {output.size(done.fetched_bytes)} fetched, {output.duration(done.seconds)}"
-    )
+    text = f"{said} {done.snapshot} to {done.target}: {summary.collections(done.collections)}, "
+    text += output.size(done.total_bytes)
+    if not dry_run:
+        text += f", {output.size(done.fetched_bytes)} fetched, {output.duration(done.seconds)}"
     if done.old:
         text += f"\nwhat was there {'would be' if dry_run else 'is'} kept as {done.old}"
         text += "" if dry_run else f"; `chromakeep rollback {done.target}` brings it back"
