@@ -42,7 +42,7 @@ def _ask(port: int, method: str, path: str, body: object = None) -> object:
 def first_query(command: Sequence[str | Path], port: int, dimension: int, env: Mapping[str, str]) -> float:
     """Start a server, ask until a query of its first collection is answered, stop it; the seconds until then."""
     started = time.monotonic()
-    log = Path(os.devnull).open("wb")
+    log = subprocess.DEVNULL
     process = subprocess.Popen([str(c) for c in command], env={**os.environ, **env}, stdout=log, stderr=log)
     try:
         while True:
@@ -66,7 +66,6 @@ def first_query(command: Sequence[str | Path], port: int, dimension: int, env: M
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
-        log.close()
 
 
 def plain(data: Path, dimension: int) -> float:
