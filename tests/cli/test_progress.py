@@ -53,10 +53,11 @@ def test_a_log_gets_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_service_tells_everything_with_its_time(capsys: pytest.CaptureFixture[str]) -> None:
-    """The server's lines are marked as its own, without their colours."""
+    """The server's lines are marked as its own, without their colours and blank lines."""
     watch = progress.choose("auto", service=True)
     watch(Noted("ready"))
     watch(ServerLine("\x1b[32mlistening\x1b[0m on 8000\n"))
+    watch(ServerLine("\x1b[0m \n"))
     first, second = capsys.readouterr().err.splitlines()
     assert first.endswith(" ready")
     assert first.startswith("20")

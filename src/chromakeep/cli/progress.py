@@ -132,7 +132,8 @@ def _line(event: Event, *, notes: bool) -> str | None:
     if isinstance(event, Retried):
         return f"warning: {event.what}: {event.error}; attempt {event.attempt}, again in {event.delay:.1f} s"
     if isinstance(event, ServerLine):
-        return "chroma | " + _COLOUR.sub("", event.line).rstrip()
+        said = _COLOUR.sub("", event.line).rstrip()
+        return f"chroma | {said}" if said else None
     if isinstance(event, Noted) and event.level != "info":
         return f"{event.level}: {event.message}"
     return event.message if isinstance(event, Noted) and notes else None
