@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chromakeep.chroma.catalog import Catalog
 from chromakeep.errors import ChromakeepError, RefusedToServe, RepositoryNotFound
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.beside import DATABASE, Beside
@@ -169,6 +170,18 @@ def _refusal(data: Path, evidence: Evidence, failure: ChromakeepError | None) ->
         f"{data} is empty and its snapshot cannot be restored: {why}",
         hint="try an older one: chromakeep snapshots REPO, then chromakeep restore REPO@SNAPSHOT DATA",
     )
+
+
+def contents(data: Path) -> tuple[Collection, ...]:
+    """What the directory holds, counted in SQLite only: quick, and without rows that still wait in the queue."""
+    with Catalog(data) as catalog:
+        counts = dict(catalog.connection.execute("SELECT segment_id, count(*) FROM embeddings GROUP BY segment_id"))
+        return tuple(
+            Collection(
+                e.id, e.name, e.tenant, e.database, counts.get(e.metadata_segment, 0), e.dimension, e.space, e.model
+            )
+            for e in catalog.entries
+        )
 
 
 def summary(collections: tuple[Collection, ...]) -> str:

@@ -1,0 +1,231 @@
+"""Rescue: find what a crash has broken in a data directory, and put a whole one in its place.
+
+A kill in the middle of an index's persist leaves a collection that Chroma never opens again; a torn index file may be
+opened and give wrong vectors, or take the whole server down; a queue row that Chroma cannot read stops all writes. The
+files are checked first, then a disposable server opens a copy (opening is a write) and reads every collection.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from chromakeep.chroma.catalog import Catalog
+from chromakeep.chroma.client import Ref
+from chromakeep.chroma.health import compactor_is_gone
+from chromakeep.chroma.inspection import inspect
+from chromakeep.chroma.server import ChromaServer
+from chromakeep.errors import (
+    ChromakeepError,
+    NotAChromaDirectory,
+    RefusedToServe,
+    ServerAnswered,
+    ServerFailed,
+    ServerSilent,
+    SourceBroken,
+)
+from chromakeep.events import Noted, Observer, PhaseStarted, ignore
+from chromakeep.operations.beside import DATABASE, Beside
+from chromakeep.operations.rebuild import Rebuilt, copy_directory, rebuild
+
+if TYPE_CHECKING:
+    from chromakeep.repository import Repository
+
+PATIENCE = 120.0  # seconds for one read of one collection: the first one replays its queue
+SAMPLE = 20  # records whose vectors are read in the disposable server
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A collection that Chroma cannot serve. ``found_by`` is ``structure`` or ``opening``."""
+
+    ref: Ref
+    reason: str
+    found_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """``database`` says what is wrong with chroma.sqlite3 as a whole; nothing else is known then."""
+
+    broken: tuple[Broken, ...] = ()
+    database: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RescueReport:
+    """What was done. ``kept`` is the broken directory; ``lost_records`` the file with the records that lost a vector.
+
+    ``database_from`` is the snapshot that replaced the whole directory because its database was broken.
+    """
+
+    kept: str
+    collections: tuple[Rebuilt, ...]
+    seconds: float
+    database_from: str | None = None
+    database_time: str | None = None
+    lost_records: str | None = None
+
+    def line(self) -> str:
+        """The report in one line; ids are in ``rescue.json`` in the kept directory."""
+        if self.database_from:
+            return (
+                f"{DATABASE} was broken: snapshot {self.database_from} was put in place; what was written after"
+                f" {self.database_time} is missing; the broken directory is kept in {self.kept}"
+            )
+        parts = "; ".join(c.line() for c in self.collections)
+        lost = f"; records without vector were taken out, they are in {self.lost_records}" if self.lost_records else ""
+        return f"rebuilt {parts}{lost}; the broken directory is kept in {self.kept}, in {self.seconds:.1f} s"
+
+
+def examine(beside: Beside, *, program: str | None, env: Mapping[str, str], observer: Observer = ignore) -> Findings:
+    """Check every segment, by its structure and then by opening a copy. Nobody may be writing to the directory."""
+    data = beside.data
+    observer(PhaseStarted("check"))
+    try:
+        problems = inspect(data, digests=False).problems
+        with Catalog(data) as catalog:
+            refs = {e.id: Ref(e.id, e.name, e.tenant, e.database) for e in catalog.entries}
+    except NotAChromaDirectory:
+        return Findings()  # nothing was ever written
+    except (SourceBroken, sqlite3.DatabaseError) as error:
+        return Findings(database=str(error))
+    broken: dict[str, Broken] = {}
+    for problem in problems:
+        if problem.collection_id is None or problem.collection_id not in refs:
+            return Findings(database=problem.message)
+        broken.setdefault(problem.collection_id, Broken(refs[problem.collection_id], problem.message, "structure"))
+    copy = beside.scratch("copy")
+    try:
+        copy_directory(data, copy)
+        whole = [ref for ref in refs.values() if ref.id not in broken]
+        for found in _open(copy, whole, program, env):
+            broken[found.ref.id] = found
+    except ServerFailed as error:
+        return Findings(database=f"chroma does not start on it: {error.message}")
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+    return Findings(tuple(broken.values()))
+
+
+def _open(copy: Path, refs: list[Ref], program: str | None, env: Mapping[str, str]) -> list[Broken]:
+    """Read every collection in a disposable server; one that takes the server down costs a new server."""
+    broken: list[Broken] = []
+    waiting = list(refs)
+    while waiting:
+        with ChromaServer(copy, env=env, program=program) as server:
+            while waiting:
+                ref = waiting.pop(0)
+                reason, server_is_well = read(server, ref)
+                if reason:
+                    broken.append(Broken(ref, reason, "opening"))
+                if not server_is_well:
+                    server.kill()
+                    break
+    return broken
+
+
+def read(server: ChromaServer, ref: Ref) -> tuple[str | None, bool]:
+    """Count, a page with vectors, a query: what went wrong, and whether the server can be asked anything else."""
+    try:
+        server.client.count(ref, timeout=PATIENCE)
+        if vectors := server.client.get_vectors(ref, limit=SAMPLE):
+            server.client.query(ref, next(iter(vectors.values())), n=3)
+    except ServerAnswered as error:
+        return error.message, not compactor_is_gone(error)
+    except ServerSilent as error:
+        if error.timed_out:
+            return f"reading it hangs: {error.message}", False
+        server.exited.wait(5)
+        return f"reading it ends the server ({server.ending})", False
+    return None, True
+
+
+def rescue(
+    beside: Beside,
+    findings: Findings,
+    open_repository: Callable[[], Repository] | None,
+    *,
+    program: str | None,
+    env: Mapping[str, str],
+    observer: Observer = ignore,
+) -> RescueReport:
+    """Replace the directory by a copy in which the broken collections are rebuilt, or by the newest snapshot where the
+    database itself is broken. The broken directory is kept.
+
+    Raises ``RefusedToServe`` when that cannot be done without losing what might still be saved: the directory is then
+    untouched.
+    """
+    started = time.monotonic()
+    for found in findings.broken:
+        observer(Noted(f"collection {found.ref.name!r} is broken: {found.reason}", "warning"))
+    if findings.database:
+        observer(Noted(f"{DATABASE} is broken: {findings.database}", "warning"))
+        report = _from_snapshot(beside, findings.database, open_repository, observer)
+    else:
+        report = _rebuilt(beside, findings, open_repository, program, env, observer)
+    report = replace(report, seconds=round(time.monotonic() - started, 3))
+    (Path(report.kept) / "rescue.json").write_bytes(msgspec.json.encode(report))
+    return report
+
+
+def _from_snapshot(
+    beside: Beside, reason: str, open_repository: Callable[[], Repository] | None, observer: Observer
+) -> RescueReport:
+    from chromakeep.operations.boot import choose
+    from chromakeep.operations.restore import restore
+
+    what = f"{beside.data / DATABASE} is broken ({reason})"
+    if open_repository is None:
+        raise RefusedToServe(
+            f"{what} and there is no repository to restore it from",
+            hint="try `sqlite3 chroma.sqlite3 .recover` on a copy; with --repository a snapshot takes its place",
+        )
+    try:
+        repository = open_repository()
+        snapshot = choose(repository.snapshots(), str(beside.data))
+        if snapshot is None:
+            raise RefusedToServe(f"{what} and the repository holds no snapshot", hint="restore it from another backup")
+        new = beside.scratch("new")
+        restore(repository, snapshot.id, new, observer=observer)
+    except RefusedToServe:
+        raise
+    except ChromakeepError as error:
+        raise RefusedToServe(f"{what} and its snapshot cannot be restored: {error.message}", hint=error.hint) from None
+    kept = beside.swap(new, "broken")
+    return RescueReport(str(kept), (), 0.0, snapshot.id, snapshot.time)
+
+
+def _rebuilt(
+    beside: Beside,
+    findings: Findings,
+    open_repository: Callable[[], Repository] | None,
+    program: str | None,
+    env: Mapping[str, str],
+    observer: Observer,
+) -> RescueReport:
+    new = beside.scratch("new")
+    observer(PhaseStarted("rebuild"))
+    refs = [found.ref for found in findings.broken]
+    collections, lost = rebuild(beside, new, refs, open_repository, program=program, env=env, observer=observer)
+    for ref in refs:
+        with ChromaServer(new, env=env, program=program) as server:
+            reason, _ = read(server, ref)
+        if reason:
+            raise RefusedToServe(
+                f"collection {ref.name!r} cannot be rebuilt: {reason}", hint="the directory is as it was; keep it"
+            )
+    lost_file = None
+    if lost:
+        place = beside.root if beside.inside else beside.data.parent
+        lost_file = place / f"{beside.data.name}.lost-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.jsonl"
+        lost_file.write_bytes(b"".join(msgspec.json.encode(record) + b"\n" for record in lost))
+    kept = beside.swap(new, "broken")
+    return RescueReport(str(kept), collections, 0.0, lost_records=str(lost_file) if lost_file else None)

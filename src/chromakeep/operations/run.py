@@ -1,0 +1,411 @@
+"""Run: boot, check, serve, keep, stop. The whole life of a Chroma that survives its container."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from chromakeep.chroma.client import ChromaClient, Ref
+from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
+from chromakeep.chroma.health import ALIVE, BROKEN, DEAD_INSIDE, HUNG, UNREACHABLE, Health, probe
+from chromakeep.chroma.server import ChromaServer, port_is_free
+from chromakeep.chroma.signature import signature
+from chromakeep.errors import PartialFailure, ServerAnswered, ServerFailed, ServerSilent, UsageError
+from chromakeep.events import Noted, Observer, ServerLine, ignore
+from chromakeep.operations.beside import Beside, Process
+from chromakeep.operations.boot import FOUND, Booted, boot, contents, summary
+from chromakeep.operations.keep import Keeping
+from chromakeep.operations.platform import describe, ignored_variables
+from chromakeep.operations.rescue import Findings, examine, rescue
+from chromakeep.records import Collection
+
+if TYPE_CHECKING:
+    from chromakeep.repository import Repository
+
+PROBED = 3  # collections counted in each probe
+SILENT = 10.0  # seconds without any answer, the process alive, after which the server is restarted
+GOOD = 60.0  # seconds of serving after which the back-off starts anew
+LONGEST_WAIT = 30.0  # seconds between two starts at most
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What to run. Times in seconds; ``arguments`` are those after ``--`` (see ``chroma.command.parse_options``).
+
+    ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
+    ``stage`` None keeps the working copy beside the data. More than ``deaths`` deaths of the server within ``window``
+    seconds end the run.
+    """
+
+    data: Path
+    open_repository: Callable[[], Repository] | None = None
+    create_repository: Callable[[], Repository] | None = None
+    every: float = 60.0
+    grace: float = 10.0
+    ephemeral: bool = False
+    arguments: tuple[str, ...] = ()
+    program: str | None = None
+    stage: Path | None = None
+    probe_every: float = 5.0
+    hung_after: float = 60.0
+    deaths: int = 5
+    window: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """How a run that was asked to stop went. ``outcome`` is that of the boot; ``snapshot`` the newest one's id."""
+
+    outcome: str
+    snapshots: int
+    snapshot: str | None
+    restarts: int
+    seconds: float
+
+
+def run(
+    settings: RunSettings,
+    *,
+    observer: Observer = ignore,
+    stop: threading.Event,
+    env: Mapping[str, str],
+    hurry: threading.Event | None = None,
+) -> RunResult:
+    """Serve ``settings.data`` until ``stop`` is set, and keep it.
+
+    Ends within ``grace`` seconds of ``stop`` (sooner when ``hurry`` is set): the server is stopped first, so every
+    write it acknowledged is in the last snapshot. ``observer`` is called from several threads. The environment is
+    handed to the server. Work that was cut off by the end of the grace period goes on in daemon threads: the caller is
+    expected to end the process.
+
+    Raises ``RefusedToServe`` (nothing was served), ``ServerFailed`` (the server does not start or keeps dying),
+    ``PartialFailure`` (stopped, but without the last snapshot), ``UsageError``.
+    """
+    started = time.monotonic()
+    if settings.ephemeral and settings.open_repository:
+        raise UsageError("--ephemeral accepts the loss that a repository prevents", hint="give one of the two")
+    options = parse_options(settings.arguments, env)
+    program = find_chroma(settings.program, env)
+    if not port_is_free(options.host, options.port):
+        raise ServerFailed(
+            f"{options.host}:{options.port} is in use by another program",
+            hint="stop it, or choose another port: chromakeep run ... -- --port 8001",
+        )
+    with Beside(settings.data) as beside:
+        lock = beside.take(settings.grace)
+        if beside.finish_swap():
+            observer(Noted(f"completed the replacement of {beside.data} that the last run began"))
+        beside.tidy()
+        _report(settings, beside, options, observer, env)
+        service = _Service(settings, beside, lock, options, program, env, observer, stop, hurry or threading.Event())
+        booted = service.prepare()
+        if booted:
+            observer(Noted(f"{booted.outcome}: {summary(booted.collections)}, in {time.monotonic() - started:.1f} s"))
+            service.serve(booted.collections)
+        return RunResult(
+            booted.outcome if booted else "stopped before serving",
+            service.keeping.taken if service.keeping else 0,
+            beside.state.snapshot,
+            service.restarts,
+            time.monotonic() - started,
+        )
+
+
+def _report(
+    settings: RunSettings, beside: Beside, options: ServerOptions, observer: Observer, env: Mapping[str, str]
+) -> None:
+    place = describe(beside.data, env)
+    observer(Noted(f"data in {place.path} on {place.filesystem} (mounted at {place.mount_point})"))
+    if settings.ephemeral:
+        observer(Noted("--ephemeral: everything in this Chroma will be lost when this container goes", "warning"))
+    elif settings.open_repository is None:
+        lost = f"{place.path} is on a throw-away layer ({place.throw_away})" if place.throw_away else None
+        observer(
+            Noted(
+                f"{lost or 'there'} {'and' if lost else 'is'} no repository{' is given' if lost else ''}: "
+                f"{'it will be lost with the container' if lost else 'a lost disk is lost data'}; "
+                "give --repository, or --ephemeral to accept it",
+                "warning",
+            )
+        )
+    if place.remote:
+        observer(Noted(f"{place.filesystem} cannot be trusted with SQLite's locks: use a local disk", "warning"))
+    if names := ignored_variables(env, with_config=options.config is not None):
+        observer(Noted(f"set, but ignored by the Chroma 1.x server: {', '.join(names)}", "warning"))
+
+
+class _Service:
+    """The serving part of one run: the server of the moment, the keeping thread, and what is known of both."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        beside: Beside,
+        lock: int,
+        options: ServerOptions,
+        program: str,
+        env: Mapping[str, str],
+        observer: Observer,
+        stop: threading.Event,
+        hurry: threading.Event,
+    ) -> None:
+        self.settings, self.beside, self.lock, self.options, self.program = settings, beside, lock, options, program
+        self.env, self.observer, self.stop, self.hurry = env, observer, stop, hurry
+        self.keeping: Keeping | None = None
+        self.restarts = 0
+        self.hopeless: set[str] = set()  # collections that stay broken whatever was done
+        self.collections: tuple[Collection, ...] = ()
+
+    # -- before serving ----------------------------------------------------------------------------------------------
+
+    def prepare(self) -> Booted | None:
+        """Boot and check; None when told to stop meanwhile."""
+
+        def work() -> Booted:
+            booted = boot(self.beside, self.settings.open_repository, observer=self.observer)
+            if booted.outcome == FOUND and signature(self.beside.data).to_json() != self.beside.state.verified:
+                self.check()
+            if booted.outcome == FOUND:
+                return replace(booted, collections=contents(self.beside.data))
+            return booted
+
+        return self._unless_stopped(work)
+
+    def check(self) -> Findings:
+        """Find what is broken and rebuild it."""
+        findings = examine(self.beside, program=self.program, env=self.env, observer=self.observer)
+        if findings.broken or findings.database:
+            with self.keeping.access if self.keeping else nullcontext():
+                report = rescue(
+                    self.beside,
+                    findings,
+                    self.settings.open_repository,
+                    program=self.program,
+                    env=self.env,
+                    observer=self.observer,
+                )
+            self.observer(Noted(report.line(), "warning"))
+        return findings
+
+    def _unless_stopped(self, work: Callable[[], T]) -> T | None:
+        """The result of ``work``, which runs in a thread of its own and is left behind when ``stop`` is set."""
+        result: list[T] = []
+        failure: list[BaseException] = []
+
+        def target() -> None:
+            try:
+                result.append(work())
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=target, name="prepare", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(0.02)
+            if self.stop.is_set():
+                return None
+        if failure:
+            raise failure[0]
+        return result[0]
+
+    # -- serving -----------------------------------------------------------------------------------------------------
+
+    def serve(self, collections: tuple[Collection, ...]) -> None:
+        """Start the server again and again until told to stop, or until it has died too often."""
+        self.collections = collections
+        deaths: deque[float] = deque()
+        wait = 0.5
+        while not self.stop.is_set():
+            begun = time.monotonic()
+            server, reason = self._life()
+            if server is None or reason is None:
+                self._end(server)
+                return
+            now = time.monotonic()
+            deaths.append(now)
+            while deaths[0] < now - self.settings.window:
+                deaths.popleft()
+            if len(deaths) > self.settings.deaths:
+                if self.keeping:
+                    self.keeping.finish(self.settings.grace, self.hurry)
+                often = f"chroma died {len(deaths)} times in {now - deaths[0]:.0f} s"
+                raise ServerFailed(
+                    f"{often}; last: {reason}: {server.last_words()}",
+                    hint="its last lines are above; the data directory and the snapshots are as they were",
+                )
+            wait = 0.5 if now - begun > GOOD else min(wait * 2, LONGEST_WAIT)
+            self.restarts += 1
+            self.observer(Noted(f"{reason}; checking the directory, then starting it again in {wait:.1f} s", "warning"))
+            if self._unless_stopped(self.check) is None or self.stop.wait(wait):
+                self._end(None)
+                return
+
+    def _life(self) -> tuple[ChromaServer | None, str | None]:
+        """One life of the server: why it ended, None if ``stop`` ended it."""
+        begun = time.monotonic()
+        server = ChromaServer(
+            self.beside.data,
+            env=self.env,
+            options=self.options,
+            program=self.program,
+            on_line=lambda line: self.observer(ServerLine(line)),
+            inherit=(self.lock,),
+        )
+        self.beside.remember(verified=None, keeper=Process.of(os.getpid()), server=None)
+        try:
+            server.start(stop=self.stop)
+        except ServerFailed as error:
+            return server, f"chroma did not start: {error.message}"
+        self.beside.remember(server=Process.of(server.pid))
+        if self.stop.is_set():
+            return server, None
+        self.observer(
+            Noted(
+                f"serving on http://{self.options.host}:{self.options.port}"
+                f" (process {server.pid}, ready in {time.monotonic() - begun:.1f} s)"
+            )
+        )
+        if self.keeping is None and self.settings.open_repository:
+            stage = self.settings.stage or self.beside.stage
+            self.keeping = Keeping(
+                self.beside, self._repository, every=self.settings.every, stage=stage, observer=self.observer
+            )
+            self.keeping.start()
+        reason = self._watch(server)
+        if reason and server.returncode is None:
+            server.stop(5.0)
+        return server, reason
+
+    def _repository(self) -> Repository:
+        from chromakeep.errors import RepositoryNotFound
+
+        assert self.settings.open_repository is not None
+        try:
+            return self.settings.open_repository()
+        except RepositoryNotFound:
+            if self.settings.create_repository is None:
+                raise
+            repository = self.settings.create_repository()
+            self.observer(Noted("there was no repository at that address: created one", "warning"))
+            return repository
+
+    def _watch(self, server: ChromaServer) -> str | None:
+        """Wait until the server must be replaced, and say why; None when ``stop`` is set."""
+        watching = _Watching(self, server)
+        watching.start()
+        try:
+            while not server.exited.wait(0.05):
+                if self.stop.is_set():
+                    return None
+                if watching.verdict:
+                    return watching.verdict
+            return None if self.stop.is_set() else f"chroma ended by itself ({server.ending})"
+        finally:
+            watching.over.set()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _end(self, server: ChromaServer | None) -> None:
+        """Stop the server, take the last snapshot, remember that all is well; within ``grace`` seconds of the stop."""
+        deadline = time.monotonic() + self.settings.grace
+        code = self._stop(server, self.settings.grace * 0.4) if server else None
+        data = self.beside.data
+        if code == 0:
+            self.beside.remember(verified=signature(data).to_json(), server=None)
+        elif code is not None:
+            self.observer(Noted("the server had to be killed: the next start will check the directory", "warning"))
+        if self.keeping and not self.keeping.finish(max(0.0, deadline - time.monotonic() - 0.3), self.hurry):
+            age = self.keeping.newest_at
+            newest = f"the newest is {self.keeping.newest}" if self.keeping.newest else "there is none at all"
+            ago = f", {time.monotonic() - age:.0f} s old" if age else ""
+            why = str(self.keeping.failure) if self.keeping.failure else "it could not be finished in time"
+            raise PartialFailure(
+                f"stopped without the last snapshot: {why}; {newest}{ago}",
+                hint="raise --grace, and the platform's own stop timeout with it; the directory itself is whole",
+            )
+
+    def _stop(self, server: ChromaServer, timeout: float) -> int:
+        done = threading.Event()
+        ended: list[int] = []
+
+        def work() -> None:
+            ended.append(server.stop(timeout))
+            done.set()
+
+        threading.Thread(target=work, name="stop", daemon=True).start()
+        while not done.wait(0.02):
+            if self.hurry.is_set():
+                server.kill()
+        return ended[0]
+
+
+class _Watching(threading.Thread):
+    """Probes one server until it is over; ``verdict`` says why it must be replaced."""
+
+    def __init__(self, service: _Service, server: ChromaServer) -> None:
+        super().__init__(name="watch", daemon=True)
+        self.over = threading.Event()
+        self.verdict: str | None = None
+        self._service, self._server = service, server
+
+    def run(self) -> None:
+        settings = self._service.settings
+        since: float | None = None
+        next_probe = 0.0
+        while not self.over.wait(0.1):
+            suspicious = self._server.panicked.is_set()
+            if not suspicious and time.monotonic() < next_probe:
+                continue
+            self._server.panicked.clear()
+            health = self._probe(suspicious)
+            next_probe = time.monotonic() + settings.probe_every
+            if health.state == ALIVE:
+                since = None
+                continue
+            since = since or time.monotonic()
+            if suspicious:
+                self._server.panicked.set()  # look again: the confirming write did not get through
+            self.verdict = self._judge(health, time.monotonic() - since)
+            if self.verdict:
+                return
+
+    def _probe(self, suspicious: bool) -> Health:
+        options, patience = self._service.options, self._service.settings.hung_after
+        client = ChromaClient(options.probe_host, options.port, timeout=patience)
+        try:
+            return probe(client, self._refs(client), timeout=client.timeout, suspicious=suspicious)
+        except ServerSilent as error:
+            return Health(HUNG if error.timed_out else UNREACHABLE, error.message)
+        except ServerAnswered as error:
+            return Health(UNREACHABLE, error.message)
+
+    def _refs(self, client: ChromaClient) -> list[Ref]:
+        """Small collections first: a count loads the index, and any collection shows a hang or a dead compactor."""
+        sizes = {c.id: c.count for c in self._service.collections}
+        keeping = self._service.keeping
+        for c in keeping.collections if keeping else ():
+            sizes[c.id] = c.count
+        known = [Ref(c.id, c.name, c.tenant, c.database) for c in self._service.collections]
+        known += [Ref(c.id, c.name, c.tenant, c.database) for c in (keeping.collections if keeping else ())]
+        refs = {r.id: r for r in [*known, *client.list_collections()]}
+        chosen = [r for r in refs.values() if r.name not in self._service.hopeless]
+        return sorted(chosen, key=lambda r: sizes.get(r.id, 0))[:PROBED]
+
+    def _judge(self, health: Health, lasted: float) -> str | None:
+        names = ", ".join(health.collections)
+        if health.state == DEAD_INSIDE:
+            return f"chroma is dead inside, its heartbeat notwithstanding (seen in {names}: {health.message})"
+        if health.state == BROKEN:
+            self._service.hopeless |= set(health.collections)  # once: a check that changes nothing is not repeated
+            return f"chroma cannot read {names}: {health.message}"
+        if health.state == HUNG:
+            return f"chroma hangs in {names or 'its heartbeat'}: {health.message}"
+        return f"chroma does not answer: {health.message}" if lasted > SILENT else None

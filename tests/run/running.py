@@ -1,0 +1,214 @@
+"""A run of chromakeep in this process or in one of its own, and a writer that knows what was acknowledged."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from chromakeep.chroma.client import ChromaClient, Ref
+from chromakeep.chroma.reader import read_collection
+from chromakeep.chroma.server import free_port
+from chromakeep.errors import ChromakeepError, ServerAnswered, ServerFailed
+from chromakeep.events import Event, Noted
+from chromakeep.operations.run import RunResult, RunSettings, run
+from chromakeep.repository import Repository
+from chromakeep.store.local import LocalStore
+
+DATABASE = "/tenants/default_tenant/databases/default_database"
+SRC = Path(__file__).parents[2] / "src"
+ENV = dict(os.environ)
+PATIENCE = 60.0
+
+
+def eventually(true: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + patience
+    while not true():
+        assert time.monotonic() < deadline, f"not within {patience} s: {what}"
+        time.sleep(0.02)
+
+
+def create(client: ChromaClient, name: str, **hnsw: object) -> Ref:
+    """A collection."""
+    body = {"name": name, "get_or_create": True, "configuration": {"hnsw": hnsw}}
+    return Ref(client.request("POST", f"{DATABASE}/collections", body)["id"], name)
+
+
+def add(client: ChromaClient, ref: Ref, start: int, count: int, dimension: int = 4) -> None:
+    """Records ``i<n>`` whose vector is made of n."""
+    numbers = range(start, start + count)
+    body = {
+        "ids": [f"i{n}" for n in numbers],
+        "embeddings": [[n, *[1] * (dimension - 1)] for n in numbers],
+        "documents": [f"text of {n}" for n in numbers],
+        "metadatas": [{"n": n} for n in numbers],
+    }
+    client.request("POST", f"{ref.path}/add", body)
+
+
+def held(directory: Path, ref: Ref) -> dict[str, float]:
+    """First component of every record's vector, read from the files."""
+    found: dict[str, float] = {}
+    for portion in read_collection(directory, ref.id):
+        found |= {i: float(v[0]) for i, v in zip(portion.ids, portion.vectors, strict=True)}
+    return found
+
+
+class Writer(threading.Thread):
+    """Adds, updates and deletes through one server until told to stop, and remembers what was acknowledged.
+
+    ``acked`` maps an id to the first component of its vector, None when deleted; an id whose last request was not
+    answered is in ``open`` and may be either way.
+    """
+
+    def __init__(self, port: int, seed: int = 0, sync_threshold: int = 50) -> None:
+        super().__init__(daemon=True)
+        self.client = ChromaClient("127.0.0.1", port, timeout=20)
+        self.acked: dict[str, float | None] = {}
+        self.open: dict[str, set[float | None]] = {}
+        self.ref: Ref | None = None
+        self.over = threading.Event()
+        self.writes = 0
+        self._random, self._threshold = random.Random(seed), sync_threshold
+
+    def run(self) -> None:
+        number = 0
+        while not self.over.is_set():
+            try:
+                if self.ref is None:
+                    self.ref = create(self.client, "written", sync_threshold=self._threshold)
+                number += 1
+                self._write(number)
+                self.writes += 1
+            except ServerAnswered:
+                continue
+            except ServerFailed:
+                time.sleep(0.02)
+
+    def _write(self, number: int) -> None:
+        assert self.ref
+        kind = self._random.choice(["add", "upsert", "update", "delete"])
+        known = [i for i, v in self.acked.items() if v is not None and i not in self.open]
+        if kind == "add" or not known:
+            changes: dict[str, float | None] = {f"i{number}-{n}": number + n / 100 for n in range(10)}
+            kind = "add"
+        else:
+            ids = self._random.sample(known, min(len(known), 5))
+            changes = {i: None if kind == "delete" else float(number) for i in ids}
+        for i, value in changes.items():
+            self.open.setdefault(i, {self.acked.get(i)}).add(value)
+        body: dict[str, object] = {"ids": list(changes)}
+        if kind != "delete":
+            body["embeddings"] = [[v, 1, 2, 3] for v in changes.values()]
+            body["documents"] = [f"text {v}" for v in changes.values()]
+        self.client.request("POST", f"{self.ref.path}/{kind}", body)
+        for i, value in changes.items():
+            self.acked[i] = value
+            del self.open[i]
+
+    def check(self, found: dict[str, float]) -> None:
+        """Everything acknowledged is there, and nothing that was not at least asked for."""
+        for i, value in self.acked.items():
+            if i not in self.open:
+                expected = None if value is None else float(np.float32(value))
+                assert found.get(i) == expected, f"{i}: {found.get(i)} is there, {expected} was acknowledged"
+        for i in found.keys() - self.acked.keys():
+            assert i in self.open, f"{i} was never written"
+
+
+@dataclass
+class Running:
+    """A run in a thread of this process."""
+
+    settings: RunSettings
+    port: int
+    stop: threading.Event = field(default_factory=threading.Event)
+    hurry: threading.Event = field(default_factory=threading.Event)
+    events: list[Event] = field(default_factory=list)
+    result: RunResult | None = None
+    error: ChromakeepError | None = None
+
+    def __post_init__(self) -> None:
+        self.client = ChromaClient("127.0.0.1", self.port)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.result = run(self.settings, observer=self.events.append, stop=self.stop, hurry=self.hurry, env=ENV)
+        except ChromakeepError as error:
+            self.error = error
+
+    def said(self, text: str) -> list[str]:
+        """Lines of the log with this text."""
+        return [e.message for e in list(self.events) if isinstance(e, Noted) and text in e.message]
+
+    def until(self, text: str, count: int = 1) -> None:
+        """Wait for a line of the log."""
+        eventually(lambda: len(self.said(text)) >= count or not self.thread.is_alive(), f"{text!r} was not said")
+        assert len(self.said(text)) >= count, f"ended without {text!r}: {self.error or self.result}; {self.events}"
+
+    def end(self) -> RunResult:
+        """Stop it as a signal would."""
+        self.stop.set()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+        if self.error:
+            raise self.error
+        assert self.result
+        return self.result
+
+
+@contextmanager
+def running(data: Path, repository: Path | None = None, **settings: object) -> Iterator[Running]:
+    """A run on ``data`` with a repository in a folder, both made where they are missing."""
+    port = free_port()
+    opened = {}
+    if repository is not None:
+        opened = {
+            "open_repository": lambda: Repository.open(LocalStore(repository)),
+            "create_repository": lambda: Repository.create(LocalStore(repository)),
+        }
+    made = RunSettings(
+        data,
+        **opened,
+        arguments=("--host", "127.0.0.1", "--port", str(port)),
+        **settings,  # type: ignore[arg-type]
+    )
+    one = Running(made, port)
+    try:
+        yield one
+    finally:
+        one.stop.set()
+        one.hurry.set()
+        one.thread.join(PATIENCE)
+
+
+@contextmanager
+def process(
+    data: Path, repository: Path, *, every: float = 1.0, grace: float = 10.0
+) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
+    """``chromakeep run`` as a process of its own, its port, and the file its output goes to."""
+    port = free_port()
+    log = data.with_name("run.log")
+    command = [sys.executable, "-m", "chromakeep", "run", "--data", str(data), "--repository", str(repository),
+               "--every", f"{every}s", "--grace", f"{grace}s", "--", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**ENV, "PYTHONPATH": str(SRC)}
+        )
+    try:
+        yield child, port, log
+    finally:
+        child.kill()
+        child.wait()
