@@ -6,7 +6,7 @@ import http.client
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -19,7 +19,8 @@ class Fault:
     """What happens to one request: nothing by default.
 
     ``status`` answers so without asking the server; ``lost`` asks it and closes without an answer, ``unasked`` closes
-    without asking; ``keep`` sends only so many bytes of the answer's body; ``delay`` waits so many seconds first.
+    without asking; ``keep`` sends only so many bytes of the answer's body; ``delay`` waits so many seconds first, and
+    ``meanwhile`` is called before that.
     """
 
     status: int = 0
@@ -28,6 +29,7 @@ class Fault:
     unasked: bool = False
     keep: int | None = None
     delay: float = 0.0
+    meanwhile: Callable[[], object] = bool
 
 
 class FaultProxy:
@@ -53,6 +55,7 @@ class FaultProxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 proxy.requests.append(f"{self.command} {self.path}")
                 fault = proxy.faults.popleft() if proxy.faults else Fault()
+                fault.meanwhile()
                 time.sleep(fault.delay)
                 self.close_connection = True
                 if fault.unasked:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -40,7 +43,7 @@ BODILESS = {"put", "put if absent", "head", "delete"}  # there is nothing of suc
 fresh = (f"bad-day-{n}" for n in itertools.count())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def proxy(moto: S3Server) -> Iterator[FaultProxy]:
     proxy = FaultProxy(moto.endpoint)
     yield proxy
@@ -51,6 +54,7 @@ def proxy(moto: S3Server) -> Iterator[FaultProxy]:
 def store(moto: S3Server, proxy: FaultProxy) -> CloudStore:
     """Behind the proxy, holding one object."""
     address = replace(parse(moto.address("bad-days", next(fresh))), options=(("endpoint", proxy.endpoint),))
+    proxy.plan([])
     store = CloudStore(address, options=moto.options)
     store.put("old", BIG)
     return store
@@ -127,3 +131,21 @@ def test_a_slow_store_is_waited_for_as_long_as_was_said(moto: S3Server, proxy: F
         proxy.plan([Fault(delay=3.0)])
         VERBS[verb](RetryingStore(impatient, observer=events.append))
         assert events
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_signals_are_handled_while_a_request_is_under_way(store: CloudStore, proxy: FaultProxy, verb: str) -> None:
+    """SIGTERM's handler runs during a request of the main thread: here the answer waits for it to have run."""
+    handled = threading.Event()
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: handled.set())
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert handled.wait(20)
+
+    try:
+        proxy.plan([Fault(meanwhile=interrupt)])
+        VERBS[verb](store)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert handled.is_set()

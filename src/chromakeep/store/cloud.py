@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, TypeVar, cast
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
@@ -18,6 +20,7 @@ from chromakeep.store.credentials import configuration
 from chromakeep.store.names import checked, checked_prefix, is_name
 
 CONNECT_SECONDS = 10.0
+T = TypeVar("T")
 
 
 class CloudStore:
@@ -56,7 +59,7 @@ class CloudStore:
         path = self._folder + checked(name)
         mode: Any = "create" if if_absent else "overwrite"
         try:
-            obstore.put(self._store, path, data, mode=mode, use_multipart=False)
+            _interruptibly(lambda: obstore.put(self._store, path, data, mode=mode, use_multipart=False))
         except (AlreadyExistsError, PreconditionError) as error:
             # 409 may also mean that another request for this name was under way, and says nothing of the outcome.
             if if_absent and "ConditionalRequestConflict" not in str(error) and "BeingDeleted" not in str(error):
@@ -78,15 +81,16 @@ class CloudStore:
         elif start:
             options = {"range": {"offset": start}}
         try:
-            return bytes(obstore.get(self._store, path, options=options).bytes())
+            return _interruptibly(lambda: bytes(obstore.get(self._store, path, options=options).bytes()))
         except Exception as error:
             if options is not None and is_past_the_end(error):
                 return b""
             raise translated(error, self.address, name) from None
 
     def head(self, name: str) -> ObjectInfo:
+        path = self._folder + checked(name)
         try:
-            meta = obstore.head(self._store, self._folder + checked(name))
+            meta = _interruptibly(lambda: obstore.head(self._store, path))
         except Exception as error:
             raise translated(error, self.address, name) from None
         return ObjectInfo(name, meta["size"], meta["last_modified"].timestamp())
@@ -95,24 +99,52 @@ class CloudStore:
         # obstore's prefixes are whole folders: list the prefix's folder and choose.
         folder = self._folder + checked_prefix(prefix).rpartition("/")[0]
         found: list[ObjectInfo] = []
-        try:
+
+        def read() -> None:
             for page in obstore.list(self._store, prefix=folder or None, chunk_size=1000):
                 for meta in page:
                     name = meta["path"][len(self._folder) :]
                     if name.startswith(prefix) and is_name(name):
                         found.append(ObjectInfo(name, meta["size"], meta["last_modified"].timestamp()))
+
+        try:
+            _interruptibly(read)
         except Exception as error:
             raise translated(error, self.address, "") from None
         return iter(sorted(found, key=lambda info: info.name))
 
     def delete(self, name: str) -> None:
+        path = self._folder + checked(name)
         try:
-            obstore.delete(self._store, self._folder + checked(name))
+            _interruptibly(lambda: obstore.delete(self._store, path))
         except FileNotFoundError as error:
             if is_bucket_missing(error):
                 raise translated(error, self.address, "") from None
         except Exception as error:
             raise translated(error, self.address, "") from None
+
+
+def _interruptibly(call: Callable[[], T]) -> T:
+    """``call()``, such that signals are handled meanwhile.
+
+    Python handles signals in the main thread only, between its own instructions: while the main thread is inside
+    obstore, SIGTERM would wait for the request's timeout. So there the call is made by another thread.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    done: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+
+    def work() -> None:
+        try:
+            done.put((True, call()))
+        except BaseException as error:
+            done.put((False, error))
+
+    threading.Thread(target=work, name="chromakeep-store", daemon=True).start()
+    worked, result = done.get()
+    if worked:
+        return cast("T", result)
+    raise result
 
 
 def _connect(address: Address, options: dict[str, str], timeout: float) -> S3Store | GCSStore | AzureStore:

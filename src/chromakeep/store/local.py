@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -49,7 +48,7 @@ class LocalStore:
     def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
         path = self._path(name)
         folder = os.path.dirname(path)
-        temporary = os.path.join(folder, _TEMPORARY + secrets.token_hex(8))
+        temporary = os.path.join(folder, _TEMPORARY + os.urandom(8).hex())
         try:
             fd = self._create(temporary, folder)
             try:
