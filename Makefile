@@ -53,12 +53,12 @@ $(VENV)/.dev: pyproject.toml | $(BIN)/uv
 
 # Debian keeps the half of venv that installs pip in a package of its own.
 $(BIN)/uv:
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || sh tools/packages.sh python3-venv
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || sh tools/packages.sh ensurepip:python3-venv
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 packages:
-	@sh tools/packages.sh restic strace
+	@sh tools/packages.sh restic strace mkfs.xfs:xfsprogs
 
 servers: | $(BIN)/uv
 	@sh tools/servers.sh

@@ -1,26 +1,24 @@
 #!/bin/sh
-# Install those of the named Debian packages that are missing: as root or with sudo; elsewhere say what to install.
+# Install the Debian packages whose command is missing, as root or with sudo; elsewhere say what to install.
+#
+#   tools/packages.sh COMMAND[:PACKAGE]...        PACKAGE is COMMAND unless given
 set -eu
 
 missing=
-for package in "$@"; do
-    case $package in
-        python3-venv) ;; # asked for only when Python itself says that it is missing
-        *) if command -v "$package" >/dev/null 2>&1; then continue; fi ;;
-    esac
-    missing="$missing $package"
+for wanted in "$@"; do
+    PATH=$PATH:/usr/sbin:/sbin command -v "${wanted%%:*}" >/dev/null 2>&1 || missing="$missing ${wanted##*:}"
 done
 [ -n "$missing" ] || exit 0
 
-sudo=
-[ "$(id -u)" = 0 ] || sudo='sudo -n'
-if ! command -v apt-get >/dev/null 2>&1 || { [ -n "$sudo" ] && ! $sudo true 2>/dev/null; }; then
-    echo "please install:$missing (it takes root, and apt-get here cannot be run as root)" >&2
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+if ! command -v apt-get >/dev/null 2>&1 || ! as_root true 2>/dev/null; then
+    echo "please install:$missing (this takes root and apt-get)" >&2
     exit 1
 fi
 echo "installing:$missing"
+as_root apt-get -qq update >/dev/null
 # shellcheck disable=SC2086  # the packages are words
-{
-    $sudo apt-get -qq update >/dev/null
-    $sudo env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null
-}
+as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null

@@ -34,11 +34,11 @@ class Call:
         from chromakeep.store.open import open_store
 
         place = parse(address)
+        store = open_store(place)
         try:
-            return Repository.open(open_store(place), password=self.settings.password())
+            return Repository.open(store, password=self.settings.password())
         except RepositoryNotFound as error:  # a repository does not know its address
-            named = str(error) if str(place) in str(error) else f"{place}: {error}"
-            raise RepositoryNotFound(named, hint=error.hint) from None
+            raise RepositoryNotFound(f"{place}: {error}", hint=error.hint) from None
 
     def create(self, address: str) -> Repository:
         """Make a repository at ``address``, encrypted when a password is configured."""
