@@ -44,6 +44,7 @@ class Keys:
         self._span = _derive(master, "span id")
         self._unit = int.from_bytes(_derive(master, "unit hash")[:8], "little")
         self._seal = _derive(master, "encryption")
+        self.checksum = _derive(master, "checksum")  # of sealed objects: one of another repository does not pass
 
     def block_id(self, data: bytes | memoryview) -> bytes:
         """32-byte name of a block's plaintext."""

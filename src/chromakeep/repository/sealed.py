@@ -1,8 +1,9 @@
 """The envelope of every object that is not a pack: typed, checksummed, bound to its name, encrypted if asked.
 
-``CKEEP`` kind(1) version(1) flags(1) | body | BLAKE3-256 of all before it and of the object's name. The body is a
-zstd frame of the payload; with flag 1 it is a 12-byte random nonce and the AES-256-GCM of that frame, the header and
-the name authenticated with it. A flipped bit, a truncated object and one copied under another's name are each found.
+``CKEEP`` kind(1) version(1) flags(1) | body | BLAKE3-256 of all before it and of the object's name, under the
+repository's own key (except of what must be readable before there are keys). The body is a zstd frame of the payload;
+with flag 1 it is a 12-byte random nonce and the AES-256-GCM of that frame, the header and the name authenticated with
+it. A flipped bit, a truncated object, one copied under another's name and one of another repository are each found.
 """
 
 from __future__ import annotations
@@ -30,21 +31,22 @@ def seal(kind: str, name: str, payload: bytes, keys: Keys | None) -> bytes:
     if cipher:
         nonce = os.urandom(12)
         body = nonce + cipher.encrypt(nonce, body, head + name.encode())
-    return head + body + _checksum(head + body, name)
+    return head + body + _checksum(head + body, name, keys)
 
 
 def unseal(kind: str, name: str, data: bytes, keys: Keys | None) -> bytes:
     """The payload, or ``CorruptObject`` / ``UnsupportedFormat``. Believes nothing before the checksum holds."""
     if len(data) < HEAD + CHECKSUM or data[:5] != MAGIC:
         raise CorruptObject(name, "truncated" if MAGIC.startswith(data[:5]) else "not written by chromakeep")
-    if data[6] > VERSION:
+    content, checksum = data[:-CHECKSUM], data[-CHECKSUM:]
+    if data[6] != VERSION and _checksum(data[:6] + bytes((VERSION,)) + content[7:], name, keys) != checksum:
+        # All else may be different there. What is right but for this one byte is damage, and told as such below.
         raise UnsupportedFormat(
             f"{name}: written in format {data[6]}, this chromakeep reads up to {VERSION}",
             hint="upgrade chromakeep: `pip install -U chromakeep`",
         )
-    content, checksum = data[:-CHECKSUM], data[-CHECKSUM:]
-    if _checksum(content, name) != checksum:
-        raise CorruptObject(name, "damaged, truncated or moved here from another name (checksum does not match)")
+    if _checksum(content, name, keys) != checksum:
+        raise CorruptObject(name, "damaged, truncated, or of another name or repository (checksum does not match)")
     if data[5:6] != kind.encode("ascii"):
         raise CorruptObject(name, f"holds {data[5:6]!r} where {kind!r} belongs")
     head, body = content[:HEAD], content[HEAD:]
@@ -69,7 +71,7 @@ def unseal(kind: str, name: str, data: bytes, keys: Keys | None) -> bytes:
         raise CorruptObject(name, f"cannot be decompressed ({e})") from None
 
 
-def _checksum(content: bytes, name: str) -> bytes:
-    hasher = blake3.blake3(content)
+def _checksum(content: bytes, name: str, keys: Keys | None) -> bytes:
+    hasher = blake3.blake3(content, key=keys.checksum) if keys else blake3.blake3(content)
     hasher.update(name.encode())
     return hasher.digest()
