@@ -19,6 +19,7 @@ from chromakeep.chroma.layout import file_layouts
 from chromakeep.errors import CorruptObject, DiskFull, NotAChromaDirectory, RepositoryBusy, SourceBroken, StoreError
 from chromakeep.events import Noted, Observer, PhaseStarted, Progressed, ignore
 from chromakeep.layout import Layout
+from chromakeep.operations import place
 from chromakeep.records import Collection
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.sessions import Session
@@ -104,10 +105,8 @@ def _publish(
                 done += size
                 observer(Progressed("store", done))
 
-            try:
-                files = tuple(writer.add_file(captured.path / n, n, layout, count) for n, layout in layouts.items())
-            finally:
-                inspection = validated.result()
+            files = tuple(writer.add_file(captured.path / n, n, layout, count) for n, layout in layouts.items())
+            inspection = validated.result()
         refuse_broken(source, inspection, allow_empty=allow_empty, observer=observer)
         new = writer.publish()
         snapshot = Snapshot(
@@ -190,18 +189,18 @@ def _staging(source: Path, stage: Path | None) -> Iterator[Path]:
         stage.mkdir(parents=True, exist_ok=True)
         yield stage
         return
-    parent = source.absolute().parent
+    prefix = f".{source.name}.capture-"
     try:
-        place = Path(tempfile.mkdtemp(prefix=f".{source.name}.capture-", dir=parent))
+        into = place.temporary(source.absolute().parent, prefix)
     except OSError:
         try:
-            place = Path(tempfile.mkdtemp(prefix="chromakeep-capture-"))
+            into = place.temporary(Path(tempfile.gettempdir()), prefix)
         except OSError as e:
             raise DiskFull(f"no room for a temporary copy ({e.strerror})", hint="give one: --stage DIRECTORY") from None
     try:
-        yield place
+        yield into
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(into, ignore_errors=True)
 
 
 __all__ = ["BackupResult", "backup", "refuse_broken"]

@@ -36,7 +36,7 @@ def add(repository: Repository, password: str) -> KeyReport:
     """One more password that opens the repository."""
     _refuse_unencrypted(repository)
     if not password:
-        raise UsageError("the new password is empty", hint="set CHROMAKEEP_NEW_PASSWORD or CHROMAKEEP_NEW_PASSWORD_FILE")
+        raise UsageError("the new password is empty", hint="set CHROMAKEEP_NEW_PASSWORD or ..._NEW_PASSWORD_FILE")
     name = add_key(repository.store, repository.config, repository.keys.master, password)
     return KeyReport(keys(repository).keys, added=name.removeprefix("keys/"))
 

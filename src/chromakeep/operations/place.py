@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import os
+import secrets
 import shutil
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 from chromakeep.errors import ChromakeepError, SnapshotNotFound
+from chromakeep.repository.sessions import process_exists
 
 DATABASE = "chroma.sqlite3"
 OLD = ".old-"
@@ -20,9 +24,18 @@ _AT_FDCWD = -100
 
 def beside(target: Path, purpose: str) -> Path:
     """A new directory for what is to take ``target``'s place: its sibling, or inside it where it is a mount point."""
-    name = f".{target.name}.{purpose}-{os.getpid()}-{datetime.now(timezone.utc):%H%M%S%f}"
-    place = (target if _fixed(target) else target.parent) / name
-    place.mkdir(parents=True)
+    return temporary(target if _fixed(target) else target.absolute().parent, f".{target.name}.{purpose}-")
+
+
+def temporary(folder: Path, prefix: str) -> Path:
+    """A new directory in ``folder``; those that a killed process of this host left under that prefix go first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{glob.escape(prefix)}*"):
+        owner = left.name.removeprefix(prefix).split("-")[0]
+        if owner.isdigit() and int(owner) != os.getpid() and not process_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    place = folder / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
+    place.mkdir()
     return place
 
 
@@ -35,15 +48,15 @@ def install(new: Path, target: Path) -> Path | None:
     """Put ``new`` where ``target`` is; where the old content is kept now, or None if there was none.
 
     One atomic exchange where the system has it (Linux), else two renames. A mount point cannot be renamed: there the
-    contents move, chroma.sqlite3 last, so that a directory without it is never mistaken for a whole one.
+    contents move, chroma.sqlite3 first out and last in: a directory that has it is always a whole one.
     """
     was_empty = is_empty(target)
     old = kept_as(target)
     if _fixed(target):
         if not was_empty:
             old.mkdir()
-            _move_contents(target, old)
-        _move_contents(new, target)
+            _move_contents(target, old, database_first=True)
+        _move_contents(new, target, database_first=False)
         new.rmdir()
     elif target.exists():
         if not _exchange(new, target):
@@ -52,7 +65,8 @@ def install(new: Path, target: Path) -> Path | None:
         else:
             new.rename(old)
         if was_empty:
-            shutil.rmtree(old)
+            with suppress(OSError):  # hidden files of somebody's: kept
+                old.rmdir()
     else:
         new.rename(target)
     sync(target.parent)
@@ -101,8 +115,8 @@ def _contents(target: Path) -> list[Path]:
     return [p for p in target.iterdir() if p.name != "lost+found" and not p.name.startswith(".")]
 
 
-def _move_contents(source: Path, target: Path) -> None:
-    for entry in sorted(_contents(source), key=lambda p: p.name == DATABASE):
+def _move_contents(source: Path, target: Path, *, database_first: bool) -> None:
+    for entry in sorted(_contents(source), key=lambda p: (p.name == DATABASE) != database_first):
         entry.rename(target / entry.name)
     sync(target)
 

@@ -81,6 +81,7 @@ def restore(
     ``SnapshotNotFound``, ``VerificationFailed`` on any difference, ``DiskFull``, ``StoreError``.
     """
     started = time.monotonic()
+    target = target.resolve()  # a link stays a link: what it points to is replaced
     snapshot = repository.find(selector)
     wanted = _wanted(snapshot, collections)
     total = sum(f.size for f in snapshot.files)
@@ -121,6 +122,7 @@ def restore(
 
 def rollback(target: Path) -> RollbackResult:
     """Swap back what the last restore replaced; what is there now is kept in its turn. Renames only: no copying."""
+    target = target.resolve()
     old = place.newest_old(target)
     _refuse_in_use(target)
     kept = place.install(old, target)

@@ -82,6 +82,12 @@ class PackWriter:
         if full:
             full()
 
+    def raise_failure(self) -> None:
+        """Raise the error of a put that has failed by now."""
+        for put in self._puts:
+            if put.done() and (error := put.exception()):
+                raise error
+
     def _close(self) -> Callable[[], None]:
         """End the current pack (lock held) and return what puts it, to be called without the lock."""
         trailer = seal("T", self._name, entry_rows(self._current).tobytes(), self._keys)

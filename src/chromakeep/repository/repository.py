@@ -18,8 +18,10 @@ from chromakeep.errors import (
     ObjectExists,
     ObjectNotFound,
     RepositoryNotFound,
+    SnapshotNotFound,
     UnsupportedFormat,
     UsageError,
+    VerificationFailed,
     WrongPassword,
 )
 from chromakeep.repository import snapshots as snapshots_
@@ -30,7 +32,7 @@ from chromakeep.repository.packs import open_block
 from chromakeep.repository.sealed import seal, unseal
 from chromakeep.repository.snapshots import Snapshot, now, rfc3339, select
 from chromakeep.repository.spans import SpanMap
-from chromakeep.store.base import Store
+from chromakeep.store.base import ObjectInfo, Store
 from chromakeep.store.unconditional import HeadThenPut
 
 FORMAT = 1
@@ -68,6 +70,7 @@ class Repository:
         self.store: Store = store if config.conditional_put else HeadThenPut(store)
         self.config, self.keys = config, keys
         self._parts: dict[str, IndexPart] = {}
+        self.damaged: dict[str, VerificationFailed] = {}  # index objects that the last reading had to do without
         self._snapshots: dict[str, Snapshot | None] = {}
 
     # -- open and create ----------------------------------------------------------------------------------------
@@ -132,25 +135,40 @@ class Repository:
     # -- snapshots ----------------------------------------------------------------------------------------------
 
     def snapshots(self) -> list[Snapshot]:
-        """All snapshots, oldest first. A damaged one is raised as ``CorruptObject``; see ``snapshot_names``."""
+        """All snapshots, oldest first. A damaged one is raised as ``CorruptObject``; see ``readable_snapshots``."""
         names = self.snapshot_names()
         if len([n for n in names if n not in self._snapshots]) > 2:
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(self.snapshot, names))
         return sorted((s for name in names if (s := self.snapshot(name))), key=lambda s: (s.time, s.id))
 
+    def readable_snapshots(self) -> tuple[list[Snapshot], list[CorruptObject]]:
+        """The snapshots that can be read, oldest first, and what is wrong with the others."""
+        found, damaged = [], []
+        for name in self.snapshot_names():
+            try:
+                if one := self.snapshot(name):
+                    found.append(one)
+            except CorruptObject as e:
+                damaged.append(e)
+        return sorted(found, key=lambda s: (s.time, s.id)), damaged
+
     def snapshot_names(self) -> list[str]:
         """Names of the objects under ``snapshots/`` (tombstones of fenced sessions among them), oldest first."""
         return [o.name for o in self.store.list("snapshots/")]
 
     def committed(self) -> set[str]:
-        """Ids of the sessions that committed and whose snapshot is still there; tombstones are told by their size."""
+        """Ids of the sessions that committed and whose snapshot is still there."""
         found = self.store.list("snapshots/")
-        return {
-            o.name.removeprefix("snapshots/")
-            for o in found
-            if o.size >= snapshots_.SMALLEST or self.snapshot(o.name) is not None
-        }
+        return {o.name.removeprefix("snapshots/") for o in found if not self._may_be_tombstone(o)}
+
+    def _may_be_tombstone(self, info: ObjectInfo) -> bool:
+        if info.size > snapshots_.LARGEST_TOMBSTONE:
+            return False
+        try:
+            return self.snapshot(info.name) is None
+        except CorruptObject:
+            return True  # `check` tells; here it only means that nothing is built on that session
 
     def snapshot(self, name: str) -> Snapshot | None:
         """One snapshot by its object's name; None when it is a tombstone or has just been pruned."""
@@ -174,7 +192,13 @@ class Repository:
                     return found
         elif f"snapshots/{selector}" in names and (found := self.snapshot(f"snapshots/{selector}")):
             return found
-        return select(self.snapshots(), selector)
+        readable, damaged = self.readable_snapshots()
+        try:
+            return select(readable, selector)
+        except SnapshotNotFound:
+            if damaged:
+                raise damaged[-1] from None  # perhaps it is that one
+            raise
 
     # -- index --------------------------------------------------------------------------------------------------
 
@@ -196,19 +220,31 @@ class Repository:
         """Packs that a collection may be deleting now, or has deleted."""
         return {p for c in self.collections().values() for p in c.packs}
 
-    def parts(self) -> dict[str, IndexPart]:
-        """Every index object by name, new ones fetched, gone ones forgotten."""
+    def parts(self, *, without_damaged: bool = False) -> dict[str, IndexPart]:
+        """Every index object by name, new ones fetched, gone ones forgotten. Raises for a damaged one, or leaves it out
+        and notes it in ``damaged``."""
+        self.damaged = {}
+
+        def fetch(name: str) -> IndexPart | None:
+            try:
+                return self._part(name)
+            except VerificationFailed as e:
+                if not without_damaged:
+                    raise
+                self.damaged[name] = e
+                return None
+
         while True:
             names = [o.name for o in self.store.list("index/")]
             missing = [n for n in names if n not in self._parts]
             if len(missing) > 1:
                 with ThreadPoolExecutor(8) as pool:
-                    fetched = list(pool.map(self._part, missing))
+                    fetched = list(pool.map(fetch, missing))
             else:
-                fetched = [self._part(n) for n in missing]
+                fetched = [fetch(n) for n in missing]
             found = {n: p for n, p in zip(missing, fetched, strict=True) if p}
             self._parts = {n: p for n in names if (p := self._parts.get(n) or found.get(n))}
-            if len(self._parts) == len(names):
+            if len(self._parts) + len(self.damaged) == len(names):
                 return self._parts
             # One was superseded and removed between the listing and now: its successor may be younger than the listing.
 
@@ -219,13 +255,22 @@ class Repository:
             return None
 
     def index(self, *, writing: bool = False) -> Index:
-        """The blocks to be found. For ``writing``, only those that no collection under way may take away."""
-        collections = self.collections().values()
+        """The blocks to be found. For ``writing``, only those that no collection under way may take away.
+
+        A damaged index object stops a writer; a reader goes on with the others, and is told of it where it misses a
+        block. Of collections a reader needs nothing but a preference.
+        """
+        try:
+            collections = self.collections().values()
+        except VerificationFailed:
+            if writing:
+                raise
+            return Index(self.parts(without_damaged=True).values())
         superseded = {n for c in collections for n in c.superseded}
         condemned = {p for c in collections for p in c.packs}
-        parts = self.parts()
         if not writing:
-            return Index(parts.values(), avoid=condemned)
+            return Index(self.parts(without_damaged=True).values(), avoid=condemned)
+        parts = self.parts()
         # A session that did not commit may have relied on blocks that are gone: nobody builds on its index.
         trusted = {f"index/{i}" for i in self.committed()} | {c.merged for c in collections}
         return Index([p for n, p in parts.items() if n in trusted - superseded], without=condemned)

@@ -45,7 +45,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 TOMBSTONE = b"fenced"  # payload of an object that stands where a snapshot would: its session can no longer commit
-SMALLEST = 256  # bytes of a stored snapshot at least, and more than a stored tombstone: a listing tells them apart
+LARGEST_TOMBSTONE = 256  # bytes; what is larger in a listing is a snapshot and need not be read to know it
 
 
 def now() -> datetime:
@@ -60,7 +60,7 @@ def rfc3339(moment: datetime) -> str:
 
 def encode(snapshot: Snapshot) -> bytes:
     """Payload of the object."""
-    return msgspec.json.encode(snapshot).ljust(SMALLEST * 2)
+    return msgspec.json.encode(snapshot)
 
 
 def decode(name: str, payload: bytes) -> Snapshot | None:

@@ -132,6 +132,7 @@ class SnapshotWriter:
         """Name a full block and hand it to the pool, unless it is known already."""
         if self._failed:
             raise self._failed[0]
+        self._data.raise_failure()
         data = b"".join(block.pieces)
         block.pieces.clear()
         block.identity = identity = self._keys.block_id(data)
