@@ -45,7 +45,7 @@ def keep_only(directory: Path, collections: set[str]) -> None:
             segments = [s for (s,) in db.execute(_SEGMENTS)]
             for table, where in _DELETES:
                 if table in tables:
-                    db.execute(f"DELETE FROM {table} WHERE {where}")  # noqa: S608 - constants of this module
+                    db.execute(f"DELETE FROM {table} WHERE {where}")
             db.execute("COMMIT")
         except sqlite3.Error as e:
             raise VerificationFailed(f"{DATABASE}: the other collections cannot be taken out ({e})") from None
