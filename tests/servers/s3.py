@@ -95,6 +95,9 @@ _PIPELINE = (
     "catch_errors gatekeeper healthcheck cache listing_formats bulk s3api tempauth copy slo dlo symlink proxy-server"
 )
 
+# On a busy machine Swift would otherwise put off updates of a listing (after 1 s) and take a node for dead.
+_PATIENT = "conn_timeout = 30\nnode_timeout = 60\nrecoverable_node_timeout = 60\ncontainer_update_timeout = 60\n"
+
 
 def _configure_swift(directory: Path, programs: Path) -> int:
     """Write rings and configuration for one device and one replica; return the proxy's port."""
@@ -108,6 +111,7 @@ def _configure_swift(directory: Path, programs: Path) -> int:
         common = (
             f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nworkers = 0\nuser = {getpass.getuser()}\n"
             f"swift_dir = {directory}\ndevices = {directory}\nmount_check = false\nlog_address = {directory}/none\n"
+            f"{_PATIENT}"
         )
         if kind == "proxy":
             filters = {name: name for name in _PIPELINE.split()[:-1]} | {"cache": "memcache"}
@@ -121,7 +125,8 @@ def _configure_swift(directory: Path, programs: Path) -> int:
             )
             common += (
                 f"[pipeline:main]\npipeline = {_PIPELINE}\n"
-                f"[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n{sections}"
+                f"[app:proxy-server]\nuse = egg:swift#proxy\naccount_autocreate = true\n"
+                f"error_suppression_limit = 1000000\n{_PATIENT}{sections}"
             )
         else:
             common += f"[pipeline:main]\npipeline = {kind}-server\n[app:{kind}-server]\nuse = egg:swift#{kind}\n"

@@ -9,15 +9,18 @@ from __future__ import annotations
 import itertools
 import json
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from chromakeep.addresses import parse
 from chromakeep.errors import ObjectNotFound, StoreDenied, StoreError, StoreUnavailable
@@ -170,11 +173,18 @@ def test_no_credentials_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "AWS_ACCESS_KEY_ID" in str(error.hint)
 
 
+def pem(key: rsa.RSAPrivateKey) -> str:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
 def test_tls_is_checked(tmp_path: Path, moto: S3Server) -> None:
     """A certificate nobody vouches for is refused, and so is a server that does not speak TLS at all."""
-    argv = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test -addext subjectAltName=IP:127.0.0.1"
-    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
-    subprocess.run([*argv.split(), *files], check=True, capture_output=True)
+    private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")]), datetime.now(timezone.utc)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(private.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    (tmp_path / "cert").write_bytes(builder.sign(private, SHA256()).public_bytes(Encoding.PEM))
+    (tmp_path / "key").write_text(pem(private))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
     server = HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
@@ -197,8 +207,7 @@ def test_google_cloud_storage_can_be_constructed(tmp_path: Path, monkeypatch: py
     monkeypatch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
     key = tmp_path / "key.json"
     private = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-    account = {"type": "service_account", "private_key": pem, "private_key_id": "1", "client_email": "a@b"}
+    account = {"type": "service_account", "private_key": pem(private), "private_key_id": "1", "client_email": "a@b"}
     key.write_text(json.dumps(account))
     open_store("gs://bucket/prefix", options={"application_credentials": str(key)}, environ={})
     with pytest.raises(StoreDenied, match="No such file"):
