@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from cli.documentation import documented, same_fields
+
 if TYPE_CHECKING:
     from cli.conftest import Cli
 
@@ -126,3 +128,21 @@ def test_password_sources(cli: Cli) -> None:
     both = {"CHROMAKEEP_PASSWORD": "no", "CHROMAKEEP_PASSWORD_FILE": "secret"}
     assert "password" in cli.fails(12, "snapshots", "keep", env=both)
     assert "CHROMAKEEP_PASSWORD" in cli.fails(12, "snapshots", "keep")
+
+
+def test_passwords_are_added_changed_and_removed(cli: Cli) -> None:
+    """key add, remove and change take the new password from a variable or a file; the old one then opens nothing."""
+    one, two, three = ({"CHROMAKEEP_PASSWORD": p} for p in ("one", "two", "three"))
+    cli.json("init", "keep", env=one)
+    first = cli.json("key", "list", "keep", env=one)
+    same_fields(first, documented("key list"))
+    added = cli.json("key", "add", "keep", env={**one, "CHROMAKEEP_NEW_PASSWORD": "two"})
+    assert len(added["keys"]) == 2
+    removed = cli.json("key", "remove", "keep", first["keys"][0]["id"][:12], env=two)
+    assert [k["id"] for k in removed["keys"]] == [added["added"]]
+    cli.fails(12, "snapshots", "keep", env=one)
+    (cli.cwd / "new").write_text("three\n")
+    assert cli.json("key", "change", "keep", "--new-password-file", "new", env=two)["removed"] == [added["added"]]
+    cli.fails(12, "snapshots", "keep", env=two)
+    assert "only password" in cli.fails(2, "key", "remove", "keep", "", env=three)
+    assert "CHROMAKEEP_NEW_PASSWORD" in cli.fails(2, "key", "add", "keep", env=three)

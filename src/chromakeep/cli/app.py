@@ -11,7 +11,7 @@ import click
 
 from chromakeep import __version__
 from chromakeep.cli import failures
-from chromakeep.cli.commands import configuration, directory, repository, restore, run
+from chromakeep.cli.commands import configuration, directory, key, repository, restore, run
 
 EXAMPLE = """
   \b
@@ -57,6 +57,7 @@ for _command in (
     repository.check,
     repository.prune,
     repository.unlock,
+    key.key,
     configuration.config,
     configuration.completion,
 ):

@@ -36,7 +36,7 @@ class Call:
         place = parse(address)
         store = open_store(place)
         try:
-            return Repository.open(store, password=self.settings.password())
+            return Repository.open(store, password=self.settings.secret())
         except RepositoryNotFound as error:  # a repository does not know its address
             raise RepositoryNotFound(f"{place}: {error}", hint=error.hint) from None
 
@@ -45,7 +45,7 @@ class Call:
         from chromakeep.repository import Repository
         from chromakeep.store.open import open_store
 
-        return Repository.create(open_store(parse(address), create=True), password=self.settings.password())
+        return Repository.create(open_store(parse(address), create=True), password=self.settings.secret())
 
     def needs(self, given: str | None, key: str, name: str) -> str:
         """The positional argument ``name``, or the setting that stands for it when it is left out."""

@@ -16,8 +16,8 @@ from chromakeep.errors import UsageError
 PREFIX = "CHROMAKEEP_"
 FILE = "chromakeep.toml"
 FILE_LIMIT = 1 << 20
-SECRET = "password"
-NOT_SETTINGS = {"config", "debug", SECRET}  # environment variables of ours that are not keys of the file
+SECRETS = ("password", "new_password")  # each by its variable, or in the file that SECRET_file names
+NOT_SETTINGS = {"config", "debug", *SECRETS}  # environment variables of ours that are not keys of the file
 # What Kubernetes puts into every pod beside a Service named "chromakeep": not ours, and not a typing error.
 _SERVICE_LINK = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP)(_.+)?")
 
@@ -65,6 +65,7 @@ KEYS = {
         Key("data", "path", "The Chroma data directory."),
         Key("repository", "text", "Address of the repository."),
         Key("password_file", "path", "File whose first line is the repository's password."),
+        Key("new_password_file", "path", "File whose first line is the password that `key` adds or changes to."),
         Key("progress", "choice", "How progress is shown on stderr.", "auto", ("auto", "bar", "json", "none")),
         Key("stage", "path", "Keep the working copy here between backups: the next one copies only what changed."),
         Key("every", "duration", "Take a snapshot this often when something changed.", 60.0),
@@ -127,22 +128,21 @@ class Settings:
     def number(self, name: str) -> int:
         return int(self._settings[name].value or 0)
 
-    def password(self) -> str | None:
-        """The repository's password: ``CHROMAKEEP_PASSWORD``, else the first line of the password file, else None.
+    def secret(self, name: str = "password") -> str | None:
+        """A secret: its ``CHROMAKEEP_*`` variable, else the first line of the file that ``name_file`` names, else None.
 
-        A ``--password-file`` flag goes before the variable.
+        A ``--name-file`` flag goes before the variable.
         """
-        path = self._settings["password_file"]
-        secret = self._environ.get(PREFIX + SECRET.upper())
-        if secret and path.origin != KEYS["password_file"].flag:
-            return secret
-        return None if path.value is None else _first_line(Path(str(path.value)), path.origin)
+        origin, path = self.origin(name), self.text(f"{name}_file")
+        if origin == PREFIX + name.upper():
+            return self._environ[origin]
+        return None if path is None else _first_line(Path(path), str(origin))
 
-    def password_origin(self) -> str | None:
-        """Where ``password`` is taken from, without reading it."""
-        path = self._settings["password_file"]
-        if self._environ.get(PREFIX + SECRET.upper()) and path.origin != KEYS["password_file"].flag:
-            return PREFIX + SECRET.upper()
+    def origin(self, name: str) -> str | None:
+        """Where ``secret`` takes it from, without reading it."""
+        path, variable = self._settings[f"{name}_file"], PREFIX + name.upper()
+        if self._environ.get(variable) and path.origin != KEYS[path.key].flag:
+            return variable
         return path.origin if path.value else None
 
 
@@ -184,10 +184,9 @@ def _file(path: Path, *, required: bool) -> dict[str, object]:
         table: dict[str, object] = tomllib.loads(data.decode())
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
         raise UsageError(f"{path}: not TOML: {error}") from None
-    if SECRET in table:
-        raise UsageError(
-            f"{path}: a password does not belong in this file", hint="use password_file, or CHROMAKEEP_PASSWORD"
-        )
+    for name in table.keys() & set(SECRETS):
+        hint = f"use {name}_file, or {PREFIX}{name.upper()}"
+        raise UsageError(f"{path}: a password does not belong in this file", hint=hint)
     for name in table:
         if name not in KEYS:
             raise _unknown(f"{path}: unknown key {name}", name, list(KEYS))

@@ -8,7 +8,7 @@ from chromakeep.addresses import parse
 from chromakeep.cli import output
 from chromakeep.cli.command import Call, Command, command
 from chromakeep.cli.output import Reply
-from chromakeep.cli.settings import KEYS
+from chromakeep.cli.settings import KEYS, SECRETS
 
 SHELLS = {
     "bash": "~/.local/share/bash-completion/completions/chromakeep",
@@ -33,8 +33,8 @@ def _show(call: Call) -> Reply:
     else CHROMAKEEP_CONFIG, else ./chromakeep.toml.
     """
     found = [{"key": s.key, "value": _shown(s.key, s.value), "origin": s.origin} for s in call.settings.all()]
-    if origin := call.settings.password_origin():
-        found.append({"key": "password", "value": MASK, "origin": origin})
+    secrets = [(name, origin) for name in SECRETS if (origin := call.settings.origin(name))]
+    found += [{"key": name, "value": MASK, "origin": origin} for name, origin in secrets]
     rows = [(str(s["key"]), _text(s["value"]), str(s["origin"])) for s in found]
     return Reply({"settings": found}, output.table(("setting", "value", "origin"), rows))
 

@@ -45,7 +45,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     data, address = local_path(call.needs(None, "data", "--data")), settings.text("repository")
     if address:
         parse(address)  # a wrong address or password file is told before anything starts
-        settings.password()
+        settings.secret()
     stage, stop, hurry = settings.text("stage"), threading.Event(), threading.Event()
     listen = [word for key in ("host", "port") if (value := settings.text(key)) for word in (KEYS[key].flag, value)]
 
