@@ -7,6 +7,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PORT   ?= 8000
 PYTEST ?=
+BENCH  ?=
+SNAPSHOTS ?= 500
 
 .PHONY: help up test lint bench stress soak clean packages servers
 .DEFAULT_GOAL := help
@@ -15,8 +17,9 @@ help:
 	@echo 'make up      serve and keep the sample: Chroma on ./data, repository in ./keep, port $(PORT)'
 	@echo 'make test    install what the tests need, then ruff, mypy --strict and pytest'
 	@echo 'make lint    ruff and mypy only'
-	@echo 'make bench   the figures against restic and tar      make stress  >= 500 snapshots under live writers'
-	@echo 'make soak    an hour of kills and restarts           make clean   remove what these made, ./data and ./keep too'
+	@echo 'make bench   the figures, against restic, tar and plain chroma run'
+	@echo 'make stress  $(SNAPSHOTS) snapshots under live writers, each compared exactly;  make soak: ten times as many'
+	@echo 'make clean   remove what these made, ./data and ./keep too'
 
 # The shell that becomes chromakeep starts the loader first, so Ctrl-C reaches both; the loader ends when it is gone.
 up: $(VENV)/.up
@@ -30,14 +33,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev packages
-	$(BIN)/python bench/bench.py
+bench: $(VENV)/.dev packages servers
+	$(BIN)/python bench/bench.py $(BENCH)
 
 stress: $(VENV)/.dev
-	$(BIN)/python -m pytest -m stress $(PYTEST)
+	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)
 
 soak: $(VENV)/.dev
-	$(BIN)/python -m pytest -m soak $(PYTEST)
+	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)0 --seed $$(date +%j)
 
 clean:
 	rm -rf $(VENV) .servers .mypy_cache .ruff_cache .pytest_cache .hypothesis dist data keep
