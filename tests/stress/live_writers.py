@@ -113,11 +113,10 @@ def through_capture(work: Path) -> Take:
 
 def through_backup(work: Path) -> Take:
     """A backup into a repository in a folder, and a restore out of it."""
-    from chromakeep.store.open import open_store
-
     from chromakeep.operations.backup import backup
     from chromakeep.operations.restore import restore
     from chromakeep.repository.repository import Repository
+    from chromakeep.store.open import open_store
 
     repository = Repository.create(open_store(str(work / "repository"), create=True))
 

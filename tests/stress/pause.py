@@ -35,7 +35,7 @@ while True:
     old = random.sample(ids[n], min(size, len(ids[n])))
     new = chance.standard_normal((len(old), collections[n].get(limit=1, include=["embeddings"])["embeddings"].shape[1]))
     start = time.monotonic()
-    collections[n].upsert(ids=old, embeddings=new.astype("f4"), documents=["x" * int(chance.integers(200, 1500)) for _ in old])
+    collections[n].upsert(ids=old, embeddings=new.astype("f4"), documents=["x" * 800] * len(old))
     print(start, time.monotonic(), flush=True)
 """
 
