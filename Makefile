@@ -24,7 +24,7 @@ help:
 # The shell that becomes chromakeep starts the loader first, so Ctrl-C reaches both; the loader ends when it is gone.
 up: $(VENV)/.up
 	@$(BIN)/python sample/load.py --url http://127.0.0.1:$(PORT) --while-pid $$$$ & \
-	 RUST_LOG=$${RUST_LOG:-warn} exec $(BIN)/chromakeep run --data ./data --repository ./keep --port $(PORT)
+	 RUST_LOG=$${RUST_LOG:-warn} exec $(BIN)/chromakeep run --data ./data --repository ./keep --every 10s --port $(PORT)
 
 test: lint packages servers
 	$(BIN)/python -m pytest $(PYTEST)
