@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,24 +71,23 @@ class Writer(threading.Thread):
     answered is in ``open`` and may be either way.
     """
 
-    def __init__(self, port: int, seed: int = 0, sync_threshold: int = 50) -> None:
+    def __init__(self, port: int, seed: int = 0, **hnsw: object) -> None:
         super().__init__(daemon=True)
         self.client = ChromaClient("127.0.0.1", port, timeout=20)
         self.acked: dict[str, float | None] = {}
         self.open: dict[str, set[float | None]] = {}
         self.ref: Ref | None = None
         self.over = threading.Event()
-        self.writes = 0
-        self._random, self._threshold = random.Random(seed), sync_threshold
+        self.writes = self.number = 0
+        self._random, self._hnsw = random.Random(seed), {"sync_threshold": 50, **hnsw}
 
     def run(self) -> None:
-        number = 0
         while not self.over.is_set():
             try:
                 if self.ref is None:
-                    self.ref = create(self.client, "written", sync_threshold=self._threshold)
-                number += 1
-                self._write(number)
+                    self.ref = create(self.client, "written", **self._hnsw)
+                self.number += 1
+                self._write(self.number)
                 self.writes += 1
             except ServerAnswered:
                 continue
@@ -116,12 +115,14 @@ class Writer(threading.Thread):
             self.acked[i] = value
             del self.open[i]
 
-    def check(self, found: dict[str, float]) -> None:
-        """Everything acknowledged is there, and nothing that was not at least asked for."""
+    def check(self, found: dict[str, float], *, rounding: float = 0.0, but: Collection[str] = ()) -> None:
+        """Everything acknowledged is there (``but`` some ids), and nothing that was not at least asked for."""
         for i, value in self.acked.items():
-            if i not in self.open:
+            if i not in self.open and i not in but:
                 expected = None if value is None else float(np.float32(value))
-                assert found.get(i) == expected, f"{i}: {found.get(i)} is there, {expected} was acknowledged"
+                have = found.get(i)
+                same = have == expected or (have and expected and abs(have - expected) <= rounding * expected)
+                assert same, f"{i}: {have} is there, {expected} was acknowledged"
         for i in found.keys() - self.acked.keys():
             assert i in self.open, f"{i} was never written"
 
@@ -201,12 +202,12 @@ def process(
     """``chromakeep run`` as a process of its own, its port, and the file its output goes to."""
     port = free_port()
     log = data.with_name("run.log")
-    command = [sys.executable, "-m", "chromakeep", "run", "--data", str(data), "--repository", str(repository),
-               "--every", f"{every}s", "--grace", f"{grace}s", "--", "--host", "127.0.0.1", "--port", str(port)]  # fmt: skip
+    command = [
+        sys.executable, "-m", "chromakeep", "run", "--data", str(data), "--repository", str(repository),
+        "--every", f"{every}s", "--grace", f"{grace}s", "--", "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
     with log.open("ab") as output:
-        child = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**ENV, "PYTHONPATH": str(SRC)}
-        )
+        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**ENV, "PYTHONPATH": str(SRC)})
     try:
         yield child, port, log
     finally:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
-from run.running import PATIENCE, Writer, add, create, eventually, held, process, running
 
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.writers import start_time
@@ -18,6 +19,7 @@ from chromakeep.operations.backup import backup
 from chromakeep.operations.restore import restore
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
+from run.running import PATIENCE, Writer, add, create, eventually, held, process, running
 
 
 @pytest.fixture
@@ -138,7 +140,9 @@ def test_snapshots_are_taken_while_it_serves(tmp_path: Path, repository: Path) -
         ref = create(one.client, "some")
         add(one.client, ref, 0, 50)
         one.until("snapshot ")
-        eventually(lambda: len(held(newest(repository, tmp_path / f"a{len(list(tmp_path.iterdir()))}"), ref)) == 50, "50")
+        eventually(
+            lambda: len(held(newest(repository, tmp_path / f"a{len(list(tmp_path.iterdir()))}"), ref)) == 50, "50"
+        )
         taken = len(one.said("snapshot "))
         add(one.client, ref, 50, 50)
         one.until("snapshot ", taken + 1)
@@ -146,7 +150,7 @@ def test_snapshots_are_taken_while_it_serves(tmp_path: Path, repository: Path) -
 
 
 def test_what_was_acknowledged_is_in_the_last_snapshot(tmp_path: Path, repository: Path) -> None:
-    """SIGTERM with a writer at work: the server ends first, then the last snapshot is taken; restored, it has it all."""
+    """SIGTERM with a writer at work: the server ends first, then comes the last snapshot; restored, it has it all."""
     data = tmp_path / "data"
     with process(data, repository, every=0.5) as (child, port, log):
         writer = Writer(port)
@@ -196,7 +200,9 @@ def test_a_server_dead_inside_is_healed(tmp_path: Path, repository: Path) -> Non
         assert one.said("dead inside")
         rebuilt = one.said("rebuilt 'hit'")
         assert rebuilt and "1 unreadable queued writes removed (poison)" in rebuilt[0]
-        assert sorted(i for page in one.client.ids(hit) for i in page) == sorted(["beside", *(f"i{n}" for n in range(60))])
+        assert sorted(i for page in one.client.ids(hit) for i in page) == sorted(
+            ["beside", *(f"i{n}" for n in range(60))]
+        )
         assert len(one.client.get_vectors(hit, limit=100)) == 61
         add(one.client, other, 60, 1)  # writes go through again
         assert one.client.count(other) == 61
@@ -210,7 +216,7 @@ def test_it_gives_up_on_a_server_that_keeps_dying(tmp_path: Path, repository: Pa
     program.chmod(0o755)
     with running(tmp_path / "data", repository, program=str(program), deaths=1) as one:
         one.thread.join(PATIENCE)
-        with pytest.raises(ServerFailed, match="2 times.*the disk is on fire") as caught:
+        with pytest.raises(ServerFailed, match=r"2 times.*the disk is on fire") as caught:
             one.end()
     assert caught.value.exit_status == 18
 
@@ -257,7 +263,7 @@ def test_a_last_snapshot_that_fails_is_a_failure(tmp_path: Path, repository: Pat
         one.until("serving on")
         add(one.client, create(one.client, "some"), 0, 10)
         repository.rename(tmp_path / "unplugged")
-        with pytest.raises(PartialFailure, match="without the last snapshot.*there is none at all"):
+        with pytest.raises(PartialFailure, match=r"without the last snapshot.*there is none at all"):
             one.end()
 
 
@@ -300,7 +306,7 @@ def test_a_kill_of_everything_loses_nothing_that_was_acknowledged(tmp_path: Path
                 writer.start()
             writer.client = ChromaClient("127.0.0.1", port, timeout=20)
             wanted = writer.writes + 25 + 10 * round_
-            eventually(lambda n=wanted: writer.writes > n or child.poll() is not None, "writes")  # type: ignore[misc]
+            eventually(partial(enough, writer, wanted, child), "writes")
             assert child.poll() is None, log.read_text()[-3000:]
             child.kill()
             child.wait()
@@ -319,7 +325,7 @@ def test_a_kill_of_everything_loses_nothing_that_was_acknowledged(tmp_path: Path
 def test_a_server_left_by_a_killed_run_is_gone_before_the_next_serves(tmp_path: Path, repository: Path) -> None:
     """Two writers on one directory destroy it: the second run starts its server only when the first one's has ended."""
     data = tmp_path / "data"
-    with process(data, repository) as (child, port, log):
+    with process(data, repository) as (child, port, _):
         client = ChromaClient("127.0.0.1", port)
         eventually(lambda: answers(client), "the server")
         from chromakeep.operations.beside import Beside
@@ -333,6 +339,11 @@ def test_a_server_left_by_a_killed_run_is_gone_before_the_next_serves(tmp_path: 
         one.until("serving on")
         assert start_time(server.pid) != server.started
         one.end()
+
+
+def enough(writer: Writer, wanted: int, child: subprocess.Popen[bytes]) -> bool:
+    """Whether the writer got that far, or never will."""
+    return writer.writes > wanted or child.poll() is not None
 
 
 def answers(client: ChromaClient) -> bool:

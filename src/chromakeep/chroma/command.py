@@ -100,7 +100,7 @@ def find_chroma(explicit: str | None, env: Mapping[str, str]) -> str:
     )
 
 
-def _interpreter(program: str) -> str | None:
+def interpreter(program: str) -> str | None:
     """The Python a console script runs under, or None for a native program."""
     with Path(program).open("rb") as file:
         head = file.read(4096).decode("utf-8", "replace")
@@ -124,6 +124,6 @@ def command_line(program: str, directory: Path, options: ServerOptions) -> tuple
         arguments = ["run", "--path", str(directory), "--host", options.host, "--port", str(options.port)]
         extra = {}
     # A native program needs nothing of an interpreter's surroundings: -I -S start ours in a few milliseconds.
-    python = _interpreter(program)
+    python = interpreter(program)
     launch = [python, str(_LAUNCH)] if python else [sys.executable, "-I", "-S", str(_LAUNCH)]
     return [*launch, str(os.getpid()), program, *arguments], extra

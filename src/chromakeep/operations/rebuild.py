@@ -12,6 +12,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from chromakeep.chroma.copying import clone
 from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.queue import Queue
 from chromakeep.chroma.reader import read_collection
+from chromakeep.chroma.salvage import salvage
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import ChromakeepError, RefusedToServe, RepositoryNotFound
 from chromakeep.events import Noted, Observer, ignore
@@ -142,54 +144,60 @@ def _empty(new: Path, entry: Entry) -> tuple[str, ...]:
 
 
 class _Snapshots:
-    """Vectors of a collection in the newest snapshot; fetched once and only when some are missing."""
+    """The newest snapshot with a collection, restored beside; only when something is missing."""
 
     def __init__(
         self, beside: Beside, data: Path, open_repository: Callable[[], Repository] | None, observer: Observer
     ) -> None:
-        self._beside, self._data, self._open, self._observer = beside, data, open_repository, observer
-        self._place = beside.scratch("snapshot")
-        self.id: str | None = None
+        self._data, self._open, self._observer = data, open_repository, observer
+        self._root = beside.scratch("snapshot")
+        self._places: dict[str, tuple[str, Path]] = {}  # by the collection's id: snapshot and directory
 
-    def vectors(self, ref: Ref) -> Iterator[tuple[list[str], Vectors]]:
-        """Batches of ids and vectors; none where there is no repository, no snapshot, or none with the collection."""
-        if self._open is None:
-            return
-        if self.id is None and not self._fetch(ref):
-            return
-        with Catalog(self._place) as catalog:
-            held = any(e.id == ref.id for e in catalog.entries)
-        for portion in read_collection(self._place, ref.id) if held else ():
-            yield portion.ids, portion.vectors
-
-    def _fetch(self, ref: Ref) -> bool:
+    def fetch(self, ref: Ref) -> None:
+        """Restore it, unless there is no repository, no snapshot, or none with the collection."""
         from chromakeep.operations.boot import choose
         from chromakeep.operations.restore import restore
 
-        assert self._open is not None
+        if self._open is None:
+            return
         try:
             try:
-                repository = self._open()
+                snapshots = (repository := self._open()).snapshots()
             except RepositoryNotFound:
-                return False
-            own = [s for s in repository.snapshots() if any(c.id == ref.id for c in s.collections)]
-            snapshot = choose(own, str(self._data))
+                return
+            snapshot = choose([s for s in snapshots if any(c.id == ref.id for c in s.collections)], str(self._data))
             if snapshot is None:
-                return False
+                return
+            place = self._root / ref.id
             self._observer(Noted(f"fetching what the files of {ref.name!r} lack from snapshot {snapshot.id}"))
-            restore(repository, snapshot.id, self._place, observer=self._observer)
+            restore(repository, snapshot.id, place, collections=[ref.id], observer=self._observer)
         except ChromakeepError as error:
             raise RefusedToServe(
                 f"collection {ref.name!r} is broken, and the snapshots that may have its vectors cannot be read:"
                 f" {error.message}",
                 hint=error.hint,
             ) from None
-        self.id = snapshot.id
-        return True
+        self._places[ref.id] = (snapshot.id, place)
+
+    def id(self, ref: Ref) -> str | None:
+        """Which snapshot was fetched for a collection."""
+        found = self._places.get(ref.id)
+        return found[0] if found else None
+
+    def place(self, ref: Ref) -> Path | None:
+        """Where it was restored."""
+        found = self._places.get(ref.id)
+        return found[1] if found else None
 
     def close(self) -> None:
         """Remove what was fetched."""
-        shutil.rmtree(self._place, ignore_errors=True)
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def vectors(self, ref: Ref) -> Iterator[tuple[list[str], Vectors]]:
+        """Ids and vectors of the collection in what was fetched."""
+        place = self.place(ref)
+        for portion in read_collection(place, ref.id) if place else ():
+            yield portion.ids, portion.vectors
 
 
 def _fill(
@@ -200,11 +208,13 @@ def _fill(
     client.count(ref, timeout=300)  # replays what the records' segment has not applied yet
     missing = {i for page in client.ids(ref) for i in page}
     total = len(missing)
-    _upsert_from(server, ref, salvage_vectors(data, ref), missing)
-    salvaged = total - len(missing)
-    before = set(missing)
+    _upsert_from(server, ref, salvage(data, ref.id), missing)
     if missing:
-        _upsert_from(server, ref, source.vectors(ref), missing)
+        source.fetch(ref)
+        # With the snapshot's id map more elements have an owner; their vectors are newer than the snapshot's.
+        _upsert_from(server, ref, salvage(data, ref.id, older=source.place(ref)), missing)
+    salvaged, before = total - len(missing), set(missing)
+    _upsert_from(server, ref, source.vectors(ref), missing)
     fetched = before - missing
     lost = sorted(missing)
     records: list[dict[str, Any]] = []
@@ -216,7 +226,13 @@ def _fill(
     client.delete(ref, lost)
     return (
         Rebuilt(
-            ref.id, ref.name, salvaged, tuple(sorted(fetched)), source.id if fetched else None, tuple(lost), poisoned
+            ref.id,
+            ref.name,
+            salvaged,
+            tuple(sorted(fetched)),
+            source.id(ref) if fetched else None,
+            tuple(lost),
+            poisoned,
         ),
         records,
     )
@@ -238,32 +254,16 @@ def _upsert_from(
     missing.difference_update(found)
 
 
-def salvage_vectors(data: Path, ref: Ref) -> Iterator[tuple[list[str], Vectors]]:
-    """What the broken collection's own files and queue still give."""
-    from chromakeep.chroma import hnsw
-    from chromakeep.chroma.vectors import Vectors as Held
-
-    with Catalog(data) as catalog:
-        entry = next(e for e in catalog.entries if e.id == ref.id)
-        held = Held(data, entry, Queue(catalog.connection))
-        if held.header:
-            for portion in hnsw.elements(held.path, held.header, lengths=entry.space == "cosine"):
-                position = np.minimum(np.searchsorted(held.ids.labels, portion.labels), len(held.ids) - 1)
-                wanted = (held.ids.labels[position] == portion.labels) & ~held.moved[position] & ~portion.deleted
-                yield [held.ids.id(p).decode() for p in position[wanted]], portion.vectors()[wanted]
-        for id_, vector in held.queued():
-            yield [id_.decode()], vector.reshape(1, -1)
-
-
 def _compare(server: ChromaServer, data: Path, ref: Ref, one: Rebuilt, source: _Snapshots, *, cosine: bool) -> None:
     """Every vector as a fresh server reads it from the rebuilt index, against where it came from."""
     fetched, lost = set(one.from_snapshot), set(one.lost)
     left = {i for page in server.client.ids(ref) for i in page}
     if len(left) != one.salvaged + len(fetched) or left & lost:
         raise _failed(ref, f"it has {len(left)} records, expected {one.salvaged + len(fetched)}")
-    for batches, wanted in ((salvage_vectors(data, ref), left - fetched), (source.vectors(ref), fetched)):
+    salvaged = chain(salvage(data, ref.id), salvage(data, ref.id, older=source.place(ref)))
+    for batches, wanted in ((salvaged, left - fetched), (source.vectors(ref), fetched)):
         for ids, vectors in batches if wanted else ():
-            expected = {i: vectors[n] for n, i in enumerate(ids) if i in wanted}
+            expected = {i: vectors[n] for n, i in enumerate(ids) if i in wanted and i in left}
             names = list(expected)
             for start in range(0, len(names), 1000):
                 for i, got in server.client.get_vectors(ref, names[start : start + 1000]).items():
