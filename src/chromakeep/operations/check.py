@@ -11,7 +11,7 @@ import blake3
 from chromakeep.errors import ChromakeepError, CorruptObject, MissingObject, ObjectNotFound, VerificationFailed
 from chromakeep.events import Observer, PhaseStarted, Progressed, ignore
 from chromakeep.repository.collector import verify
-from chromakeep.repository.index import Index, IndexPart, Place
+from chromakeep.repository.index import Index, IndexPart, PackInfo, Place
 from chromakeep.repository.liveness import needs
 from chromakeep.repository.packs import DATA, META, read_trailer
 from chromakeep.repository.reader import SnapshotReader
@@ -68,8 +68,9 @@ class _Check:
                 self.problems[name] = f"has {listed[name]:,} bytes, {info.size:,} were written"
         packs = [n for n in listed if n.startswith((f"{DATA}/", f"{META}/"))]
         if self.read_data:
-            self._read_packs(packs, listed)
+            self._read_packs(packs, listed, infos)
         broken = self._needs(snapshots, index, listed)
+        broken.update((n, [n.removeprefix("snapshots/")]) for n in self.problems if n.startswith("snapshots/"))
         problems = tuple(ObjectProblem(n, w, tuple(broken.get(n, ()))) for n, w in sorted(self.problems.items()))
         return CheckReport(len(snapshots), len(listed), self.bytes_read, problems)
 
@@ -108,20 +109,20 @@ class _Check:
                     self._note(name, e)
         try:
             list(slots(store))
-        except VerificationFailed as e:
-            self._note(getattr(e, "name", "keys/"), e)
+        except ChromakeepError as e:
+            self._note("keys/", e)
 
     def _condemned(self) -> set[str]:
         try:
             return self.repository.condemned()
-        except VerificationFailed:
-            return set()  # noted by _others
+        except ChromakeepError as e:
+            self._note("gc/", e)  # if _others did not
+            return set()
 
     # -- packs --------------------------------------------------------------------------------------------------
 
-    def _read_packs(self, packs: list[str], listed: dict[str, int]) -> None:
+    def _read_packs(self, packs: list[str], listed: dict[str, int], known: dict[str, PackInfo]) -> None:
         """Every pack whole: its trailer, its checksum where an index tells it, and every block in it."""
-        known = {p.name: p for part in self.repository.parts().values() for p in part.packs} if packs else {}
         done = 0
         self.observer(PhaseStarted("read packs", sum(listed[p] for p in packs)))
 
@@ -151,14 +152,20 @@ class _Check:
     def _needs(self, snapshots: list[Snapshot], index: Index, listed: dict[str, int]) -> dict[str, list[str]]:
         """For each bad object, the snapshots that need it; notes what is missing on the way."""
         broken: dict[str, list[str]] = {}
+        # A block that no index lists may be in any of the damaged ones.
+        suspects = [n for n in self.problems if n.startswith("index/")]
+
+        def blame(name: str, snapshot: Snapshot) -> None:
+            for one in {name, *(suspects if name.startswith("block ") else ())}:
+                broken.setdefault(one, []).append(snapshot.id)
+
         for snapshot in snapshots:
-            reader = SnapshotReader(self.repository)
-            reader.index = index
+            reader = SnapshotReader(self.repository, index)
             try:
                 needed = needs(reader, [snapshot])
             except (MissingObject, CorruptObject) as e:
                 self._first(e.name, _what(e))
-                broken.setdefault(e.name, []).append(snapshot.id)
+                blame(e.name, snapshot)
                 continue
             finally:
                 reader.close()
@@ -170,7 +177,7 @@ class _Check:
                 if place is None or name not in listed:
                     self._first(name, "missing from the store")
                 if name in self.problems:
-                    broken.setdefault(name, []).append(snapshot.id)
+                    blame(name, snapshot)
         return broken
 
     def _note(self, name: str, error: ChromakeepError) -> None:

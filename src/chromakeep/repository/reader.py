@@ -44,15 +44,20 @@ class Band:
 class SnapshotReader:
     """Reads files of snapshots of one repository. One thread uses it; it fetches with several."""
 
-    def __init__(self, repository: Repository) -> None:
+    def __init__(self, repository: Repository, index: Index | None = None) -> None:
+        """``index``: look there and nowhere else; without it in all that the repository has, and again when needed."""
         self.repository = repository
-        self.index: Index = repository.index()
+        self._fixed = index
+        self.index: Index = self._look()
         self.fetched_bytes = 0
         self._getting = ThreadPoolExecutor(GETTERS, thread_name_prefix="get")
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self._cache: OrderedDict[bytes, bytes] = OrderedDict()
         self._cached = 0
         self._lock = threading.Lock()  # of the cache: a window is prepared while the one before is put together
+
+    def _look(self) -> Index:
+        return self._fixed if self._fixed is not None else self.repository.index()
 
     def close(self) -> None:
         """Stop the pools."""
@@ -64,7 +69,7 @@ class SnapshotReader:
         try:
             listing = self.blocks([file.spans])[file.spans]
         except MissingObject:
-            self.index = self.repository.index()
+            self.index = self._look()
             listing = self.blocks([file.spans])[file.spans]
         spans = [listing[i : i + 32] for i in range(0, len(listing), 32)]
         rows, stride, columns = rows_per_span(file.layout), file.layout.stride, file.layout.columns
@@ -105,7 +110,7 @@ class SnapshotReader:
         try:
             return self._fetch_window(file, window, source)
         except MissingObject:
-            self.index = self.repository.index()
+            self.index = self._look()
             return self._fetch_window(file, window, source)
 
     def _fetch_window(self, file: FileEntry, window: list[Band], source: BinaryIO | None) -> _Prepared:
@@ -238,7 +243,7 @@ class SnapshotReader:
             data = self.repository.stored(span)
         except MissingObject:
             # A prune may have moved these blocks since the index was read: look where they are now.
-            index, again = self.repository.index(), []
+            index, again = self._look(), []
             for _, identity in group:
                 place = index.find(identity)
                 if place is None or place.pack == first.pack:
@@ -260,6 +265,8 @@ class SnapshotReader:
         """Where a block lies. Raises ``MissingObject``."""
         place = self.index.find(identity)
         if place is None:
+            for damage in self.repository.damaged.values():
+                raise damage
             raise MissingObject(
                 f"block {identity.hex()[:16]}",
                 hint="an index object is missing; see what is affected: chromakeep check REPO",

@@ -223,7 +223,6 @@ class Repository:
     def parts(self, *, without_damaged: bool = False) -> dict[str, IndexPart]:
         """Every index object by name, new ones fetched, gone ones forgotten. Raises for a damaged one, or leaves it out
         and notes it in ``damaged``."""
-        self.damaged = {}
 
         def fetch(name: str) -> IndexPart | None:
             try:
@@ -235,6 +234,7 @@ class Repository:
                 return None
 
         while True:
+            self.damaged = {}
             names = [o.name for o in self.store.list("index/")]
             missing = [n for n in names if n not in self._parts]
             if len(missing) > 1:
