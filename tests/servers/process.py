@@ -24,10 +24,19 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def answers(url: str, headers: Mapping[str, str] = {}) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody accepts connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def answers(url: str) -> bool:
     """Whether an HTTP server is there and answers anything but a server error."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=dict(headers)), timeout=5):
+        with urllib.request.urlopen(url, timeout=5):
             return True
     except urllib.error.HTTPError as error:
         return error.code < 500

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import getpass
+import json
 import subprocess
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import obstore
 from obstore.store import S3Store
 
-from servers.process import INSTALLED, Process, answers, free_port
+from servers.process import INSTALLED, Process, answers, free_port, listens
 
 
 @dataclass
@@ -62,21 +64,19 @@ def start_swift(directory: Path) -> S3Server:
 
     Called again with the same directory it serves what is there, on the same ports.
     """
-    programs = INSTALLED / "swift" / "bin"
-    proxy = _configure_swift(directory, programs) if not (directory / "proxy").exists() else _port(directory)
+    programs, known = INSTALLED / "swift" / "bin", directory / "ports.json"
+    if not known.exists():
+        known.write_text(json.dumps(_configure_swift(directory, programs)))
+    ports = json.loads(known.read_text())
     processes = [
         Process([programs / f"swift-{kind}-server", directory / f"{kind}.conf"], directory / f"{kind}.log")
-        for kind in ("account", "container", "object", "proxy")
+        for kind in ports
     ]
-    endpoint = f"http://127.0.0.1:{proxy}"
+    for process, port in zip(processes, ports.values(), strict=True):
+        process.wait_until(partial(listens, port))
+    endpoint = f"http://127.0.0.1:{ports['proxy']}"
     processes[-1].wait_until(lambda: answers(f"{endpoint}/healthcheck"))
-    server = S3Server(endpoint, {"access_key_id": "test:tester", "secret_access_key": "testing"}, processes)
-    processes[-1].wait_until(lambda: answers(server.presigned("GET", "no-such-bucket")))  # the other three are up
-    return server
-
-
-def _port(directory: Path) -> int:
-    return int((directory / "proxy").read_text())
+    return S3Server(endpoint, {"access_key_id": "test:tester", "secret_access_key": "testing"}, processes)
 
 
 _RINGS = """
@@ -99,8 +99,8 @@ _PIPELINE = (
 _PATIENT = "conn_timeout = 30\nnode_timeout = 60\nrecoverable_node_timeout = 60\ncontainer_update_timeout = 60\n"
 
 
-def _configure_swift(directory: Path, programs: Path) -> int:
-    """Write rings and configuration for one device and one replica; return the proxy's port."""
+def _configure_swift(directory: Path, programs: Path) -> dict[str, int]:
+    """Write rings and configuration for one device and one replica; return the ports, the proxy's last."""
     ports = {kind: free_port() for kind in ("account", "container", "object", "proxy")}
     (directory / "disk").mkdir(parents=True)
     (directory / "swift.conf").write_text(
@@ -133,5 +133,4 @@ def _configure_swift(directory: Path, programs: Path) -> int:
         (directory / f"{kind}.conf").write_text(common)
     backends = [str(ports[kind]) for kind in ("account", "container", "object")]
     subprocess.run([programs / "python", "-c", _RINGS, directory, *backends], check=True, timeout=120)
-    (directory / "proxy").write_text(str(ports["proxy"]))
-    return ports["proxy"]
+    return ports
