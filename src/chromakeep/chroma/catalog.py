@@ -5,7 +5,6 @@ The directory must be at rest. It is opened read-only and immutable; text and JS
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sqlite3
@@ -16,7 +15,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import quote
 
-from chromakeep.errors import NotAChromaDirectory, SourceBroken
+from chromakeep.chroma.configuration import Configuration, configuration
+from chromakeep.errors import NotAChromaDirectory, SourceBroken, UsageError
 
 DATABASE = "chroma.sqlite3"
 TABLES = (
@@ -33,26 +33,6 @@ TABLES = (
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _CACHE_KIB = 8192
 
-# types/src/hnsw_configuration.rs of Chroma 1.5: the defaults, and the legacy metadata key of each parameter
-_DEFAULTS: dict[str, Any] = {
-    "space": "l2",
-    "ef_construction": 100,
-    "ef_search": 100,
-    "max_neighbors": 16,
-    "resize_factor": 1.2,
-    "sync_threshold": 1000,
-    "batch_size": 100,
-}
-_LEGACY = {
-    "hnsw:space": "space",
-    "hnsw:construction_ef": "ef_construction",
-    "hnsw:search_ef": "ef_search",
-    "hnsw:M": "max_neighbors",
-    "hnsw:resize_factor": "resize_factor",
-    "hnsw:sync_threshold": "sync_threshold",
-    "hnsw:batch_size": "batch_size",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -63,13 +43,16 @@ class Entry:
     tenant: str
     database: str
     dimension: int | None
-    space: str
-    sync_threshold: int
-    model: str | None
+    configuration: Configuration
     vector_segment: str | None
     metadata_segment: str | None
     vector_seq: int | None
     metadata_seq: int
+
+    @property
+    def space(self) -> str:
+        """``l2``, ``cosine`` or ``ip``."""
+        return self.configuration.space
 
     @property
     def topic(self) -> str:
@@ -124,7 +107,7 @@ class Catalog:
         return connection
 
     def _settled(self, database: Path) -> Path:
-        """The database as its next reader would see it: a journal that a killed writer left is rolled back in a copy."""
+        """The database as its next reader sees it: a journal that a killed writer left is rolled back, in a copy."""
         try:
             with database.open("rb") as file:
                 magic = file.read(16)
@@ -165,9 +148,8 @@ class Catalog:
             raise NotAChromaDirectory(f"{DATABASE} is not Chroma's: it has no table of collections")
         for table in (*TABLES, "embedding_metadata_array", "collection_metadata", "segment_metadata"):
             kind, page = found.get(table, ("missing", 0))
-            if kind != "table" or not page:
-                if table in TABLES or kind != "missing":
-                    raise SourceBroken(f"{DATABASE}: the table {table} is {'a ' if kind == 'view' else ''}{kind}")
+            if (kind != "table" or not page) and (kind != "missing" or table in TABLES):
+                raise SourceBroken(f"{DATABASE}: {table} is {kind}" if kind == "missing" else f"{table} is no table")
         self.has_arrays = "embedding_metadata_array" in found
 
     def _version(self) -> str:
@@ -186,6 +168,14 @@ class Catalog:
             if all(have >= need for have, need in zip((queue, meta, system), needs, strict=True)):
                 return version
         return "0.4"
+
+    def entry(self, collection: str | Entry) -> Entry:
+        """The collection of this id (or of that entry's id). Raises UsageError when there is none."""
+        wanted = collection if isinstance(collection, str) else collection.id
+        for entry in self.entries:
+            if entry.id == wanted:
+                return entry
+        raise UsageError(f"there is no collection {wanted} in {self.directory}")
 
     def columns(self, table: str) -> set[str]:
         """The columns a table of this version has."""
@@ -207,7 +197,8 @@ class Catalog:
         legacy: dict[Any, dict[str, Any]] = {}
         if "str_value" in self.columns("segment_metadata"):
             for segment, key, *values in self.connection.execute(
-                "SELECT segment_id, key, str_value, int_value, float_value FROM segment_metadata WHERE key LIKE 'hnsw:%'"
+                "SELECT segment_id, key, str_value, int_value, float_value FROM segment_metadata "
+                "WHERE key LIKE 'hnsw:%'"
             ):
                 legacy.setdefault(segment, {})[key] = next((v for v in values if v is not None), None)
         found = []
@@ -218,7 +209,7 @@ class Catalog:
                     raise SourceBroken(f"{DATABASE}: {uuid!r} is no identifier of a collection or segment")
             if dimension is not None and not (isinstance(dimension, int) and 0 < dimension < 1 << 22):
                 raise SourceBroken(f"{DATABASE}: collection {name!r} has the dimension {dimension!r}")
-            space, threshold, model = _configuration(schema_json, config_json, legacy.get(vector, {}))
+            settings = configuration(schema_json, config_json, legacy.get(vector, {}))
             found.append(
                 Entry(
                     id_,
@@ -226,9 +217,7 @@ class Catalog:
                     str(tenant),
                     str(database),
                     dimension,
-                    space,
-                    threshold,
-                    model,
+                    settings,
                     vector,
                     metadata,
                     _seq_id(applied.get(vector)),
@@ -245,54 +234,3 @@ def _seq_id(value: Any) -> int | None:
     if value is None or isinstance(value, int):
         return value
     raise SourceBroken(f"{DATABASE}: {value!r} is no sequence number")
-
-
-def _configuration(schema: Any, config: Any, legacy: dict[str, Any]) -> tuple[str, int, str | None]:
-    """Space, sync threshold and model, by the rule of Chroma 1.5 (types/src/collection_schema.rs).
-
-    The schema's vector index, else the configuration's; if that is all defaults, the segment's ``hnsw:*`` metadata.
-    The key ``hnsw_configuration`` of 0.5 and 0.6 is not consulted, as 1.x does not.
-    """
-    index = _dig(_json(schema), "keys", "#embedding", "float_list", "vector_index", "config") or _dig(
-        _json(schema), "defaults", "float_list", "vector_index", "config"
-    )
-    stored = _json(config)
-    function = _dig(index, "embedding_function") or _dig(stored, "embedding_function")
-    if index:
-        chosen = {**_dig(index, "hnsw"), "space": index.get("space")}
-    else:
-        chosen = _dig(stored, "vector_index", "hnsw")
-    given = {name: chosen[name] for name in _DEFAULTS if chosen.get(name) is not None}
-    settings = {**_DEFAULTS, **given}
-    if settings == _DEFAULTS:
-        settings.update({_LEGACY[key]: value for key, value in legacy.items() if key in _LEGACY and value is not None})
-    space, threshold = settings["space"], settings["sync_threshold"]
-    if space not in ("l2", "cosine", "ip"):
-        raise SourceBroken(f"{DATABASE}: a collection has the space {space!r}")
-    return space, threshold if isinstance(threshold, int) and threshold > 0 else 1000, _model(function)
-
-
-def _json(text: Any) -> dict[str, Any]:
-    try:
-        value = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        raise SourceBroken(f"{DATABASE}: a collection's configuration is no JSON") from None
-    return value if isinstance(value, dict) else {}
-
-
-def _dig(value: Any, *keys: str) -> dict[str, Any]:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}
-
-
-def _model(function: dict[str, Any]) -> str | None:
-    """``name`` or ``name:model`` of an embedding function's configuration; only told, never built."""
-    name, settings = function.get("name"), _dig(function, "config")
-    if not isinstance(name, str):
-        return None
-    model = next(
-        (settings[key] for key in ("model_name", "model", "model_id") if isinstance(settings.get(key), str)), None
-    )
-    told = f"{name}:{model}" if model else name
-    return "".join(c for c in told if c.isprintable())[:200]

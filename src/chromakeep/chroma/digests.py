@@ -23,7 +23,7 @@ def hashes(values: Iterable[bytes | memoryview]) -> Lanes:
 
 def row_hashes(vectors: NDArray[np.float32]) -> Lanes:
     """BLAKE2b-128 of the bytes of each row of a C-contiguous (n, d) array."""
-    flat, width = memoryview(vectors.reshape(-1)).cast("B"), 4 * vectors.shape[1]
+    flat, width = vectors.reshape(-1).data.cast("B"), 4 * vectors.shape[1]
     return hashes([flat[i : i + width] for i in range(0, len(flat), width)])
 
 
@@ -34,7 +34,7 @@ def key_hash(key: bytes) -> Lanes:
 
 
 def encode(value: object) -> bytes:
-    """The canonical bytes of a metadata value: its type's letter and the value; a list's items each led by their length.
+    """The canonical bytes of a metadata value: a letter for its type, the value; a list's items led by their lengths.
 
     ``1``, ``1.0``, ``True`` and ``"1"`` all differ. ``-0.0`` is ``0.0``, as which SQLite stores it.
     """

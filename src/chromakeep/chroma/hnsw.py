@@ -1,6 +1,6 @@
 """The HNSW files of a VECTOR segment: header, elements and links, checked before they are believed.
 
-Formats from chroma-core/hnswlib (hnswlib/hnswalg.h, ``HEADER_FIELDS``, ``persistDirty``, ``loadLinkLists``), little-endian.
+Formats from chroma-core/hnswlib (hnswalg.h: ``HEADER_FIELDS``, ``persistDirty``, ``loadLinkLists``), little-endian.
 Files are read in portions of some MiB and never mapped: memory stays small for any size of index.
 """
 
@@ -85,6 +85,13 @@ def parse_header(data: bytes) -> Header:
     if not (layout and vectors and graph and math.isfinite(mult) and mult > 0):
         raise SourceBroken(f"{HEADER} contradicts itself")
     return Header(count, capacity, size, vector, label, level, entry, links, links0)
+
+
+def expected_header(dimension: int, max_neighbors: int, count: int) -> Header:
+    """The header of ``count`` elements that Chroma writes for such a collection; nothing in it leads into the graph."""
+    vector = 4 + 8 * max_neighbors
+    label = vector + 4 * dimension
+    return Header(count, count, label + 8, vector, label, 0, 0, max_neighbors, 2 * max_neighbors)
 
 
 def read_header(path: Path) -> Header:
@@ -215,7 +222,7 @@ class Elements:
 
 
 def check_links(directory: Path, header: Header) -> list[Fault]:
-    """Walk link_lists.bin: sizes add up, every link leads to an element that exists on its level, the entry is on top."""
+    """Walk link_lists.bin: sizes add up, links lead to elements that exist on their level, the entry is on top."""
     levels = np.zeros(header.count, np.uint8)
     links: list[NDArray[np.uint32]] = []
     floors: list[NDArray[np.int64]] = []
@@ -270,9 +277,9 @@ def _link_blocks(
             rest = words[at:]
             if element < header.count and not fresh:
                 raise SourceBroken(f"{LINKS} ends after {element} of {header.count} elements")
-            height = np.array(heights, np.int64)
-            level = np.arange(int(height.sum())) - np.repeat(np.cumsum(height) - height, height)
-            first = np.repeat(np.array(starts, np.int64), height) + level * width
+            tall = np.array(heights, np.int64)
+            level = np.arange(int(tall.sum())) - np.repeat(np.cumsum(tall) - tall, tall)
+            first = np.repeat(np.array(starts, np.int64), tall) + level * width
             yield words[first[:, None] + np.arange(width)], level + 1
 
 

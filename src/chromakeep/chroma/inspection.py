@@ -29,8 +29,8 @@ class Inspection:
 def inspect(path: Path, *, digests: bool = True, quick_check: bool = True, observer: Observer = ignore) -> Inspection:
     """Read the whole of a directory nobody writes to, and write nothing.
 
-    A damaged directory gives problems, never a traceback. Raises NotAChromaDirectory when it is none. Without ``digests``
-    vectors, documents and metadata are not read; ``quick_check`` runs SQLite's check beside the rest.
+    A damaged directory gives problems, never a traceback. Raises NotAChromaDirectory when it is none. Without
+    ``digests`` vectors, documents and metadata are not read; ``quick_check`` runs SQLite's check beside the rest.
     """
     observer(PhaseStarted("inspect"))
     try:
@@ -40,7 +40,7 @@ def inspect(path: Path, *, digests: bool = True, quick_check: bool = True, obser
                 survey = Survey(catalog, digests=digests)
             except (sqlite3.Error, SourceBroken, UnicodeError) as error:
                 found = tuple(
-                    Collection(e.id, e.name, e.tenant, e.database, 0, e.dimension, e.space, e.model)
+                    Collection(e.id, e.name, e.tenant, e.database, 0, e.dimension, e.space, e.configuration.model)
                     for e in catalog.entries
                 )
                 problems: tuple[Problem, ...] = (_unreadable(str(error)),)
@@ -56,7 +56,7 @@ def inspect(path: Path, *, digests: bool = True, quick_check: bool = True, obser
 
 
 def check_structure(path: Path) -> tuple[Problem, ...]:
-    """The part of ``inspect`` that tells whether Chroma can open every collection: no digests and no ``quick_check``."""
+    """What keeps Chroma from opening some collection: ``inspect`` without digests and ``quick_check``."""
     return inspect(path, digests=False, quick_check=False).problems
 
 

@@ -12,9 +12,9 @@ from chromakeep.layout import FLOAT32, PLAIN, Column, Layout, plain
 def file_layouts(directory: Path) -> dict[str, Layout]:
     """Relative POSIX path -> layout, of chroma.sqlite3 and every file of the live VECTOR segments.
 
-    Whatever else lies in the directory is not Chroma's state and is left out: directories of deleted collections (Chroma
-    never removes them), journals, hidden and foreign files. A header that cannot be believed makes its elements plain.
-    Raises NotAChromaDirectory and SourceBroken.
+    Whatever else lies in the directory is not Chroma's state and is left out: directories of deleted collections
+    (Chroma never removes them), journals, hidden and foreign files. A header that cannot be believed makes its elements
+    plain. Raises NotAChromaDirectory and SourceBroken.
     """
     layouts = {catalog.DATABASE: plain(_page_size(directory / catalog.DATABASE))}
     with catalog.Catalog(directory) as known:

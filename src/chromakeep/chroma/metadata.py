@@ -120,7 +120,7 @@ def overlay(
 class Records:
     """The records of one collection as SQLite has them, and what pending rows change (usually nothing).
 
-    ``rowids`` (n,) and ``base_lanes`` (n, 2): row numbers and id hashes of the METADATA segment; ``unchanged`` (n,) marks
+    ``rowids`` (n,) and ``base_lanes`` (n, 2): row numbers and id hashes of the METADATA segment; ``unchanged`` marks
     those that no pending row touches; ``changed`` has the others (None: deleted) and new ones. ``lanes`` are the living
     ids' hashes. In the order of ``collection.get`` come the rows ``in_place`` and then the ids ``appended``.
     """

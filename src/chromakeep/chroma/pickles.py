@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickletools
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,14 +25,15 @@ MAX_BYTES = 1 << 32  # 40 million ids of 36 characters
 MAX_LEGACY_BYTES = 1 << 28  # the form of 0.4 to 0.6 is held in memory while it is read
 MAX_ID_BYTES = 1 << 26  # Chroma takes no request above 40 MiB
 WINDOW = 1 << 20
+_NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 PERSISTENT_DATA = ("chromadb.segment.impl.vector.local_persistent_hnsw", "PersistentData")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class IdMap:
     """The ids of one segment and the label under which the index holds each; position ``i`` is one id throughout.
 
-    ``labels`` (n,) int64 ascending; ``lanes`` (n, 2) uint64, the ids' hashes. ``total`` is the highest label ever given.
+    ``labels`` (n,) int64 ascending; ``lanes`` (n, 2) the ids' hashes. ``total`` is the highest label ever given.
     ``max_seq_id`` is in the pickle in 0.4 and early 0.5 only. ``one_to_one`` tells whether the two maps of the file are
     each other's inverse and name no id and no label twice.
     """
@@ -47,6 +49,20 @@ class IdMap:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def find(self, lanes: Lanes) -> list[int]:
+        """Positions of the ids with these hashes, -1 where there is none."""
+        if not len(self):
+            return [-1] * len(lanes)
+        order, words = self._by_hash
+        at = order[np.minimum(np.searchsorted(words, lanes[:, 0]), len(self) - 1)]
+        found: list[int] = np.where((self.lanes[at] == lanes).all(axis=1), at, -1).tolist()
+        return found
+
+    @cached_property
+    def _by_hash(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        order = np.argsort(self.lanes[:, 0])
+        return order, self.lanes[order, 0]
 
     def id(self, position: int) -> bytes:
         """The id at a position, in UTF-8."""
@@ -78,6 +94,18 @@ def parse_id_map(file: BinaryIO, size: int, *, most: int | None = None) -> IdMap
     if size > MAX_LEGACY_BYTES or protocol > 5:
         raise _broken(f"is of pickle protocol {protocol} and {size} bytes long, which Chroma never wrote")
     return _read_object(stream, size // 4 if most is None else most)
+
+
+def read_cut_off(path: Path) -> IdMap:
+    """As much of the ids as a pickle of 1.x holds that was cut off while it was written.
+
+    Its entries are right one by one; that an id is not among them says nothing. Raises SourceBroken if there are none.
+    """
+    with path.open("rb") as file:
+        stream = _Stream(file, None)
+        if stream.take(1) != b"\x80" or stream.take(1)[0] > 3:
+            raise _broken("is not of the form that can be read in part")
+        return _read_plain(stream, whole=False)
 
 
 def _broken(what: str) -> SourceBroken:
@@ -121,7 +149,7 @@ class _Stream:
         return opcode
 
     def refused(self, opcode: str) -> SourceBroken:
-        name = pickletools.code2op[opcode].name if opcode in pickletools.code2op else f"0x{ord(opcode):02x}"
+        name = _NAMES.get(opcode, f"0x{ord(opcode):02x}")
         if opcode == "c":  # GLOBAL is followed by a module and a name, a line each
             lines = self.buffer[self.at : self.at + 200].split(b"\n")[:2]
             name += " " + ".".join(line.decode(errors="replace") for line in lines)
@@ -173,28 +201,32 @@ class _Entries:
         )
 
 
-def _read_plain(stream: _Stream) -> IdMap:
-    """The form of 1.x: EMPTY_DICT MARK (key value)* SETITEMS STOP; a map inside is EMPTY_DICT and batches of the same."""
+def _read_plain(stream: _Stream, *, whole: bool = True) -> IdMap:
+    """The form of 1.x: EMPTY_DICT MARK (key value)* SETITEMS STOP; a map is EMPTY_DICT and batches of the same."""
     numbers: dict[bytes, int | None] = {}
     maps: dict[bytes, _Entries] = {}
-    stream.expect("}")
-    stream.expect("(")
-    while stream.expect("X", "u") == "X":
-        key = stream.text(stream.number(4))
-        kind = stream.expect("N", "J", "}")
-        if kind == "}":
-            entries = maps[key] = _Entries(stream.most, keep=key == b"id_to_label")
-            while (opcode := stream.expect("(", "X", "u")) == "(":
-                _read_batch(stream, entries, label_first=key == b"label_to_id")
-            stream.at -= 1
-        else:
-            numbers[key] = stream.number(4, signed=True) if kind == "J" else None
-    stream.expect(".")
     try:
-        forward, inverse = maps[b"id_to_label"], maps[b"label_to_id"]
-    except KeyError as missing:
-        raise _broken(f"has no {missing.args[0].decode()}") from None
-    return forward.id_map(inverse, numbers.get(b"total_elements_added"), numbers.get(b"max_seq_id"))
+        stream.expect("}")
+        stream.expect("(")
+        while stream.expect("X", "u") == "X":
+            key = stream.text(stream.number(4))
+            kind = stream.expect("N", "J", "}")
+            if kind == "}":
+                entries = maps[key] = _Entries(stream.most, keep=key == b"id_to_label")
+                while stream.expect("(", "X", "u") == "(":
+                    _read_batch(stream, entries, label_first=key == b"label_to_id")
+                stream.at -= 1
+            else:
+                numbers[key] = stream.number(4, signed=True) if kind == "J" else None
+        stream.expect(".")
+    except SourceBroken:
+        if whole:
+            raise
+    forward, inverse = maps.get(b"id_to_label"), maps.get(b"label_to_id")
+    if not forward or (whole and not inverse):
+        raise _broken("has not both maps of ids and labels")
+    counters = numbers.get(b"total_elements_added"), numbers.get(b"max_seq_id")
+    return forward.id_map(inverse if whole and inverse else forward, *counters)
 
 
 _JOINT = struct.Struct("<BiBI")  # BININT label BINUNICODE length: what lies between two ids, in either map
@@ -221,7 +253,11 @@ def _read_batch(stream: _Stream, entries: _Entries, *, label_first: bool) -> Non
             stream.at = at
             if length > MAX_ID_BYTES:
                 stream.text(length)
-            stream.need(length + _JOINT.size)
+            try:
+                stream.need(length + _JOINT.size)
+            except SourceBroken:
+                entries.add(ids[: len(labels)], labels[: len(ids)])  # for those who take what there is
+                raise
             buffer, at = stream.buffer, stream.at
             last, end = len(buffer) - _JOINT.size, at + length
         ids.append(buffer[at:end])

@@ -17,10 +17,13 @@ from numpy.typing import NDArray
 ADD, UPDATE, UPSERT, DELETE, BACKFILL = range(5)
 DOCUMENT = "chroma:document"
 _SLICE = 500
+_ROW = """seq_id, operation, CAST(id AS BLOB), length(vector), encoding,
+    CASE WHEN metadata IS NULL THEN NULL WHEN NOT json_valid(metadata) THEN 'invalid'
+    WHEN json_type(metadata) <> 'object' THEN 'invalid' ELSE json_type(metadata, '$."chroma:document"') END"""
 
 
 class Row(NamedTuple):
-    """One queued write. ``floats`` is the length of its vector, None without one; ``poison`` says why replay dies of it."""
+    """One queued write. ``floats`` is its vector's length (None: it has none), ``poison`` why replay dies of it."""
 
     seq: int
     operation: int
@@ -48,16 +51,12 @@ class Queue:
     def pending(self, topic: str, after: int) -> NDArray[np.int64]:
         """Sequence numbers of the topic's rows after ``after``, ascending."""
         number = self._topics.get(topic, -1)
-        return self._seqs[(self._numbers == number) & (self._seqs > after)]
+        found: NDArray[np.int64] = self._seqs[(self._numbers == number) & (self._seqs > after)]
+        return found
 
     def rows(self, seqs: NDArray[np.int64]) -> Iterator[Row]:
         """These rows in order, without their vectors and metadata."""
-        for seq, operation, id_, floats, encoding, kind in self._fetch(
-            seqs,
-            """seq_id, operation, CAST(id AS BLOB),
-                length(vector), encoding, CASE WHEN metadata IS NULL THEN NULL WHEN NOT json_valid(metadata) THEN 'invalid'
-                WHEN json_type(metadata) <> 'object' THEN 'invalid' ELSE json_type(metadata, '$."chroma:document"') END""",
-        ):
+        for seq, operation, id_, floats, encoding, kind in self._fetch(seqs, _ROW):
             poison = None
             if kind not in (None, "text"):
                 poison = (
@@ -82,7 +81,8 @@ class Queue:
         for at in range(0, len(seqs), _SLICE):
             some = json.dumps(seqs[at : at + _SLICE].tolist())
             yield from self.connection.execute(
-                f"SELECT {columns} FROM embeddings_queue WHERE seq_id IN (SELECT value FROM json_each(?)) ORDER BY seq_id",
+                f"SELECT {columns} FROM embeddings_queue "
+                "WHERE seq_id IN (SELECT value FROM json_each(?)) ORDER BY seq_id",
                 (some,),
             )
 
@@ -106,7 +106,7 @@ class Replay:
 
 
 def replay(rows: Iterable[Row], existing: set[bytes]) -> Replay:
-    """Apply rows to a segment that holds, of the ids they name, those in ``existing``. Poisoned rows are passed over."""
+    """Rows applied to a segment that holds, of the ids they name, ``existing``; poisoned rows are passed over."""
     result = Replay(dict.fromkeys(existing, 0))
     alive, dead = result.alive, result.dead
     for row in rows:

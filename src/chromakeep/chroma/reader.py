@@ -16,7 +16,7 @@ from chromakeep.chroma.digests import hashes
 from chromakeep.chroma.metadata import HIDDEN, URI, Fields, Records
 from chromakeep.chroma.queue import DOCUMENT, Queue
 from chromakeep.chroma.vectors import Vectors
-from chromakeep.errors import SourceBroken, UsageError
+from chromakeep.errors import SourceBroken
 
 PORTION = 2048
 
@@ -63,12 +63,8 @@ def read_vectors(directory: Path, collection: str | Entry) -> Iterator[tuple[lis
 
 def open_collection(catalog: Catalog, collection: str | Entry) -> tuple[Records, Vectors]:
     """The two sides of a collection. Raises UsageError when the catalog has none of that id."""
-    wanted = collection if isinstance(collection, str) else collection.id
-    for entry in catalog.entries:
-        if entry.id == wanted:
-            queue = Queue(catalog.connection)
-            return Records(catalog, entry, queue), Vectors(catalog.directory, entry, queue)
-    raise UsageError(f"there is no collection {wanted} in {catalog.directory}")
+    entry, queue = catalog.entry(collection), Queue(catalog.connection)
+    return Records(catalog, entry, queue), Vectors(catalog.directory, entry, queue)
 
 
 def _portion(index: Index, ids: list[bytes], fields: list[Fields]) -> Portion:
@@ -102,7 +98,7 @@ class Index:
         for id_, vector in held.queued(set(queued)):
             out[queued[id_]] = vector
         rest = [i for i, id_ in enumerate(ids) if id_ not in queued]
-        positions = held.find(hashes([ids[i] for i in rest]))
+        positions = held.ids.find(hashes([ids[i] for i in rest]))
         for i, position in zip(rest, positions, strict=True):
             if position < 0 or held.moved[position]:
                 raise SourceBroken(f"{ids[i].decode()} has no vector in index or queue")

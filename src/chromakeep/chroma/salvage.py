@@ -12,9 +12,8 @@ from the element that an id map names:
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from chromakeep.chroma.digests import hashes
 from chromakeep.chroma.metadata import Records
 from chromakeep.chroma.pickles import IdMap
 from chromakeep.chroma.queue import Queue, Row, replay
-from chromakeep.errors import SourceBroken, UsageError
+from chromakeep.errors import ChromakeepError, SourceBroken
 
 PORTION = 2048
 INDEX, QUEUE = "index", "queue"
@@ -44,137 +43,151 @@ class Salvaged:
 
 
 def salvage(
-    directory: Path, collection: str | Entry, *, older_pickle: bytes | None = None, older_seq: int | None = None
-) -> Salvaged:
-    """All that ``salvage_portions`` yields, in one piece."""
-    portions = list(salvage_portions(directory, collection, older_pickle=older_pickle, older_seq=older_seq))
+    directory: Path, collection: str | Entry, *, older: Path | None = None
+) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+    """Ids and vectors of a collection in a directory at rest, some thousand at a time, ordered as ``collection.get``.
+
+    ``older`` is an earlier, sound state of the directory: its id map serves where the present one is unreadable. Works
+    on sound collections as well. Raises UsageError for an unknown collection, SourceBroken when SQLite cannot be read.
+    """
+    for portion in portions(directory, collection, older=older):
+        if portion.ids:
+            yield portion.ids, portion.vectors
+
+
+def salvage_all(directory: Path, collection: str | Entry, *, older: Path | None = None) -> Salvaged:
+    """The same in one piece, with sources and what is missing."""
+    found = list(portions(directory, collection, older=older))
     return Salvaged(
-        [id_ for portion in portions for id_ in portion.ids],
-        np.concatenate([portion.vectors for portion in portions]) if portions else np.zeros((0, 0), np.float32),
-        [source for portion in portions for source in portion.sources],
-        tuple(id_ for portion in portions for id_ in portion.missing),
+        [id_ for portion in found for id_ in portion.ids],
+        np.concatenate([portion.vectors for portion in found]) if found else np.zeros((0, 0), np.float32),
+        [source for portion in found for source in portion.sources],
+        tuple(id_ for portion in found for id_ in portion.missing),
     )
 
 
-def salvage_portions(
-    directory: Path, collection: str | Entry, *, older_pickle: bytes | None = None, older_seq: int | None = None
-) -> Iterator[Salvaged]:
-    """Salvage a collection of a directory at rest, some thousand records at a time, in the order of ``collection.get``.
-
-    ``older_pickle`` is index_metadata.pickle of an earlier state of the same segment and ``older_seq`` the number of
-    the last queue row that this state had applied (``Entry.vector_seq``); it serves where the present one is unreadable.
-    Works on sound collections as well. Raises UsageError for an unknown collection and SourceBroken when SQLite itself
-    cannot be read.
-    """
+def portions(directory: Path, collection: str | Entry, *, older: Path | None = None) -> Iterator[Salvaged]:
+    """What ``salvage`` gives, with sources and what is missing."""
     with Catalog(directory) as catalog:
-        wanted = collection if isinstance(collection, str) else collection.id
-        entry = next((entry for entry in catalog.entries if entry.id == wanted), None)
-        if entry is None:
-            raise UsageError(f"there is no collection {wanted} in {directory}")
-        if entry.dimension is None:
-            return
-        found = _Wreck(catalog, entry, older_pickle, older_seq)
-        for ids in found.records.id_portions(PORTION):
-            yield found.take(ids)
+        entry = catalog.entry(collection)
+        if entry.dimension is not None:
+            wreck = _Wreck(catalog, entry, older)
+            for ids in wreck.records.id_portions(PORTION):
+                yield wreck.take(ids)
 
 
 class _Wreck:
     """What is left of one collection."""
 
-    def __init__(self, catalog: Catalog, entry: Entry, older_pickle: bytes | None, older_seq: int | None) -> None:
+    def __init__(self, catalog: Catalog, entry: Entry, older: Path | None) -> None:
         self.catalog, self.entry, self.queue = catalog, entry, Queue(catalog.connection)
         self.records = Records(catalog, entry, self.queue)
         self.path = catalog.directory / (entry.vector_segment or "missing")
         self.dimension = entry.dimension or 0
-        self.ids, whole = self._id_map(older_pickle, older_seq)
+        self.cosine = entry.space == "cosine"
         self.header = self._header()
-        self.places = self._places()
-        after = (entry.vector_seq or self.ids.max_seq_id or 0) if whole else entry.vector_seq or 0
-        self.queued = self._queued(list(self.queue.rows(self.queue.pending(entry.topic, after))), whole or not after)
-
-    def _id_map(self, older_pickle: bytes | None, older_seq: int | None) -> tuple[IdMap, bool]:
-        """The best id map there is, and whether it is whole: then an id it does not name was not there."""
-        path = self.path / pickles.FILE
-        try:
-            ids = pickles.read_id_map(path)
-            if ids.one_to_one:
-                return ids, True
-        except (SourceBroken, OSError):
-            pass
-        if older_pickle and older_seq and self._never_emptied_since(older_seq):
-            try:
-                ids = pickles.parse_id_map(io.BytesIO(older_pickle), len(older_pickle))
-                if ids.one_to_one:
-                    return ids, False
-            except SourceBroken:
-                pass
-        try:
-            return pickles.read_cut_off(path), False
-        except (SourceBroken, OSError):
-            return pickles.EMPTY, False
-
-    def _never_emptied_since(self, seq: int) -> bool:
-        """Some record has not been written since that queue row, so the collection was never empty after it."""
-        oldest = self.catalog.connection.execute(
-            "SELECT min(CASE typeof(seq_id) WHEN 'blob' THEN NULL ELSE seq_id END) FROM embeddings WHERE segment_id = ?",
-            (self.entry.metadata_segment,),
-        ).fetchone()[0]
-        return oldest is not None and oldest <= seq
+        maps, whole = self._id_maps(older)
+        self.maps = [(ids, self._places(ids)) for ids in maps]
+        after = entry.vector_seq or (maps[0].max_seq_id if whole else None) or 0
+        rows = list(self.queue.rows(self.queue.pending(entry.topic, after)))
+        # with a whole map, and before the first persist, it is known which ids the index had
+        self.queued = self._queued([row for row in rows if row.floats in (None, self.dimension)], whole or not after)
 
     def _header(self) -> hnsw.Header | None:
-        """header.bin, or what it must say by the collection's configuration; of as many elements as lie in the file."""
+        """header.bin, or what it must say by the collection's configuration; of as many elements as the files have."""
         try:
             size = (self.path / hnsw.LEVEL0).stat().st_size
-            cosine = self.entry.space == "cosine"
-            norms = (self.path / hnsw.LENGTH).stat().st_size // 4 if cosine else 1 << 32
+            norms = (self.path / hnsw.LENGTH).stat().st_size // 4 if self.cosine else size
         except OSError:
             return None
         try:
             header = hnsw.parse_header((self.path / hnsw.HEADER).read_bytes()[:4096])
             if header.dimension != self.dimension:
-                raise SourceBroken("of another collection")
+                raise SourceBroken(f"{hnsw.HEADER} is of another collection")
             most = header.count
         except (SourceBroken, OSError):
-            header, most = hnsw.expected_header(self.dimension, self.entry.max_neighbors), 1 << 32
-        return hnsw.resized(header, min(most, size // header.element_size, norms))
+            header, most = hnsw.expected_header(self.dimension, self.entry.configuration.max_neighbors, 0), size
+        return replace(header, count=min(most, norms, size // header.element_size))
 
-    def _places(self) -> NDArray[np.int64]:
+    def _id_maps(self, older: Path | None) -> tuple[list[IdMap], bool]:
+        """The id maps there are, the best first, and whether that is whole: an id it does not name was not there."""
+        path = self.path / pickles.FILE
+        found = []
+        for read in (pickles.read_id_map, pickles.read_cut_off):
+            try:
+                ids = read(path)
+            except (SourceBroken, OSError):
+                continue
+            if ids.one_to_one:
+                if read is pickles.read_id_map:
+                    return [ids], True
+                found.append(ids)
+        if older:
+            found += self._older_map(older)
+        return found, False
+
+    def _older_map(self, older: Path) -> list[IdMap]:
+        """The id map of an earlier state. An index starts its labels anew once all ids are deleted; that cannot have
+        happened since if some record was last written before that state."""
+        try:
+            with Catalog(older) as catalog:
+                before = catalog.entry(self.entry.id)
+            if before.vector_segment != self.entry.vector_segment or before.vector_seq is None:
+                return []
+            ids = pickles.read_id_map(older / (before.vector_segment or "missing") / pickles.FILE)
+        except (ChromakeepError, OSError):
+            return []
+        last_written = self.catalog.connection.execute(
+            "SELECT min(seq_id) FROM embeddings WHERE segment_id = ? AND typeof(seq_id) = 'integer'",
+            (self.entry.metadata_segment,),
+        ).fetchone()[0]
+        return [ids] if ids.one_to_one and last_written is not None and last_written <= before.vector_seq else []
+
+    def _places(self, ids: IdMap) -> NDArray[np.int64]:
         """Of each position in the id map the number of its living element; -1 where there is none, or more than one."""
-        places = np.full(len(self.ids), -1, np.int64)
-        if self.header is None or not len(self.ids):
-            return places
-        times = np.zeros(len(self.ids), np.int64)
-        start = 0
-        for portion in hnsw.elements(self.path, self.header, lengths=False):
-            at = np.minimum(np.searchsorted(self.ids.labels, portion.labels), len(self.ids) - 1)
-            known = np.flatnonzero(self.ids.labels[at] == portion.labels)
-            np.add.at(times, at[known], 1)
-            places[at[known]] = np.where(portion.deleted[known], -1, start + known)
-            start += len(portion)
-        places[times > 1] = -1
-        return places
+        places, times = np.full(len(ids), -1, np.int64), np.zeros(len(ids), np.int64)
+        if self.header and len(ids):
+            start = 0
+            for portion in hnsw.elements(self.path, self.header, lengths=False):
+                at = np.minimum(np.searchsorted(ids.labels, portion.labels), len(ids) - 1)
+                known = np.flatnonzero(ids.labels[at] == portion.labels)
+                np.add.at(times, at[known], 1)
+                places[at[known]] = np.where(portion.deleted[known], -1, start + known)
+                start += len(portion)
+        return np.where(times == 1, places, -1)
+
+    def _elements(self, ids: list[bytes]) -> NDArray[np.int64]:
+        """Numbers of the elements of these ids, -1 where no map leads to a living one."""
+        found, lanes = np.full(len(ids), -1, np.int64), hashes(ids)
+        for map_, places in self.maps:
+            positions = np.array(map_.find(lanes), np.int64)
+            led = np.where(positions >= 0, places[positions] if len(places) else -1, -1)
+            found = np.where(found < 0, led, found)
+        return found
 
     def _queued(self, rows: list[Row], known: bool) -> dict[bytes, int]:
-        """Id -> queue row of its vector; 0 where the element still has it, -1 where that cannot be told.
+        """Id -> the queue row of its vector; 0 where its element has it, -1 where that cannot be told.
 
-        Whether an ``add`` took effect depends on whether the id was there before. Where the id map cannot tell, both are
-        played through; if they disagree, the record's own row tells: it was made after the add, or last written by it.
+        Whether an ``add`` took effect depends on whether the id was there before. Where no map can tell, both cases
+        are played through. If they disagree, the record tells: it was last written by that row, or made no earlier.
         """
-        rows = [row for row in rows if row.floats in (None, self.dimension)]
         named = list({row.id for row in rows})
-        mapped = {id_ for id_, at in zip(named, self._find(named), strict=True) if at >= 0}
+        if known and self.maps:
+            mapped = {id_ for id_, at in zip(named, self.maps[0][0].find(hashes(named)), strict=True) if at >= 0}
+        else:
+            mapped = {id_ for id_, at in zip(named, self._elements(named).tolist(), strict=True) if at >= 0}
         absent = replay(rows, mapped).alive
         if known:
             return absent
         present = replay(rows, set(named)).alive
-        unsure = [id_ for id_ in named if absent.get(id_) != present.get(id_) and id_ not in mapped]
-        certain = {id_: seq for id_, seq in present.items() if id_ not in unsure}
-        for id_ in unsure:
-            certain[id_] = absent[id_] if id_ in absent and self._made_by(id_, absent[id_]) else -1
-        return certain
+        for id_ in present:
+            if id_ in mapped:
+                present[id_] = absent[id_]
+            elif absent.get(id_, present[id_]) != present[id_]:  # a living id that could only have been there: present
+                present[id_] = absent[id_] if self._made_by(id_, absent[id_]) else -1
+        return present
 
     def _made_by(self, id_: bytes, seq: int) -> bool:
-        """Whether the record of this id came into being with, or was last written by, that queue row."""
         row = self.catalog.connection.execute(
             "SELECT e.seq_id = q.seq_id OR e.created_at >= q.created_at FROM embeddings e, embeddings_queue q "
             "WHERE e.segment_id = ? AND e.embedding_id = ? AND q.seq_id = ?",
@@ -182,27 +195,22 @@ class _Wreck:
         ).fetchone()
         return bool(row and row[0])
 
-    def _find(self, ids: list[bytes]) -> list[int]:
-        return pickles.find(self.ids, hashes(ids)) if ids else []
-
     def take(self, ids: list[bytes]) -> Salvaged:
         """What there is of these ids."""
-        out = np.empty((len(ids), self.dimension), np.float32)
-        sources: list[str | None] = [None] * len(ids)
-        by_row = {seq: i for i, id_ in enumerate(ids) if (seq := self.queued.get(id_, 0)) > 0}
+        out = np.full((len(ids), self.dimension), np.nan, np.float32)  # Chroma admits no NaN: what stays so is missing
+        rows = [self.queued.get(id_, 0) for id_ in ids]
+        by_row = {seq: i for i, seq in enumerate(rows) if seq > 0}
         for seq, data in self.queue.vectors(np.array(sorted(by_row), np.int64)):
             vector = np.frombuffer(data, "<f4")
-            out[by_row[seq]] = hnsw.through_cosine(vector) if self.entry.space == "cosine" else vector
-            sources[by_row[seq]] = QUEUE
-        found = [(i, int(self.places[at])) for i, at in enumerate(self._find(ids)) if at >= 0]
-        found = [(i, place) for i, place in found if place >= 0 and self.queued.get(ids[i], 0) == 0]
-        if found and self.header:
-            where, places = np.array(found).T
-            out[where] = hnsw.read_vectors(self.path, self.header, places, lengths=self.entry.space == "cosine")
-            for i in where.tolist():
-                sources[i] = INDEX
-        good = np.isfinite(out).all(axis=1) if len(ids) else np.zeros(0, bool)
-        kept = [i for i, source in enumerate(sources) if source and good[i]]
+            out[by_row[seq]] = hnsw.through_cosine(vector) if self.cosine else vector
+        places = np.where(np.array(rows) == 0, self._elements(ids), -1)
+        if self.header and (led := np.flatnonzero(places >= 0)).size:
+            out[led] = hnsw.read_vectors(self.path, self.header, places[led], lengths=self.cosine)
+        good = list(np.isfinite(out).all(axis=1))
         names = [id_.decode(errors="replace") for id_ in ids]
-        missing = tuple(names[i] for i in sorted(set(range(len(ids))) - set(kept)))
-        return Salvaged([names[i] for i in kept], out[kept], [sources[i] or INDEX for i in kept], missing)
+        return Salvaged(
+            [name for name, kept in zip(names, good, strict=True) if kept],
+            out[good],
+            [QUEUE if seq > 0 else INDEX for seq, kept in zip(rows, good, strict=True) if kept],
+            tuple(name for name, kept in zip(names, good, strict=True) if not kept),
+        )

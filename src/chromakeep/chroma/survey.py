@@ -45,7 +45,7 @@ class Survey:
                 r.count,
                 e.dimension,
                 e.space,
-                e.model,
+                e.configuration.model,
                 t.digest() if digests else None,
             )
             for e, r, t in zip(catalog.entries, records, tallies, strict=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw, pickles
 from chromakeep.chroma.catalog import Entry
-from chromakeep.chroma.digests import Lanes, Tally, hashes, row_hashes
+from chromakeep.chroma.digests import Tally, hashes, row_hashes
 from chromakeep.chroma.hnsw import Fault
 from chromakeep.chroma.metadata import named
 from chromakeep.chroma.pickles import IdMap
@@ -20,7 +19,7 @@ from chromakeep.errors import SourceBroken
 
 
 class Vectors:
-    """One collection's vectors as they lie in the files. ``faults`` collects what is wrong, as far as it was looked for.
+    """One collection's vectors as they lie in the files. ``faults`` collects what is wrong, as far as one has looked.
 
     A segment whose pickle is missing or names no id is uninitialised, whatever its other files hold: Chroma starts it
     anew and applies the whole queue (rust/segment/src/local_hnsw.rs, ``from_segment``).
@@ -38,7 +37,7 @@ class Vectors:
         self.poisoned = [row for row in rows if row.poison]
         self.misfits = [row for row in rows if row.floats not in (None, entry.dimension)]
         named = list({row.id for row in rows})
-        here = self.find(hashes(named)) if named else []
+        here = self.ids.find(hashes(named))
         self.replay = replay(rows, {id_ for id_, position in zip(named, here, strict=True) if position >= 0})
         moved = self.replay.moved
         self.moved = np.zeros(len(self.ids), bool)  # positions whose vector is no longer the index's
@@ -70,20 +69,6 @@ class Vectors:
         else:
             self.header = header
         return ids
-
-    @cached_property
-    def _by_hash(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        order = np.argsort(self.ids.lanes[:, 0])
-        return order, self.ids.lanes[order, 0]
-
-    def find(self, lanes: Lanes) -> list[int]:
-        """Positions in ``ids`` of the ids with these hashes, -1 where the index has none."""
-        order, keys = self._by_hash
-        if not len(keys):
-            return [-1] * len(lanes)
-        at = np.minimum(np.searchsorted(keys, lanes[:, 0]), len(keys) - 1)
-        found = order[at]
-        return np.where((self.ids.lanes[found] == lanes).all(axis=1), found, -1).tolist()
 
     def living(self) -> NDArray[np.uint64]:
         """First words of the hashes of all ids that have a vector, in no order."""
@@ -122,8 +107,8 @@ class Vectors:
 
     def _compare(self, seen: hnsw.Elements) -> list[Fault]:
         """Elements against the id map. After a kill between the index files and the pickle the index is ahead of the
-        pickle. Chroma gets over that when replay gives each element that is ahead its label again, and only then: it
-        can neither delete nor update an element that is marked deleted (hnswalg.h, ``markDeletedInternal``, ``addPoint``).
+        pickle. Chroma gets over that when replay gives each element that is ahead its label again, and only then:
+        hnswlib neither deletes nor updates an element that is marked deleted (``markDeletedInternal``, ``addPoint``).
         """
         live, total = np.sort(seen.labels[~seen.deleted]), self.ids.total
         strangers = int((seen.labels[seen.deleted] > total).sum())
