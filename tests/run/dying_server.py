@@ -5,13 +5,16 @@ from __future__ import annotations
 import http.client
 import http.server
 import os
+import socket
 import subprocess
 import sys
 import time
 
 program, collection, *arguments = sys.argv[1:]
 port = int(arguments[arguments.index("--port") + 1])
-behind = port + 1 if port < 65535 else port - 1
+with socket.socket() as probe_:
+    probe_.bind(("127.0.0.1", 0))
+    behind = probe_.getsockname()[1]
 arguments[arguments.index("--port") + 1] = str(behind)
 server = subprocess.Popen([program, *arguments])
 

@@ -159,12 +159,14 @@ def test_without_a_repository_what_the_files_give_is_kept_and_the_rest_is_told(t
     assert all(value == float(i[1:]) for i, value in kept.items())
     assert one.salvaged == len(kept) and set(one.lost) == {f"i{n}" for n in range(200)} - kept.keys()
     assert len(held(data, other)) == 200
-    if tear in ("half a pickle", "half the vectors"):
-        assert 50 <= len(kept) < 200
-    assert report.lost_records
-    lines = Path(report.lost_records).read_text().splitlines()
+    assert (
+        len(kept) == 200
+        if tear == "no header"
+        else 10 <= len(kept) < 200 or tear in ("no pickle left", "foreign bytes")
+    )
+    lines = Path(report.lost_records).read_text().splitlines() if report.lost_records else []
     assert len(lines) == len(one.lost)
-    assert f'"document":"text of {one.lost[0][1:]}"' in lines[0]
+    assert not lines or f'"document":"text of {one.lost[0][1:]}"' in lines[0]
     with ChromaServer(data, env=ENV) as server:
         add(server.client, hit, 1000, 5)
         assert server.client.count(hit) == len(kept) + 5

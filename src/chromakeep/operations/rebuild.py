@@ -23,7 +23,7 @@ from chromakeep.chroma.client import Ref, Vectors
 from chromakeep.chroma.copying import clone
 from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.queue import Queue
-from chromakeep.chroma.reader import read_collection
+from chromakeep.chroma.reader import read_vectors
 from chromakeep.chroma.salvage import salvage
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import ChromakeepError, RefusedToServe, RepositoryNotFound
@@ -196,8 +196,8 @@ class _Snapshots:
     def vectors(self, ref: Ref) -> Iterator[tuple[list[str], Vectors]]:
         """Ids and vectors of the collection in what was fetched."""
         place = self.place(ref)
-        for portion in read_collection(place, ref.id) if place else ():
-            yield portion.ids, portion.vectors
+        if place:
+            yield from read_vectors(place, ref.id)
 
 
 def _fill(
