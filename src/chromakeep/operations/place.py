@@ -6,6 +6,7 @@ import ctypes
 import errno
 import glob
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -59,11 +60,15 @@ def install(new: Path, target: Path) -> Path | None:
         _move_contents(new, target, database_first=False)
         new.rmdir()
     elif target.exists():
-        if not _exchange(new, target):
+        new.rename(old)  # before the exchange: whoever dies right after it leaves the old content under its lasting name
+        if not _exchange(old, target):
+            old.rename(new)
             target.rename(old)
-            new.rename(target)
-        else:
-            new.rename(old)
+            try:
+                new.rename(target)
+            except OSError:
+                old.rename(target)
+                raise
         if was_empty:
             with suppress(OSError):  # hidden files of somebody's: kept
                 old.rmdir()
@@ -87,10 +92,12 @@ def kept_as(target: Path) -> Path:
 def newest_old(target: Path) -> Path:
     """What was last kept of ``target``. Raises ``SnapshotNotFound``."""
     folder, prefix = (target, "") if _fixed(target) else (target.parent, target.name)
-    found = sorted(p for p in folder.glob(f"{prefix}{OLD}*") if p.is_dir()) if folder.is_dir() else []
+    pattern = re.compile(re.escape(prefix + OLD) + r"(\d{8}T\d{6})(?:\.(\d+))?")  # as kept_as writes it
+    entries = folder.iterdir() if folder.is_dir() else ()
+    found = {(m[1], int(m[2] or 0)): p for p in entries if (m := pattern.fullmatch(p.name)) and p.is_dir()}
     if not found:
         raise SnapshotNotFound(f"{target}: nothing was kept of it", hint="restore a snapshot: chromakeep restore")
-    return found[-1]
+    return found[max(found)]
 
 
 def sync(folder: Path) -> None:
