@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from chromakeep.chroma import child
 from chromakeep.chroma.copying import Copier, Patch, apply, clone, copy_file
@@ -71,11 +72,10 @@ def capture(source: Path, into: Path, *, timeout: float = 30.0, observer: Observ
     cannot be read; ``DiskFull``; ``UsageError`` for a URL, overlapping paths, or foreign files in ``into``. After an
     error ``into`` is no capture, but still good as the start of another one.
     """
-    check_paths(source, into)
-    database = (source / DATABASE).resolve()
-    if open_in_this_process(database):
-        return Capture(**child.capture(source, into, timeout))
     with translated(into):
+        check_paths(source, into)
+        if open_in_this_process((source / DATABASE).resolve()):
+            return Capture(**child.capture(source, into, timeout))
         into.mkdir(parents=True, exist_ok=True)
         with Copier() as copier:
             return _Capturing(source, into, copier, observer).run(time.monotonic() + timeout, timeout)
@@ -144,10 +144,12 @@ class _Capturing:
                 except HotJournal:
                     return self._cold(database)
                 copied = {segment: self._copy_segment(segment) for segment in live}
-                copy = self._copy_wal if database.wal else self._copy_live
-                pause = copy(database, copied, deadline)
+                self._still(copied)
+                pause = self._copy_wal(database, deadline) if database.wal else self._copy_live(database, deadline)
         except HotJournal:
             raise _NotNow("a writer died in a transaction") from None
+        self._still(copied)
+        self._check_registered(copied)
         self._finish(copied)
         return pause
 
@@ -176,7 +178,10 @@ class _Capturing:
             if now is None:
                 target.unlink(missing_ok=True)
             elif not _same_as_before(now, target):
-                self._copied(copy_file(self.copier, source / name, target, reflink=self.reflink))
+                try:
+                    self._copied(copy_file(self.copier, source / name, target, reflink=self.reflink))
+                except FileNotFoundError:
+                    raise _NotNow(f"the files of {segment} are being replaced") from None
         if stamps(source) != found:
             raise _NotNow(f"the index of {segment} is being written")
         problem = incomplete(into) or (None if in_order(found) else _torn(into))
@@ -191,35 +196,41 @@ class _Capturing:
         self.whole[segment.id] = found
         return found
 
-    def _check_segments(self, connection: sqlite3.Connection, copied: dict[Segment, Stamps]) -> None:
-        """With commits kept out: the copies are still what the source holds, and no persist awaits its row."""
-        live = {s.id: s for s in segments(connection)}
-        if live.keys() != {s.id for s in copied}:
-            raise _NotNow("a collection was created or deleted")
+    def _still(self, copied: dict[Segment, Stamps]) -> None:
+        """Files unchanged from before they were copied until now were so at every moment between, the lock's too."""
         for segment, found in copied.items():
             if stamps(self.source / segment.id) != found:
                 raise _NotNow(f"the index of {segment} was written")
-            patient = time.monotonic() - self.started < UNREGISTERED and not settled([s for s in found if s], QUIET)
-            if patient and may_be_unregistered(connection, live[segment.id], found):
-                raise _NotNow(f"the index of {segment} was written and is not registered yet")
 
-    # the database: four ways
+    def _check_registered(self, copied: dict[Segment, Stamps]) -> None:
+        """The copied database names the segments that were copied, and awaits no row about a persist of theirs."""
+        address = f"file:{quote(os.fsencode(self.copy.absolute()))}?mode=ro&immutable=1"
+        with closing(sqlite3.connect(address, uri=True)) as connection:
+            if set(segments(connection)) != set(copied):
+                raise _NotNow("a collection was created, renamed or deleted")
+            if time.monotonic() - self.started > UNREGISTERED:
+                return
+            for segment, found in copied.items():
+                lately = not settled([s for s in found if s], QUIET)
+                if lately and may_be_unregistered(connection, segment, found):
+                    raise _NotNow(f"the index of {segment} was written and is not registered yet")
 
-    def _copy_live(self, database: LiveDatabase, copied: dict[Segment, Stamps], deadline: float) -> float:
+    # the database
+
+    def _copy_live(self, database: LiveDatabase, deadline: float) -> float:
         """Look for a moment without commits, in which the lock is held only to see that there were none; failing
         that for ``PATIENCE``, hold it while the whole database is compared with the copy at memory speed."""
         patient = time.monotonic() + PATIENCE
         with self._target() as target:
             while True:
                 before = self._approach(database, target, patient)
-                with database.shared(deadline) as connection:
+                with database.shared(deadline):
                     held = time.perf_counter()
                     now = database.stamp()
                     if now != before and not self.reflink and time.monotonic() < patient:
                         continue
                     if now[0] is None or stamp(self.database) != now[0] or database.wal != database.in_wal_mode():
                         raise _NotNow("the directory was replaced")
-                    self._check_segments(connection, copied)
                     size, patches, changed = now[0].size, list[Patch](), 0
                     if not (self.reflink and clone(database.descriptor, target)) and now != before:
                         size, patches, changed = self.copier.differences(database.descriptor, target, limit=PATCHES)
@@ -248,14 +259,12 @@ class _Capturing:
             last = changed
         return None
 
-    def _copy_wal(self, database: LiveDatabase, copied: dict[Segment, Stamps], deadline: float) -> float:
+    def _copy_wal(self, database: LiveDatabase, deadline: float) -> float:
         """A read transaction pins one state without keeping writers out; SQLite's backup reads it page by page."""
         part = self.into / (DATABASE + PART)
         part.unlink(missing_ok=True)
-        with database.shared(deadline) as connection:
-            self._check_segments(connection, copied)
-            with closing(sqlite3.connect(part)) as copy:
-                connection.backup(copy)
+        with database.shared(deadline) as connection, closing(sqlite3.connect(part)) as copy:
+            connection.backup(copy)
         found = stamp(database.descriptor)
         self._copied(part.stat().st_size)
         part.replace(self.copy)
@@ -270,7 +279,7 @@ class _Capturing:
         companion = "-wal" if database.wal else "-journal"
         beside, found = Path(f"{self.database}{companion}"), database.stamp()
         if database.locked_by_others() or found[0] is None:
-            raise _NotNow("a writer came back")
+            raise _NotNow("a process has the database open and does not let us read it")
         journal = stamp(beside)
         # SQLite, run by root, gives the journal its database's owner whenever it looks at it: ctime tells nothing.
         if not settled(s._replace(ctime=s.mtime) for s in (found[0], journal) if s):

@@ -7,7 +7,6 @@ local_hnsw.rs ``persist``). So a finished persist leaves the pickle newest and w
 
 from __future__ import annotations
 
-import functools
 import json
 import sqlite3
 from dataclasses import dataclass
@@ -19,20 +18,18 @@ from chromakeep.chroma.signature import BINARIES, PICKLE, SEGMENT_FILES, UUID, S
 from chromakeep.errors import SourceBroken
 
 DEFAULT_THRESHOLD = 1000
-LOOK_BACK = 20_000  # rows of the queue looked at under the lock; a persist reads the newest ones
+LOOK_BACK = 20_000  # rows of the queue looked at; a persist reads the newest ones
 
 Stamps = tuple["Stamp | None", ...]  # of SEGMENT_FILES
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A live VECTOR segment. ``applied``: the last sequence number its files are known to hold."""
+    """A live VECTOR segment, and the collection it belongs to."""
 
     id: str
     collection: str
     name: str
-    threshold: int
-    applied: int
 
     def __str__(self) -> str:
         return f"collection {self.name!r}, segment {self.id}"
@@ -40,30 +37,32 @@ class Segment:
 
 def segments(connection: sqlite3.Connection) -> tuple[Segment, ...]:
     """Live VECTOR segments of a database written by Chroma 0.4 to 1.5. Raises ``SourceBroken`` for an unsafe id."""
-    columns = {row[1] for row in connection.execute("PRAGMA table_info(collections)")}
-    texts = [c for c in ("schema_str", "config_json_str") if c in columns]
-    legacy = "(SELECT int_value FROM collection_metadata WHERE collection_id = c.id AND key = 'hnsw:sync_threshold')"
-    wanted = ", ".join([legacy, *("c." + t for t in texts)])
     rows = connection.execute(
-        f"SELECT s.id, s.collection, c.name, m.seq_id, {wanted} FROM segments s"
-        " LEFT JOIN collections c ON c.id = s.collection LEFT JOIN max_seq_id m ON m.segment_id = s.id"
-        " WHERE s.scope = 'VECTOR' ORDER BY s.id"
+        "SELECT s.id, s.collection, coalesce(c.name, s.collection) FROM segments s"
+        " LEFT JOIN collections c ON c.id = s.collection WHERE s.scope = 'VECTOR' ORDER BY s.id"
     ).fetchall()
-    found = []
-    for identity, collection, name, applied, legacy_threshold, *configurations in rows:
+    for identity, _, _ in rows:
         if not isinstance(identity, str) or not UUID.fullmatch(identity):
             raise SourceBroken(f"the segments table names {identity!r}, which is no segment id")
-        thresholds = [t for text in configurations if text for t in _thresholds(text)]
-        if isinstance(legacy_threshold, int):
-            thresholds.append(legacy_threshold)
-        if isinstance(applied, bytes):  # before 1.0
-            applied = int.from_bytes(applied, "big")
-        threshold = min(thresholds, default=DEFAULT_THRESHOLD)
-        found.append(Segment(identity, str(collection), str(name or collection), threshold, applied or 0))
-    return tuple(found)
+    return tuple(Segment(identity, str(collection), str(name)) for identity, collection, name in rows)
 
 
-@functools.lru_cache(maxsize=4096)
+def _progress(connection: sqlite3.Connection, segment: Segment) -> tuple[int, int]:
+    """The last sequence number that a segment's files are registered to hold, and its ``sync_threshold``."""
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(collections)")}
+    texts = ", ".join(c for c in ("schema_str", "config_json_str") if c in columns) or "NULL"
+    parts: tuple[Any, ...] = (
+        connection.execute(f"SELECT {texts} FROM collections WHERE id = ?", (segment.collection,)).fetchone() or ()
+    )
+    legacy = "SELECT int_value FROM collection_metadata WHERE collection_id = ? AND key = 'hnsw:sync_threshold'"
+    thresholds = [t for text in parts if text for t in _thresholds(text)]
+    thresholds += [n for (n,) in connection.execute(legacy, (segment.collection,)) if isinstance(n, int)]
+    row = connection.execute("SELECT seq_id FROM max_seq_id WHERE segment_id = ?", (segment.id,)).fetchone()
+    applied = row[0] if row else 0
+    applied = int.from_bytes(applied, "big") if isinstance(applied, bytes) else int(applied or 0)  # bytes before 1.0
+    return applied, max(1, min(thresholds, default=DEFAULT_THRESHOLD))
+
+
 def _thresholds(text: str) -> tuple[int, ...]:
     """Every ``sync_threshold`` anywhere in a configuration, whatever version shaped it."""
 
@@ -100,10 +99,11 @@ def may_be_unregistered(connection: sqlite3.Connection, segment: Segment, found:
     pickle = found[-1]
     if pickle is None:
         return False
+    applied, threshold = _progress(connection, segment)
     row = connection.execute(
         "SELECT created_at FROM embeddings_queue WHERE topic LIKE '%' || ? AND seq_id > max(?,"
         " (SELECT coalesce(max(seq_id), 0) FROM embeddings_queue) - ?) ORDER BY seq_id LIMIT 1 OFFSET ?",
-        (segment.collection, segment.applied, LOOK_BACK, segment.threshold - 1),
+        (segment.collection, applied, LOOK_BACK, threshold - 1),
     ).fetchone()
     if row is None:
         return False

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from chromakeep.chroma.signature import DATABASE, SEGMENT_FILES, UUID, unreadable
-from chromakeep.errors import DiskFull, NotAChromaDirectory, SourceError, UsageError
+from chromakeep.errors import DiskFull, NotAChromaDirectory, SourceBroken, SourceError, UsageError
 
 COMPANIONS = ("-journal", "-wal", "-shm")  # what SQLite keeps beside a database
 PART = ".part"  # what a capture keeps beside its copy while it works
@@ -64,12 +64,12 @@ def translated(into: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise full from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE):
-            raise unreadable(error.filename or into, error) from error
-        raise
-    except sqlite3.OperationalError as error:
+        raise unreadable(error.filename or into, error) from error
+    except sqlite3.DatabaseError as error:
         if "full" in str(error):
             raise full from error
+        if "malformed" in str(error):
+            raise SourceBroken(f"the database is damaged: {error}", hint="restore the newest snapshot") from error
         raise SourceError(f"{into}: {error}") from error
 
 

@@ -55,10 +55,9 @@ def stamp(file: Path | int, *, follow: bool = True) -> Stamp | None:
 
 
 def unreadable(file: object, error: OSError) -> SourceError:
-    """The one line for a source that the operating system does not let us read."""
-    return SourceError(
-        f"{file}: {(error.strerror or str(error)).lower()}", hint="run chromakeep as the user Chroma runs as"
-    )
+    """The one line for what the operating system does not let us do with a file."""
+    hint = "run chromakeep as the user Chroma runs as" if isinstance(error, PermissionError) else None
+    return SourceError(f"{file}: {(error.strerror or str(error)).lower()}", hint=hint)
 
 
 def settled(stamps: Iterable[Stamp], seconds: float = SETTLED) -> bool:
