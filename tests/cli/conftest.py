@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,16 @@ def chroma(chroma_source: Path, cli: Cli) -> Path:
     return Path(shutil.copytree(chroma_source, cli.cwd / "chroma"))
 
 
+@pytest.fixture(scope="session")
+def kept_source(tmp_path_factory: pytest.TempPathFactory, chroma_source: Path) -> Path:
+    """A repository with one snapshot of that directory."""
+    place = Cli(tmp_path_factory.mktemp("kept"), {})
+    assert place("init", "keep").returncode == 0
+    assert place("backup", chroma_source, "keep").returncode == 0
+    return place.cwd / "keep"
+
+
 @pytest.fixture
-def kept(cli: Cli, chroma: Path) -> Callable[[], dict[str, Any]]:
-    """``./keep`` with one snapshot of ``./chroma``; calling it makes another."""
-    assert cli("init", "keep").returncode == 0
-    assert cli("backup", "chroma", "keep").returncode == 0
-    return lambda: cli.json("backup", "chroma", "keep")
+def kept(cli: Cli, chroma: Path, kept_source: Path) -> Path:
+    """``./keep`` with one snapshot of ``./chroma``."""
+    return Path(shutil.copytree(kept_source, cli.cwd / "keep"))

@@ -7,16 +7,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
-
-Kept = Callable[[], dict[str, Any]]
 
 
 @pytest.mark.parametrize(
@@ -84,14 +81,14 @@ def test_wrong_and_missing_password(cli: Cli, chroma: Path) -> None:
     assert cli.json("backup", "chroma", "keep", env=right)["collections"]
 
 
-def test_a_snapshot_that_is_not_there(cli: Cli, kept: Kept) -> None:
+def test_a_snapshot_that_is_not_there(cli: Cli, kept: Path) -> None:
     """Status 13 for an unknown id and for a time before the first; the target is not made."""
     for selector in ("20200101T000000Z-abcdef", "1999-01-01T00:00:00Z"):
         assert selector in cli.fails(13, "restore", f"keep@{selector}", "to")
     assert not (cli.cwd / "to").exists()
 
 
-def test_a_target_that_holds_something(cli: Cli, kept: Kept) -> None:
+def test_a_target_that_holds_something(cli: Cli, kept: Path) -> None:
     """Status 2 without --replace, and nothing there is touched."""
     (cli.cwd / "to").mkdir()
     (cli.cwd / "to" / "mine").write_text("mine")
@@ -129,7 +126,7 @@ def _without_override() -> None:
         ("chromakeep.toml", ["config", "show"]),
     ],
 )
-def test_no_permission(cli: Cli, kept: Kept, closed: str, command: list[str]) -> None:
+def test_no_permission(cli: Cli, kept: Path, closed: str, command: list[str]) -> None:
     """What may not be read or written is named; no traceback, no status of a bug, nothing left behind."""
     (cli.cwd / "chromakeep.toml").touch()
     path = cli.cwd / closed
@@ -169,7 +166,7 @@ def test_a_bug_is_one_line_and_a_traceback_only_when_asked(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_command_and_leaves_nothing(cli: Cli, kept: Kept, number: int, status: int) -> None:
+def test_a_signal_ends_a_command_and_leaves_nothing(cli: Cli, kept: Path, number: int, status: int) -> None:
     """Ctrl-C is 130 with one line, SIGTERM 143; what a restore had begun is removed."""
     (cli.cwd / "slow").mkdir()
     pipe = cli.cwd / "slow" / "chromakeep.toml"

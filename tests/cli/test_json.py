@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +57,7 @@ def test_each_documented_object_is_the_real_one(cli: Cli, chroma: Path) -> None:
     assert missing == {"run", "key list"}  # held in test_run and test_settings
 
 
-def test_a_damaged_repository_is_reported_with_its_snapshots(cli: Cli, kept: Callable[[], dict[str, Any]]) -> None:
+def test_a_damaged_repository_is_reported_with_its_snapshots(cli: Cli, kept: Path) -> None:
     """check answers with the object and status 14; each problem names the object and what it breaks."""
     pack = max((cli.cwd / "keep").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
     data = bytearray(pack.read_bytes())

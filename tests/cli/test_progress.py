@@ -6,8 +6,8 @@ import json
 import os
 import pty
 import subprocess
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,8 +16,6 @@ from chromakeep.events import Noted, PhaseStarted, Progressed, Retried, ServerLi
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
-
-Kept = Callable[[], dict[str, Any]]
 
 
 def test_json_lines_end_with_the_true_count(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +62,7 @@ def test_a_service_tells_everything_with_its_time(capsys: pytest.CaptureFixture[
     assert second.endswith(" chroma | listening on 8000")
 
 
-def test_progress_of_a_backup_as_json(cli: Cli, kept: Kept) -> None:
+def test_progress_of_a_backup_as_json(cli: Cli, kept: Path) -> None:
     """stderr is JSON lines and nothing else; stdout is the result."""
     done = cli("backup", "chroma", "keep", "--progress", "json", "--json")
     lines = [json.loads(line) for line in done.stderr.splitlines()]
@@ -72,7 +70,7 @@ def test_progress_of_a_backup_as_json(cli: Cli, kept: Kept) -> None:
     assert json.loads(done.stdout)["ok"]
 
 
-def test_a_terminal_gets_a_bar(cli: Cli, kept: Kept) -> None:
+def test_a_terminal_gets_a_bar(cli: Cli, kept: Path) -> None:
     """On a pseudo-terminal there is a bar with bytes; it is gone at the end, and stdout has the result alone."""
     master, terminal = pty.openpty()
     done = subprocess.Popen(
