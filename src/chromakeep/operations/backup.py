@@ -92,9 +92,10 @@ def _publish(
     total = sum((captured.path / name).stat().st_size for name in layouts)
     session = Session.start(repository)
     origin = str(source.resolve())
-    parent = _parent(repository, layouts, origin)
-    writer = SnapshotWriter(repository, session, parent)
+    writer: SnapshotWriter | None = None
     try:
+        parent = _parent(repository, layouts, origin)
+        writer = SnapshotWriter(repository, session, parent)
         with ThreadPoolExecutor(1, thread_name_prefix="inspect") as aside:
             validated = aside.submit(inspect, captured.path)
             observer(PhaseStarted("store", total))
@@ -129,7 +130,8 @@ def _publish(
         _withdraw(session)
         raise
     finally:
-        writer.close()
+        if writer:
+            writer.close()
     return BackupResult(
         snapshot.id,
         snapshot.parent,

@@ -93,15 +93,14 @@ class _Collection:
     def run(self, remove: Sequence[Snapshot]) -> Collected:
         busy = self._others()
         number = max((int(o.name[3:11]) for o in self.store.list("gc/") if o.name[3:11].isdigit()), default=0) + 1
-        for snapshot in remove:
-            self.store.delete(f"sessions/{snapshot.id}")  # left there by a writer that died right after its commit
-            self.store.delete(f"snapshots/{snapshot.id}")
         before = {s.id for s in self.repository.snapshots()}
-        plan = _plan(self.repository, set(), set(busy))
+        plan = _plan(self.repository, {s.id for s in remove}, set(busy))
         if not plan.condemned and not plan.sparse and len(plan.superseded) < MANY_INDEXES and not self._unfinished():
+            self._remove(remove)
             self._sweep_old()
             return Collected(len(remove))
         repacked = self._publish_index(plan)
+        self._remove(remove)  # not before: where damage stops a prune, an older snapshot may be the last whole one
         self._condemn(plan, number)
         if not self._writers_ended():
             return Collected(len(remove), 0, repacked, deferred=True)
@@ -116,6 +115,11 @@ class _Collection:
                 self.store.delete(info.name)
         self._sweep_old()
         return Collected(len(remove) + len(doomed), sum(doomed.values()) - repacked, repacked)
+
+    def _remove(self, snapshots: Sequence[Snapshot]) -> None:
+        for snapshot in snapshots:
+            self.store.delete(f"sessions/{snapshot.id}")  # left there by a writer that died right after its commit
+            self.store.delete(f"snapshots/{snapshot.id}")
 
     # -- other sessions -----------------------------------------------------------------------------------------
 

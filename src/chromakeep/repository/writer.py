@@ -147,7 +147,7 @@ class SnapshotWriter:
 
     def _finished(self, future: Future[None]) -> None:
         self._room.release()
-        if error := future.exception():
+        if not future.cancelled() and (error := future.exception()):
             self._failed.append(error)
 
     def add_map(self, pending: Pending) -> None:
