@@ -1,4 +1,4 @@
-"""Snapshots under live writers are exact, all of them."""
+"""Snapshots under live writers are exact, all of them: a short run of what `make stress` does at length."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 SCRIPT, SOURCE = Path(__file__).parent / "live_writers.py", Path(__file__).parents[2] / "src"
 
@@ -27,11 +25,3 @@ def test_a_few(tmp_path: Path) -> None:
 def test_a_few_through_a_repository(tmp_path: Path) -> None:
     """8 backups under the same writers, each restored and then compared."""
     prove(tmp_path, "--snapshots", "8", "--only", "0", "1", "--baseline", "0.3", "--seed", "12", "--through", "backup")
-
-
-@pytest.mark.stress
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize(("through", "snapshots"), [("capture", 500), ("backup", 100)])
-def test_hundreds(tmp_path: Path, through: str, snapshots: int) -> None:
-    """500 captures, and 100 backups with their restores, in all modes."""
-    prove(tmp_path, "--snapshots", str(snapshots), "--seed", "1", "--through", through)
