@@ -7,10 +7,11 @@ import sys
 
 def main() -> None:
     """Run ``chromakeep`` with the process's arguments and exit with its status (docs/reference.md lists them)."""
-    if sys.argv[1:] == ["--version"]:  # answered before anything else is imported
+    if sys.argv[1:] == ["--version"]:  # answered before anything heavier is imported
         from chromakeep import __version__
+        from chromakeep.cli import output
 
-        print(f"chromakeep {__version__}")
+        output.write(f"chromakeep {__version__}")
         return
     from chromakeep.cli.app import invoke
 

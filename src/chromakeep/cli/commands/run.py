@@ -24,7 +24,7 @@ from chromakeep.cli.settings import KEYS, PREFIX
     service=True,
     example="""
         chromakeep run --data ./chroma --repository s3://bucket/prefix
-        chromakeep run --data /data --repository ./keep --every 5m --host 0.0.0.0 -- --config chroma.yaml
+        chromakeep run --data /data --repository ./keep --every 5m --host 0.0.0.0 -- chroma.yaml
         chromakeep run --data /tmp/demo --ephemeral
     """,
 )
@@ -38,6 +38,14 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     What follows -- goes to `chroma run`. On SIGTERM the server is stopped, a last snapshot is taken, and all ends
     within --grace; a second signal hastens the end.
     """
+    stop, hurry = threading.Event(), threading.Event()
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    signal.signal(signal.SIGTERM, asked)
+    signal.signal(signal.SIGINT, asked)
+
     from chromakeep.operations.run import RunSettings
     from chromakeep.operations.run import run as operation
 
@@ -46,14 +54,9 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     if address:
         parse(address)  # a wrong address or password file is told before anything starts
         settings.secret()
-    stage, stop, hurry = settings.text("stage"), threading.Event(), threading.Event()
     listen = [word for key in ("host", "port") if (value := settings.text(key)) for word in (KEYS[key].flag, value)]
-
-    def asked(number: int, frame: FrameType | None) -> None:
-        (hurry if stop.is_set() else stop).set()
-
-    signal.signal(signal.SIGTERM, asked)
-    signal.signal(signal.SIGINT, asked)
+    stage = settings.text("stage")
+    ours_apart = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     done = operation(
         RunSettings(
             data=data,
@@ -69,9 +72,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
         observer=call.observer,
         stop=stop,
         hurry=hurry,
-        env={
-            name: value for name, value in os.environ.items() if not name.startswith(PREFIX)
-        },  # no password for Chroma
+        env=ours_apart,  # Chroma is not told the password
     )
     newest = f", the newest {done.snapshot}" if done.snapshot else ""
     text = f"stopped after {output.duration(done.seconds)}: {output.plural(done.snapshots, 'snapshot')} taken{newest}"
