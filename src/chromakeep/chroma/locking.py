@@ -20,7 +20,7 @@ import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from chromakeep.chroma.signature import Stamp, stamp, unreadable
@@ -102,7 +102,10 @@ class LiveDatabase:
         import fcntl
 
         asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, PENDING, SHARED_BYTES + 2, 0)
-        answer = fcntl.fcntl(self.descriptor, fcntl.F_OFD_GETLK, asked)
+        try:
+            answer = fcntl.fcntl(self.descriptor, fcntl.F_OFD_GETLK, asked)
+        except OSError:  # gVisor knows no such locks
+            answer = fcntl.fcntl(self.descriptor, fcntl.F_GETLK, asked)
         return bool(struct.unpack(FLOCK, answer)[0] != fcntl.F_UNLCK)
 
     @contextmanager
@@ -144,14 +147,17 @@ class LiveDatabase:
         return True
 
     def _guard(self, *, acquire: bool) -> None:
-        """Repeat SQLite's lock on the open file description. Read locks do not exclude each other."""
+        """Repeat SQLite's lock on the open file description. Read locks do not exclude each other.
+
+        Where there are no such locks (gVisor), SQLite's own has to do.
+        """
         if LINUX and not self.wal:
             import fcntl
 
             kind = fcntl.F_RDLCK if acquire else fcntl.F_UNLCK
-            fcntl.fcntl(
-                self.descriptor, fcntl.F_OFD_SETLK, struct.pack(FLOCK, kind, os.SEEK_SET, SHARED, SHARED_BYTES, 0)
-            )
+            lock = struct.pack(FLOCK, kind, os.SEEK_SET, SHARED, SHARED_BYTES, 0)
+            with suppress(OSError):
+                fcntl.fcntl(self.descriptor, fcntl.F_OFD_SETLK, lock)
 
     def _explained(self, error: sqlite3.DatabaseError) -> ChromakeepError:
         text = str(error)

@@ -22,9 +22,18 @@ BINARIES = ("header.bin", "data_level0.bin", "length.bin", "link_lists.bin")  # 
 SEGMENT_FILES = (*BINARIES, PICKLE)
 SETTLED = 0.021  # seconds; the kernel stamps files with a clock that ticks every 1 to 10 ms
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # the name of a segment's folder
-# What a local file system stamps with: Linux' CLOCK_REALTIME_COARSE (5), read twice a tick apart.
-TICK = 2 * time.clock_getres(5) + 0.001 if sys.platform.startswith("linux") else SETTLED
 COARSE = 2.1  # seconds; the same for file systems that keep whole seconds (FAT: two of them)
+
+
+def _tick() -> float:
+    """Seconds after which a local file system gives another time: two ticks of Linux' CLOCK_REALTIME_COARSE (5)."""
+    try:
+        return 2 * time.clock_getres(5) + 0.001 if sys.platform.startswith("linux") else SETTLED
+    except OSError:
+        return SETTLED
+
+
+TICK = _tick()
 
 
 class Stamp(NamedTuple):
