@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Mapping
@@ -194,6 +193,8 @@ def _file(path: Path, *, required: bool) -> dict[str, object]:
 
 
 def _unknown(message: str, name: str, known: list[str]) -> UsageError:
+    import difflib
+
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return UsageError(message, hint=f"did you mean {near[0]}?" if near else "known: " + ", ".join(known))
 
