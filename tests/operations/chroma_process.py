@@ -45,7 +45,7 @@ def write(folder: Path) -> None:
     def metadata(n: int) -> dict[str, Any]:
         return {"n": n, "half": n / 2, "text": f"{MARKER}-{n}", "odd": bool(n % 2), "tags": ["a", f"t{n % 3}"]}
 
-    flushed = admin.create_collection(f"flushed-{MARKER}", configuration={"hnsw": {"space": "l2", "sync_threshold": 90}})
+    flushed = admin.create_collection(f"flushed-{MARKER}", configuration={"hnsw": {"sync_threshold": 90}})
     cosine = admin.create_collection("cosine", configuration={"hnsw": {"space": "cosine", "sync_threshold": 50}})
     queued = admin.create_collection("queued")
     here = admin.create_collection(TWICE, configuration={"hnsw": {"sync_threshold": 20}})
@@ -88,7 +88,8 @@ def read(directory: Path) -> dict[str, dict[str, Record]]:
 def records(collection: Any) -> Iterator[tuple[str, Record]]:
     got = collection.get(include=["embeddings", "documents", "metadatas"])
     assert len(got["ids"]) == collection.count()
-    for identity, vector, document, data in zip(*(got[k] for k in ("ids", "embeddings", "documents", "metadatas")), strict=True):
+    columns = (got[k] for k in ("ids", "embeddings", "documents", "metadatas"))
+    for identity, vector, document, data in zip(*columns, strict=True):
         yield identity, (np.asarray(vector, "<f4").tobytes(), document, dict(data or {}))
     if got["ids"]:
         answer = collection.query(query_embeddings=[got["embeddings"][0]], n_results=1)

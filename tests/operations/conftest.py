@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from operations.directories import write_generations
-from operations.worlds import World
 
 from chromakeep.operations.backup import backup
 from chromakeep.repository import Repository
 from chromakeep.store.memory import MemoryStore
+from operations.directories import write_generations
+from operations.worlds import World
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ def write_generations(folder: Path) -> list[Path]:
 
 
 def as_chroma_tells(*directories: Path, scratch: Path) -> list[Any]:
-    """What chromadb, in a fresh process, finds in copies of the directories: collection -> id -> record, or an error."""
+    """What chromadb, in a fresh process, finds in copies of directories: collection -> id -> record, or an error."""
     copies = []
     for number, directory in enumerate(directories):
         copies.append(scratch / f"copy{number}")

@@ -8,15 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from operations.directories import everything
-from operations.worlds import KINDS, World, copied
 
-from chromakeep.errors import ChromakeepError, CorruptObject, MissingObject, UnsupportedFormat, VerificationFailed
-from chromakeep.operations.backup import backup
+from chromakeep.errors import ChromakeepError, VerificationFailed
 from chromakeep.operations.check import CheckReport, check
 from chromakeep.operations.restore import restore
 from chromakeep.repository import Repository
 from chromakeep.store.base import Store
+from operations.directories import everything
+from operations.worlds import KINDS, World
 
 SMALL = 2500  # bytes: of objects up to this size every byte is damaged
 

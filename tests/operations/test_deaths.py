@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from operations.directories import everything
-from operations.worlds import World, copied
 
 from chromakeep.errors import CorruptObject, StoreUnavailable
 from chromakeep.operations.backup import backup
@@ -24,6 +22,8 @@ from chromakeep.store.base import Store
 from chromakeep.store.memory import MemoryStore
 from chromakeep.store.retrying import RetryingStore
 from chromakeep.testing.faults import Died, FaultyStore
+from operations.directories import everything
+from operations.worlds import World, copied
 
 LAST = Retention(last=1)
 
@@ -52,7 +52,7 @@ class Scene:
             if snapshot != but:
                 target = self.scratch / "verified"
                 restore(repository, snapshot, target)
-                held = self.held.get(snapshot) or everything(self.stage)  # it died after its commit: the stage is what it took
+                held = self.held.get(snapshot) or everything(self.stage)  # died after its commit: what it captured
                 assert everything(target) == held
                 shutil.rmtree(target)
         return found
@@ -87,7 +87,7 @@ def dying(act: Callable[[Store], object], base: Store, *, after: bool) -> Iterat
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_backup_that_dies_at_any_call(scene: Scene, after: bool) -> None:
-    """The snapshots are the old ones, or the old ones and the new; all restore exactly; the next backup and prune work."""
+    """The snapshots are the old, or the old and the new; all restore exactly; the next backup and prune work."""
     committed = 0
     for store in dying(lambda s: scene.backup(s, 1), scene.store, after=after):
         shown = scene.verify(store, but=scene.first)
@@ -116,8 +116,8 @@ def test_a_backup_whose_answer_is_lost_at_any_call(scene: Scene, retrying: bool)
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_prune_that_dies_at_any_call(plain_world: World, generations: list[Path], tmp_path: Path, after: bool) -> None:
-    """Snapshots to be removed are there, exact, or gone; what stays is exact at every moment; the next prune ends it."""
+def test_a_prune_that_dies_at_any_call(plain_world: World, tmp_path: Path, after: bool) -> None:
+    """Snapshots to be removed are there, whole, or gone; what stays is exact at every moment; the next prune ends it."""
     newest = max(plain_world.expected)
 
     def act(store: Store) -> None:
@@ -204,4 +204,4 @@ def test_a_prune_that_damage_stops_has_removed_nothing(plain_world: World) -> No
     with pytest.raises(CorruptObject):
         prune(Repository.open(store), LAST, wait=0)
     assert {o.name for o in store.list("snapshots/")} == before
-    assert not [o for o in store.list("sessions/")], "the prune's own announcement was withdrawn"
+    assert not list(store.list("sessions/")), "the prune's own announcement was withdrawn"

@@ -1,4 +1,4 @@
-"""A directory takes the place of another: whoever dies at whatever moment, both are there, whole, and can be swapped."""
+"""A directory takes the place of another: whoever dies at whatever moment, both are there and can be swapped."""
 
 from __future__ import annotations
 

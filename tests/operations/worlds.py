@@ -6,8 +6,6 @@ import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from operations.directories import everything
-
 from chromakeep.layout import plain
 from chromakeep.operations.backup import backup
 from chromakeep.operations.prune import Retention, prune
@@ -18,6 +16,7 @@ from chromakeep.repository.sessions import Session, fence
 from chromakeep.repository.writer import SnapshotWriter
 from chromakeep.store.base import Store
 from chromakeep.store.memory import MemoryStore
+from operations.directories import everything
 
 PASSWORD = "first password"
 KINDS = ("config", "gc/", "index/", "keys/", "meta/", "packs/", "sessions/", "snapshots/")

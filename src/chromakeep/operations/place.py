@@ -60,7 +60,7 @@ def install(new: Path, target: Path) -> Path | None:
         _move_contents(new, target, database_first=False)
         new.rmdir()
     elif target.exists():
-        new.rename(old)  # before the exchange: whoever dies right after it leaves the old content under its lasting name
+        new.rename(old)  # before the exchange: who dies right after it leaves the old content under its lasting name
         if not _exchange(old, target):
             old.rename(new)
             target.rename(old)

@@ -325,12 +325,17 @@ def add_key(store: Store, config: Config, master: bytes, password: str) -> str:
 
 
 def slots(store: Store) -> Iterator[tuple[str, Slot]]:
-    """The passwords' slots."""
+    """The passwords' slots. Raises ``CorruptObject`` for a damaged one."""
     for info in store.list("keys/"):
-        try:
-            yield info.name, msgspec.json.decode(unseal("K", info.name, store.get(info.name), None), type=Slot)
-        except (msgspec.MsgspecError, ValueError) as e:
-            raise CorruptObject(info.name, f"is not a key ({e})") from None
+        yield info.name, read_slot(store, info.name)
+
+
+def read_slot(store: Store, name: str) -> Slot:
+    """One slot by its object's name."""
+    try:
+        return msgspec.json.decode(unseal("K", name, store.get(name), None), type=Slot)
+    except (msgspec.MsgspecError, ValueError) as e:
+        raise CorruptObject(name, f"is not a key ({e})") from None
 
 
 def _master(store: Store, config: Config, password: str | None) -> bytes:
@@ -343,11 +348,18 @@ def _master(store: Store, config: Config, password: str | None) -> bytes:
             "the repository is encrypted and no password was given",
             hint="set CHROMAKEEP_PASSWORD, or CHROMAKEEP_PASSWORD_FILE to a file that holds it",
         )
-    for _, slot in slots(store):
+    names, unusable = [o.name for o in store.list("keys/")], []
+    for name in names:
         try:
-            return unwrap(slot, password, repository=config.id)
+            return unwrap(read_slot(store, name), password, repository=config.id)
         except WrongPassword:
             continue
+        except (CorruptObject, UnsupportedFormat) as e:
+            unusable.append(e)  # perhaps the password is another slot's
+    if unusable:
+        raise unusable[0]
+    if not names:
+        raise MissingObject("keys/", hint="without a key nobody can read this repository; put the objects back")
     raise WrongPassword(
         "the password opens none of the repository's keys", hint="check CHROMAKEEP_PASSWORD / CHROMAKEEP_PASSWORD_FILE"
     )
