@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
 import obstore
@@ -141,7 +142,11 @@ def _interruptibly(call: Callable[[], T]) -> T:
             done.put((False, error))
 
     threading.Thread(target=work, name="chromakeep-store", daemon=True).start()
-    worked, result = done.get()
+    while True:
+        with contextlib.suppress(Empty):
+            # Looking up twice a second, because a signal that comes just before the wait does not end the wait.
+            worked, result = done.get(timeout=0.5)
+            break
     if worked:
         return cast("T", result)
     raise result
