@@ -46,7 +46,7 @@ ABSURD = 1 << 30  # bytes; link_lists.bin holds one level in sixteen of data_lev
 
 @dataclass(frozen=True)
 class Capture:
-    """What a capture did. ``pause``: seconds the lock was held in the attempt that held; 0 in WAL mode."""
+    """What a capture did. ``pause``: the longest that it kept writers waiting, in seconds; 0 in WAL mode."""
 
     path: Path
     pause: float
@@ -93,7 +93,7 @@ class _Capturing:
         self.database = (source / DATABASE).resolve()  # its journal lies beside the file, not beside a link to it
         self.copy = into / DATABASE
         self.started = time.monotonic()
-        self.copied = 0
+        self.copied, self.pause = 0, 0.0
         self.reflink = False
         self.seen: dict[str, tuple[Stamps, float]] = {}  # when each segment's present stamps were first seen
         self.whole: dict[str, Stamps] = {}  # stamps of which the copy in ``into`` is exact and complete
@@ -104,7 +104,7 @@ class _Capturing:
         while True:
             attempt += 1
             try:
-                pause = self._attempt(deadline)
+                self._attempt(deadline)
                 break
             except _NotNow as reason:
                 if str(reason) != told and attempt > 1 / RETRY:
@@ -116,7 +116,7 @@ class _Capturing:
                         hint="try again with a longer timeout, or while fewer writers are at work",
                     ) from None
                 time.sleep(RETRY)
-        return Capture(self.into, pause, attempt, self.copied, "reflink" if self.reflink else "copy")
+        return Capture(self.into, self.pause, attempt, self.copied, "reflink" if self.reflink else "copy")
 
     def _begin(self) -> None:
         """Announce the size, and fail now rather than half-way if the disk cannot hold it."""
@@ -133,9 +133,9 @@ class _Capturing:
             check_room(self.into, total)
         self.observer(PhaseStarted("capture", total))
 
-    def _attempt(self, deadline: float) -> float:
-        try:
-            with closing(LiveDatabase(self.database)) as database:
+    def _attempt(self, deadline: float) -> None:
+        with closing(LiveDatabase(self.database)) as database:
+            try:
                 if database.wal and not all(Path(f"{self.database}{c}").exists() for c in ("-wal", "-shm")):
                     return self._cold(database)  # nobody has it open; opening it here would create files in the source
                 try:
@@ -145,13 +145,18 @@ class _Capturing:
                     return self._cold(database)
                 copied = {segment: self._copy_segment(segment) for segment in live}
                 self._still(copied)
-                pause = self._copy_wal(database, deadline) if database.wal else self._copy_live(database, deadline)
-        except HotJournal:
-            raise _NotNow("a writer died in a transaction") from None
+                if database.wal:
+                    self._copy_wal(database, deadline)
+                else:
+                    self._copy_live(database, deadline)
+            except HotJournal:
+                raise _NotNow("a writer died in a transaction") from None
+            finally:
+                self.pause = max(self.pause, database.longest)
         self._still(copied)
         self._check_registered(copied)
         self._finish(copied)
-        return pause
+        return None
 
     # segments: outside of any lock
 
@@ -217,7 +222,7 @@ class _Capturing:
 
     # the database
 
-    def _copy_live(self, database: LiveDatabase, deadline: float) -> float:
+    def _copy_live(self, database: LiveDatabase, deadline: float) -> None:
         """Look for a moment without commits, in which the lock is held only to see that there were none; failing
         that for ``PATIENCE``, hold it while the whole database is compared with the copy at memory speed."""
         patient = time.monotonic() + PATIENCE
@@ -225,7 +230,6 @@ class _Capturing:
             while True:
                 before = self._approach(database, target, patient)
                 with database.shared(deadline):
-                    held = time.perf_counter()
                     now = database.stamp()
                     if now != before and not self.reflink and time.monotonic() < patient:
                         continue
@@ -234,12 +238,10 @@ class _Capturing:
                     size, patches, changed = now[0].size, list[Patch](), 0
                     if not (self.reflink and clone(database.descriptor, target)) and now != before:
                         size, patches, changed = self.copier.differences(database.descriptor, target, limit=PATCHES)
-                pause = time.perf_counter() - held
                 break
             apply(target, size, patches)
             self._copied(changed)
             self._settle(target, now[0])
-        return pause
 
     def _approach(self, database: LiveDatabase, target: int, patient: float) -> tuple[Stamp | None, bytes] | None:
         """Unlocked passes over the database until one sees no commit, or it is past ``patient`` and they gain little.
@@ -259,7 +261,7 @@ class _Capturing:
             last = changed
         return None
 
-    def _copy_wal(self, database: LiveDatabase, deadline: float) -> float:
+    def _copy_wal(self, database: LiveDatabase, deadline: float) -> None:
         """A read transaction pins one state without keeping writers out; SQLite's backup reads it page by page."""
         part = self.into / (DATABASE + PART)
         part.unlink(missing_ok=True)
@@ -272,9 +274,8 @@ class _Capturing:
         with self._target(keep=True) as target:
             if found:
                 self._settle(target, found)
-        return 0.0
 
-    def _cold(self, database: LiveDatabase) -> float:
+    def _cold(self, database: LiveDatabase) -> None:
         """A dead writer's journal or log: copy it along and let SQLite undo or redo in the copy, not in the source."""
         companion = "-wal" if database.wal else "-journal"
         beside, found = Path(f"{self.database}{companion}"), database.stamp()
@@ -299,7 +300,6 @@ class _Capturing:
         with self._target(keep=True) as target:
             self._settle(target, found[0])
         self._finish(copied)
-        return 0.0
 
     @contextmanager
     def _target(self, *, keep: bool = False) -> Iterator[int]:

@@ -59,6 +59,7 @@ class LiveDatabase:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.longest = 0.0  # seconds for which ``shared`` kept writers waiting, the longest time
         try:
             self.descriptor = os.open(path, os.O_RDONLY)
         except FileNotFoundError as error:
@@ -121,6 +122,7 @@ class LiveDatabase:
                     f"{self.path}: a writer kept the database locked", hint="try again, or with a longer timeout"
                 )
             time.sleep(POLL)
+        since = time.perf_counter()
         try:
             self._guard(acquire=True)
             yield self._connection
@@ -130,6 +132,8 @@ class LiveDatabase:
             self._guard(acquire=False)
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
+            if not self.wal:
+                self.longest = max(self.longest, time.perf_counter() - since)
 
     def _begin(self) -> bool:
         try:
