@@ -76,6 +76,7 @@ def rescued(beside: Beside, findings: Findings, repository: Repository | None = 
 
 
 @strace
+@pytest.mark.parametrize("with_snapshot", [True, False])
 @pytest.mark.parametrize("threshold", [20, 100])
 @pytest.mark.parametrize("space", ["l2", "cosine"])
 @pytest.mark.parametrize(
@@ -89,14 +90,15 @@ def rescued(beside: Beside, findings: Findings, repository: Repository | None = 
     ],
 )
 def test_a_kill_inside_a_persist_loses_nothing_known(
-    tmp_path: Path, file: str, nth: int, space: str, threshold: int
+    tmp_path: Path, file: str, nth: int, space: str, threshold: int, with_snapshot: bool
 ) -> None:
-    """With a snapshot of just before, every acknowledged record is back exactly, or the directory was never broken."""
+    """Every acknowledged record is back exactly, with a snapshot or without, or the directory was never broken."""
     data = tmp_path / "data"
     writer = Writer(free_port(), seed=nth, sync_threshold=threshold, space=space)
     prepared(data, writer, 60)
-    repository = Repository.create(MemoryStore())
-    backup(data, repository)
+    repository = Repository.create(MemoryStore()) if with_snapshot else None
+    if repository:
+        backup(data, repository)
     killed_writing(data, file, nth, writer)
     assert writer.ref
     with Beside(data) as beside:

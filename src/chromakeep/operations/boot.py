@@ -178,7 +178,14 @@ def contents(data: Path) -> tuple[Collection, ...]:
         counts = dict(catalog.connection.execute("SELECT segment_id, count(*) FROM embeddings GROUP BY segment_id"))
         return tuple(
             Collection(
-                e.id, e.name, e.tenant, e.database, counts.get(e.metadata_segment, 0), e.dimension, e.space, e.model
+                e.id,
+                e.name,
+                e.tenant,
+                e.database,
+                counts.get(e.metadata_segment, 0),
+                e.dimension,
+                e.space,
+                e.configuration.model,
             )
             for e in catalog.entries
         )

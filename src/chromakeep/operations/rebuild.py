@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ import numpy as np
 from chromakeep.chroma.catalog import Catalog, Entry
 from chromakeep.chroma.client import Ref, Vectors
 from chromakeep.chroma.copying import clone
+from chromakeep.chroma.creation import salvage_by_order
 from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.queue import Queue
 from chromakeep.chroma.reader import read_vectors
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 COSINE_TOLERANCE = 1e-5  # a cosine index keeps direction and length apart: what is read back is rounded once more
 
 BATCH = 1000
+WITNESSES = 4096  # vectors by which the order of creation is tested; the newest say most
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ class _Snapshots:
         from chromakeep.operations.boot import choose
         from chromakeep.operations.restore import restore
 
-        if self._open is None:
+        if self._open is None or ref.id in self._places:
             return
         try:
             try:
@@ -208,11 +209,9 @@ def _fill(
     client.count(ref, timeout=300)  # replays what the records' segment has not applied yet
     missing = {i for page in client.ids(ref) for i in page}
     total = len(missing)
-    _upsert_from(server, ref, salvage(data, ref.id), missing)
-    if missing:
-        source.fetch(ref)
-        # With the snapshot's id map more elements have an owner; their vectors are newer than the snapshot's.
-        _upsert_from(server, ref, salvage(data, ref.id, older=source.place(ref)), missing)
+    for own in _own(data, ref, source):
+        if missing:
+            _upsert_from(server, ref, own(), missing)
     salvaged, before = total - len(missing), set(missing)
     _upsert_from(server, ref, source.vectors(ref), missing)
     fetched = before - missing
@@ -238,6 +237,33 @@ def _fill(
     )
 
 
+def _own(data: Path, ref: Ref, source: _Snapshots) -> tuple[Callable[[], Iterator[tuple[list[str], Vectors]]], ...]:
+    """What the collection's own files and queue give, surest first; each is asked only for what is missing still."""
+
+    def mapped() -> Iterator[tuple[list[str], Vectors]]:
+        return salvage(data, ref.id)
+
+    def mapped_by_snapshot() -> Iterator[tuple[list[str], Vectors]]:
+        source.fetch(ref)
+        return salvage(data, ref.id, older=source.place(ref)) if source.place(ref) else iter(())
+
+    def ordered(
+        others: Callable[[], Iterator[tuple[list[str], Vectors]]],
+    ) -> Callable[[], Iterator[tuple[list[str], Vectors]]]:
+        return lambda: salvage_by_order(data, ref.id, _newest(others()))
+
+    return mapped, ordered(mapped), mapped_by_snapshot, ordered(mapped_by_snapshot)
+
+
+def _newest(batches: Iterator[tuple[list[str], Vectors]]) -> dict[str, Vectors]:
+    known: dict[str, Vectors] = {}
+    for ids, vectors in batches:
+        known.update(zip(ids[-WITNESSES:], vectors[-WITNESSES:], strict=True))
+        while len(known) > WITNESSES:
+            del known[next(iter(known))]
+    return known
+
+
 def _upsert_from(
     server: ChromaServer, ref: Ref, batches: Iterator[tuple[list[str], Vectors]], missing: set[str]
 ) -> None:
@@ -260,9 +286,9 @@ def _compare(server: ChromaServer, data: Path, ref: Ref, one: Rebuilt, source: _
     left = {i for page in server.client.ids(ref) for i in page}
     if len(left) != one.salvaged + len(fetched) or left & lost:
         raise _failed(ref, f"it has {len(left)} records, expected {one.salvaged + len(fetched)}")
-    salvaged = chain(salvage(data, ref.id), salvage(data, ref.id, older=source.place(ref)))
-    for batches, wanted in ((salvaged, left - fetched), (source.vectors(ref), fetched)):
-        for ids, vectors in batches if wanted else ():
+    sources = [(own, left - fetched) for own in _own(data, ref, source)]
+    for batches, wanted in (*sources, (lambda: source.vectors(ref), fetched)):
+        for ids, vectors in batches() if wanted & left else ():
             expected = {i: vectors[n] for n, i in enumerate(ids) if i in wanted and i in left}
             names = list(expected)
             for start in range(0, len(names), 1000):
