@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SAMPLE = Path(os.environ.get("CHROMAKEEP_SAMPLE", ROOT.parent / "shared" / "data"))
+SAMPLE = Path(os.environ.get("SAMPLE_DATA", ROOT.parent / "shared" / "data"))
 
 _SAMPLE = """
 import sys, chromadb, pyarrow.parquet as pq
@@ -78,7 +78,7 @@ def pair(name: str, work: Path) -> Pair:
             shutil.rmtree(old, ignore_errors=True)
         if name == "sample":
             if not (SAMPLE / "books.parquet").exists():
-                raise SystemExit(f"the whole sample is not at {SAMPLE}; set CHROMAKEEP_SAMPLE to its folder")
+                raise SystemExit(f"the whole sample is not at {SAMPLE}; set SAMPLE_DATA to its folder")
             _run(_SAMPLE, SAMPLE, base)
         else:
             _run(_LARGE, base)
