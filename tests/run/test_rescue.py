@@ -76,8 +76,7 @@ def rescued(beside: Beside, findings: Findings, repository: Repository | None = 
 
 
 @strace
-@pytest.mark.parametrize("with_snapshot", [True, False])
-@pytest.mark.parametrize("threshold", [20, 100])
+@pytest.mark.parametrize(("threshold", "with_snapshot"), [(20, True), (100, False)])
 @pytest.mark.parametrize("space", ["l2", "cosine"])
 @pytest.mark.parametrize(
     ("file", "nth"),
@@ -161,11 +160,8 @@ def test_without_a_repository_what_the_files_give_is_kept_and_the_rest_is_told(t
     assert all(value == float(i[1:]) for i, value in kept.items())
     assert one.salvaged == len(kept) and set(one.lost) == {f"i{n}" for n in range(200)} - kept.keys()
     assert len(held(data, other)) == 200
-    assert (
-        len(kept) == 200
-        if tear == "no header"
-        else 10 <= len(kept) < 200 or tear in ("no pickle left", "foreign bytes")
-    )
+    assert (len(kept) == 200) == (tear in ("no header", "half a pickle"))
+    assert len(kept) >= 90 or tear in ("no pickle left", "foreign bytes")
     lines = Path(report.lost_records).read_text().splitlines() if report.lost_records else []
     assert len(lines) == len(one.lost)
     assert not lines or f'"document":"text of {one.lost[0][1:]}"' in lines[0]
@@ -175,7 +171,8 @@ def test_without_a_repository_what_the_files_give_is_kept_and_the_rest_is_told(t
 
 
 def test_vectors_newer_than_the_snapshot_are_not_replaced_by_its_own(tmp_path: Path) -> None:
-    """A record updated after the snapshot, its queue row purged: the snapshot's id map finds the present vector."""
+    """Updated after the snapshot, the queue row purged: the snapshot's id map finds the present vector, and bears out
+    the order of creation, which finds those that the snapshot has not."""
     data = tmp_path / "data"
     hit, _ = broken_twice(data)
     repository = Repository.create(MemoryStore())
@@ -190,8 +187,8 @@ def test_vectors_newer_than_the_snapshot_are_not_replaced_by_its_own(tmp_path: P
         (one,) = rescued(beside, found_in(beside), repository).collections
     kept = held(data, hit)
     assert all(kept[f"i{n}"] == (-n - 1 if n < 30 else n) for n in range(200))
-    assert set(one.lost) == {f"i{n}" for n in range(1000, 1020)} - kept.keys()
-    assert not one.from_snapshot
+    assert all(kept[f"i{n}"] == n for n in range(1000, 1020))
+    assert not one.lost and not one.from_snapshot
 
 
 def test_an_index_started_anew_is_not_read_with_an_older_map(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.writers import start_time
 from chromakeep.errors import PartialFailure, RefusedToServe, ServerAnswered, ServerFailed, UsageError
 from chromakeep.operations.backup import backup
+from chromakeep.operations.beside import Beside
 from chromakeep.operations.restore import restore
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
@@ -327,9 +328,7 @@ def test_a_server_left_by_a_killed_run_is_gone_before_the_next_serves(tmp_path: 
     data = tmp_path / "data"
     with process(data, repository) as (child, port, _):
         client = ChromaClient("127.0.0.1", port)
-        eventually(lambda: answers(client), "the server")
-        from chromakeep.operations.beside import Beside
-
+        eventually(lambda: answers(client) and Beside(data)._read().server, "the server")
         server = Beside(data)._read().server
         assert server and server.alive()
         os.kill(server.pid, signal.SIGSTOP)  # it will not end by itself
