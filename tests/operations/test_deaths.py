@@ -117,7 +117,7 @@ def test_a_backup_whose_answer_is_lost_at_any_call(scene: Scene, retrying: bool)
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_prune_that_dies_at_any_call(plain_world: World, tmp_path: Path, after: bool) -> None:
-    """Snapshots to be removed are there, whole, or gone; what stays is exact at every moment; the next prune ends it."""
+    """Snapshots to be removed are there or gone; what stays is exact at every moment; the next prune ends it."""
     newest = max(plain_world.expected)
 
     def act(store: Store) -> None:

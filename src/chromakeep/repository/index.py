@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from chromakeep.errors import CorruptObject
+from chromakeep.repository.blocks import LARGEST
 
 ID = 32
+LARGEST_PACK = 1 << 40  # bytes believed at most
 ENTRY = np.dtype(
     [("id", f"V{ID}"), ("pack", "<u4"), ("offset", "<u8"), ("stored", "<u4"), ("length", "<u4")]
 )  # 52 bytes
@@ -65,13 +67,24 @@ class IndexPart:
         if len(raw.entries) % ENTRY.itemsize:
             raise CorruptObject(name, "ends in the middle of an entry")
         entries = np.frombuffer(raw.entries, dtype=ENTRY)
+        if any(not 0 <= p.size < LARGEST_PACK or len(p.checksum) != ID for p in raw.packs):
+            raise CorruptObject(name, "names a pack of a size that cannot be")
         if len(entries):
             if int(entries["pack"].max()) >= len(raw.packs):
                 raise CorruptObject(name, "names a pack it does not list")
             sizes = np.array([p.size for p in raw.packs], dtype=np.uint64)[entries["pack"]]
-            if bool((entries["offset"].astype(np.uint64) + entries["stored"] > sizes).any()):
+            if beyond(entries, sizes):
                 raise CorruptObject(name, "places a block beyond the end of its pack")
+            if int(entries["length"].max()) > LARGEST:
+                raise CorruptObject(name, f"claims a block of {int(entries['length'].max()):,} bytes")
         return IndexPart(raw.packs, entries)
+
+
+def beyond(entries: npt.NDArray[np.void], ends: npt.NDArray[np.uint64] | int) -> bool:
+    """Whether an entry reaches beyond the end of its pack, without believing that offset and size add up in 64 bits."""
+    ends = np.asarray(ends, dtype=np.uint64)
+    offset, stored = entries["offset"].astype(np.uint64), entries["stored"].astype(np.uint64)
+    return bool(((offset > ends) | (stored > ends - np.minimum(offset, ends))).any())
 
 
 def entry_rows(items: Iterable[tuple[bytes, int, int, int, int]]) -> npt.NDArray[np.void]:

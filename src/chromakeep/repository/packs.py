@@ -16,7 +16,7 @@ import blake3
 import numpy as np
 
 from chromakeep.errors import CorruptObject
-from chromakeep.repository.index import ENTRY, ID, IndexPart, PackInfo, Place, entry_rows
+from chromakeep.repository.index import ENTRY, ID, IndexPart, PackInfo, Place, beyond, entry_rows
 from chromakeep.repository.keys import TAG_BYTES, Keys
 from chromakeep.repository.sealed import seal, unseal
 from chromakeep.store.base import Store
@@ -135,7 +135,7 @@ def read_trailer(name: str, data: bytes, keys: Keys) -> list[tuple[bytes, Place]
     if len(payload) % ENTRY.itemsize:
         raise CorruptObject(name, "has a trailer that ends in the middle of an entry")
     rows = np.frombuffer(payload, dtype=ENTRY)
-    if len(rows) and int((rows["offset"] + rows["stored"]).max()) > end - size:
+    if beyond(rows, end - size):
         raise CorruptObject(name, "has a trailer that points beyond its blocks")
     return [(r["id"].tobytes(), Place(name, int(r["offset"]), int(r["stored"]), int(r["length"]))) for r in rows]
 

@@ -73,6 +73,8 @@ class SnapshotReader:
             listing = self.blocks([file.spans])[file.spans]
         spans = [listing[i : i + 32] for i in range(0, len(listing), 32)]
         rows, stride, columns = rows_per_span(file.layout), file.layout.stride, file.layout.columns
+        if len(spans) != -(-(file.size // stride) // rows) * len(columns) + (file.size % stride > 0):
+            raise CorruptObject(f"spans of {file.path}", "do not add up to the size of the file")
         bands, at = [], 0
         for first in range(0, file.size // stride, rows):
             n = min(rows, file.size // stride - first)
@@ -81,10 +83,7 @@ class SnapshotReader:
             sizes = [n * c.width for c in columns]
             bands.append(Band(first * stride, n, tuple(zip(ids, sizes, strict=False))))
         if tail := file.size % stride:
-            bands.append(Band(file.size - tail, 1, tuple((i, tail) for i in spans[at : at + 1])))
-            at += 1
-        if at != len(spans):
-            raise CorruptObject(f"spans of {file.path}", "do not add up to the size of the file")
+            bands.append(Band(file.size - tail, 1, ((spans[at], tail),)))
         return bands
 
     def read(self, file: FileEntry, out: BinaryIO, done: Callable[[int], None], local: Path | None = None) -> None:
@@ -119,7 +118,10 @@ class SnapshotReader:
         needed = [i for b in window for i, _ in b.spans if not (i in at_hand and at_hand[i].whole)]
         maps = self.maps(dict.fromkeys(needed))
         blocks: dict[bytes, None] = {}
+        sizes = dict(span for band in window for span in band.spans)
         for identity, found in maps.items():
+            if found.length != sizes[identity]:
+                raise CorruptObject(self.place(identity).pack, f"holds a span map of another length, of {file.path}")
             mine = at_hand.get(identity)
             wanted = mine.differing(found, self.repository) if mine else np.arange(len(found.hashes))
             blocks.update((found.blocks[int(b)], None) for b in dict.fromkeys(found.block[wanted].tolist()))

@@ -45,6 +45,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 TOMBSTONE = b"fenced"  # payload of an object that stands where a snapshot would: its session can no longer commit
+LONGEST_ROW, MOST_COLUMNS = 16 << 20, 16  # bytes; a vector of four million dimensions
 LARGEST_TOMBSTONE = 256  # bytes; what is larger in a listing is a snapshot and need not be read to know it
 
 
@@ -71,13 +72,39 @@ def decode(name: str, payload: bytes) -> Snapshot | None:
         found = msgspec.json.decode(payload, type=Snapshot)
     except (msgspec.MsgspecError, ValueError) as e:
         raise CorruptObject(name, f"is not a snapshot ({e})") from None
-    for file in found.files:
-        parts = file.path.split("/")
-        if any(p in ("", ".", "..") or "\\" in p or "\0" in p or ":" in p for p in parts) or len(parts) > 8:
-            raise CorruptObject(name, f"names a file outside its directory: {file.path!r}")
-        if not 0 <= file.size < 1 << 50:
-            raise CorruptObject(name, f"claims {file.size} bytes for {file.path!r}")
+    _refuse_strange_files(name, found.files)
+    try:
+        datetime.fromisoformat(found.time.replace("Z", "+00:00")).astimezone(timezone.utc)
+    except (ValueError, OverflowError):
+        raise CorruptObject(name, f"tells no time: {found.time[:40]!r}") from None
     return found
+
+
+def _refuse_strange_files(name: str, entries: tuple[FileEntry, ...]) -> None:
+    files: set[str] = set()
+    folders: set[str] = set()
+    for file in entries:
+        parts = file.path.split("/")
+        if len(parts) > 8 or not all(map(_is_plain, parts)):
+            raise CorruptObject(name, f"names a file outside its directory: {file.path[:300]!r}")
+        files.add(file.path)
+        folders.update("/".join(parts[:n]) for n in range(1, len(parts)))
+        if not 0 <= file.size < 1 << 50 or not 0 <= file.mtime_ns < 1 << 63:
+            raise CorruptObject(name, f"claims {file.size} bytes for {file.path!r}")
+        if file.layout.stride > LONGEST_ROW or len(file.layout.columns) > MOST_COLUMNS:
+            raise CorruptObject(name, f"claims rows of {file.layout.stride} bytes for {file.path!r}")
+    if len(files) < len(entries) or not files.isdisjoint(folders):
+        raise CorruptObject(name, "names a file twice")
+
+
+def _is_plain(part: str) -> bool:
+    """Whether one part of a path is a name that stays where it is put, on any system."""
+    return (
+        part not in ("", ".", "..")
+        and part.isprintable()
+        and not set(part) & set("\\:")
+        and len(part.encode()) <= 255
+    )
 
 
 def select(snapshots: list[Snapshot], selector: str | None) -> Snapshot:
@@ -91,7 +118,7 @@ def select(snapshots: list[Snapshot], selector: str | None) -> Snapshot:
         if back.isdigit() and int(back) < len(snapshots):
             return snapshots[-1 - int(back)]
         raise SnapshotNotFound(f"there is no {text}: the repository holds {len(snapshots)} snapshots")
-    found = [s for s in snapshots if s.id.startswith(text) or s.id.rsplit("-", 1)[1].startswith(text)]
+    found = [s for s in snapshots if s.id.startswith(text) or s.id.rpartition("-")[2].startswith(text)]
     if len(found) == 1:
         return found[0]
     if found:

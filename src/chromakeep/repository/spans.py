@@ -23,6 +23,7 @@ from chromakeep.repository.keys import Keys
 
 SPAN = 1 << 20
 MOST_ROWS = 4096
+SMALLEST_UNIT = 64  # bytes
 CHECKSUM = 16
 _HEAD = struct.Struct("<4sIIIH")
 
@@ -34,7 +35,7 @@ def rows_per_span(layout: Layout) -> int:
 
 def unit_length(column: Column) -> int:
     """Bytes of the unit in which change is looked for: a row of the column, or several where a row is tiny."""
-    return column.width if column.width >= 64 else column.width * max(4096 // column.width, 1)
+    return column.width if column.width >= SMALLEST_UNIT else column.width * max(4096 // column.width, 1)
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ class SpanMap:
         if blake3.blake3(data).digest(CHECKSUM) != checksum:
             raise ValueError("its checksum does not match")
         magic, unit, count, length, blocks = _HEAD.unpack_from(data)
-        if magic != b"SM1\0" or unit < 1 or count != -(-length // unit):
+        if magic != b"SM1\0" or not SMALLEST_UNIT <= unit <= max(length, 4096) or count != -(-length // unit):
             raise ValueError("not a span map")
         at = _HEAD.size + 32 * blocks
         if len(data) != at + 14 * count:
@@ -73,7 +74,7 @@ class SpanMap:
         hashes = np.frombuffer(data, "<u8", count, at)
         block = np.frombuffer(data, "<u2", count, at + 8 * count)
         slot = np.cumsum(np.frombuffer(data, "<i4", count, at + 10 * count).astype(np.int64))
-        if count and (int(block.max()) >= blocks or int(slot.min()) < 0):
+        if count and (int(block.max()) >= blocks or int(slot.min()) < 0 or int(slot.max()) >= 1 << 32):
             raise ValueError("span map points outside its blocks")
         names = [data[_HEAD.size + 32 * i : _HEAD.size + 32 * (i + 1)] for i in range(blocks)]
         return SpanMap(unit, length, names, hashes, block, slot.astype(np.uint32))
