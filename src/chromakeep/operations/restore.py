@@ -213,7 +213,7 @@ def _refusing_full_disk(target: Path) -> Iterator[None]:
             raise DiskFull(
                 f"{target}: {e.strerror} while restoring", hint="free some space; nothing was changed"
             ) from None
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
             raise ChromakeepError(f"{e.filename or target}: {e.strerror}", hint="nothing was changed") from None
         raise
 
@@ -241,7 +241,12 @@ def _rebuild(
         synced = [syncing.submit(_sync_file, _write(reader, f, fresh, local, count), f) for f in files[:1]]
         if wanted is not None:
             synced[0].result()
-            keep_only(fresh, {c.id for c in wanted})
+            try:
+                keep_only(fresh, {c.id for c in wanted})
+            except VerificationFailed as e:
+                if "disk is full" in e.message:  # SQLite's words; its error number is not told before Python 3.11
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+                raise
             with Catalog(fresh) as catalog:
                 segments = {entry.vector_segment for entry in catalog.entries}
             files = [f for f in files if f.path.split("/")[0] in segments | {DATABASE}]
