@@ -9,6 +9,8 @@ import re
 import shutil
 import sqlite3
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from chromakeep.chroma.configuration import Configuration, configuration
-from chromakeep.errors import NotAChromaDirectory, SourceBroken, UsageError
+from chromakeep.errors import NotAChromaDirectory, SourceBroken, SourceError, UsageError
 
 DATABASE = "chroma.sqlite3"
 TABLES = (
@@ -60,6 +62,17 @@ class Entry:
         return f"persistent://default/default/{self.id}"
 
 
+@contextmanager
+def untrusted_rows() -> Iterator[None]:
+    """SourceBroken for what damaged pages, and values of types that Chroma never stores, do to code that reads rows."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise SourceBroken(f"{DATABASE} cannot be read: {error}") from error
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+        raise SourceBroken(f"{DATABASE} has rows that make no sense ({error})") from error
+
+
 class Catalog:
     """The open database and its collections, in order of creation. A context manager; not for several threads."""
 
@@ -68,15 +81,14 @@ class Catalog:
         self.directory = directory
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self.database = self._settled(directory / DATABASE)
-        self.connection = self.connect()
+        self.connection = sqlite3.connect(":memory:")
         try:
-            self._refuse_strangers()
-            self.version = self._version()
-            self.entries = self._entries()
-        except sqlite3.Error as error:
-            self.close()
-            raise SourceBroken(f"{DATABASE} cannot be read: {error}") from None
-        except Exception:
+            with untrusted_rows():
+                self.connection = self.connect()
+                self._refuse_strangers()
+                self.version = self._version()
+                self.entries = self._entries()
+        except SourceError:
             self.close()
             raise
 

@@ -31,7 +31,7 @@ _LEGACY = {
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The settings that matter here. ``model`` is the embedding function, ``name`` or ``name:model``, if one is named."""
+    """The settings that matter here. ``model`` is the embedding function, as ``name`` or ``name:model``, if any."""
 
     space: str
     sync_threshold: int

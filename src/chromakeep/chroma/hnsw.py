@@ -6,7 +6,6 @@ Files are read in portions of some MiB and never mapped: memory stays small for 
 
 from __future__ import annotations
 
-import math
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -74,15 +73,13 @@ def parse_header(data: bytes) -> Header:
     """The header in these bytes, its fields consistent with each other. Raises SourceBroken."""
     if len(data) != _HEADER.size:
         raise SourceBroken(f"{HEADER} is {len(data)} bytes long, not {_HEADER.size}")
-    (version, offset0, capacity, count, size, label, vector, level, entry, links, links0, m, mult, _) = _HEADER.unpack(
-        data
-    )
+    version, offset0, capacity, count, size, label, vector, level, entry, links, links0, m, *_ = _HEADER.unpack(data)
     if version != 1:
         raise SourceBroken(f"{HEADER} is of version {version}; only 1 is known")
     layout = offset0 == 0 and 1 <= links0 <= 0xFFFF and 1 <= links <= links0 and links == m and vector == 4 + 4 * links0
     vectors = vector < label <= _MAX_ELEMENT and (label - vector) % 4 == 0 and size == label + 8
     graph = count <= capacity < 1 << 32 and (0 <= level < 256 and entry < count if count else level == -1)
-    if not (layout and vectors and graph and math.isfinite(mult) and mult > 0):
+    if not (layout and vectors and graph):
         raise SourceBroken(f"{HEADER} contradicts itself")
     return Header(count, capacity, size, vector, label, level, entry, links, links0)
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from chromakeep.chroma.catalog import DATABASE, Catalog
+from chromakeep.chroma.catalog import DATABASE, Catalog, untrusted_rows
 from chromakeep.chroma.problems import Problem
 from chromakeep.chroma.survey import Survey
 from chromakeep.errors import SourceBroken
@@ -37,13 +37,14 @@ def inspect(path: Path, *, digests: bool = True, quick_check: bool = True, obser
         with Catalog(path) as catalog, ThreadPoolExecutor(1, "quick-check") as pool:
             checking = pool.submit(_quick_check, catalog) if quick_check else None
             try:
-                survey = Survey(catalog, digests=digests)
-            except (sqlite3.Error, SourceBroken, UnicodeError) as error:
+                with untrusted_rows():
+                    survey = Survey(catalog, digests=digests)
+            except SourceBroken as error:
                 found = tuple(
                     Collection(e.id, e.name, e.tenant, e.database, 0, e.dimension, e.space, e.configuration.model)
                     for e in catalog.entries
                 )
-                problems: tuple[Problem, ...] = (_unreadable(str(error)),)
+                problems: tuple[Problem, ...] = (_unreadable(error.message),)
                 warnings: tuple[Problem, ...] = ()
             else:
                 found, problems, warnings = survey.collections, tuple(survey.problems), tuple(survey.warnings)

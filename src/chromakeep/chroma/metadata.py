@@ -138,7 +138,7 @@ class Records:
         self.in_place = np.sort(self.rowids)
         self.poisoned: list[Row] = []
         pending = queue.pending(entry.topic, entry.metadata_seq)
-        if len(pending):
+        if len(pending) and entry.dimension:  # Chroma replays nothing before a collection has its dimension
             self._replay(queue, pending)
         living = hashes([id_ for id_, fields in self.changed.items() if fields is not None])
         self.lanes: Lanes = np.concatenate([self.base_lanes[self.unchanged], living])

@@ -49,7 +49,7 @@ class Queue:
         self._numbers = np.concatenate([np.zeros(0, np.int32), *numbers])
 
     def pending(self, topic: str, after: int) -> NDArray[np.int64]:
-        """Sequence numbers of the topic's rows after ``after``, ascending."""
+        """Sequence numbers of a topic's rows after ``after``, ascending."""
         number = self._topics.get(topic, -1)
         found: NDArray[np.int64] = self._seqs[(self._numbers == number) & (self._seqs > after)]
         return found

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw
-from chromakeep.chroma.catalog import Catalog, Entry
+from chromakeep.chroma.catalog import Catalog, Entry, untrusted_rows
 from chromakeep.chroma.digests import hashes
 from chromakeep.chroma.metadata import HIDDEN, URI, Fields, Records
 from chromakeep.chroma.queue import DOCUMENT, Queue
@@ -43,7 +43,7 @@ def read_collection(directory: Path, collection: str | Entry, *, portion: int = 
     x86-64 (see ``hnsw.through_cosine``). Raises UsageError for an unknown collection, SourceBroken when any record
     cannot be read exactly.
     """
-    with Catalog(directory) as catalog:
+    with Catalog(directory) as catalog, untrusted_rows():
         records, vectors = open_collection(catalog, collection)
         for row in records.poisoned + vectors.poisoned + vectors.misfits:
             raise SourceBroken(f"queue row {row.seq} stops Chroma: {row.poison or 'its vector has another dimension'}")
@@ -54,7 +54,7 @@ def read_collection(directory: Path, collection: str | Entry, *, portion: int = 
 
 def read_vectors(directory: Path, collection: str | Entry) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
     """Ids and vectors only, as ``read_collection`` gives them."""
-    with Catalog(directory) as catalog:
+    with Catalog(directory) as catalog, untrusted_rows():
         records, vectors = open_collection(catalog, collection)
         index = Index(vectors)
         for ids in records.id_portions(PORTION):

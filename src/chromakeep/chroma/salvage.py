@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw, pickles
-from chromakeep.chroma.catalog import Catalog, Entry
+from chromakeep.chroma.catalog import Catalog, Entry, untrusted_rows
 from chromakeep.chroma.digests import hashes
 from chromakeep.chroma.metadata import Records
 from chromakeep.chroma.pickles import IdMap
@@ -68,7 +68,7 @@ def salvage_all(directory: Path, collection: str | Entry, *, older: Path | None 
 
 def portions(directory: Path, collection: str | Entry, *, older: Path | None = None) -> Iterator[Salvaged]:
     """What ``salvage`` gives, with sources and what is missing."""
-    with Catalog(directory) as catalog:
+    with Catalog(directory) as catalog, untrusted_rows():
         entry = catalog.entry(collection)
         if entry.dimension is not None:
             wreck = _Wreck(catalog, entry, older)
@@ -90,8 +90,10 @@ class _Wreck:
         self.maps = [(ids, self._places(ids)) for ids in maps]
         after = entry.vector_seq or (maps[0].max_seq_id if whole else None) or 0
         rows = list(self.queue.rows(self.queue.pending(entry.topic, after)))
+        misfits = {row.seq for row in rows if row.floats not in (None, self.dimension)}
         # with a whole map, and before the first persist, it is known which ids the index had
-        self.queued = self._queued([row for row in rows if row.floats in (None, self.dimension)], whole or not after)
+        queued = self._queued(rows, known=whole or not after)
+        self.queued = {id_: -1 if seq in misfits else seq for id_, seq in queued.items()}
 
     def _header(self) -> hnsw.Header | None:
         """header.bin, or what it must say by the collection's configuration; of as many elements as the files have."""
@@ -165,7 +167,7 @@ class _Wreck:
             found = np.where(found < 0, led, found)
         return found
 
-    def _queued(self, rows: list[Row], known: bool) -> dict[bytes, int]:
+    def _queued(self, rows: list[Row], *, known: bool) -> dict[bytes, int]:
         """Id -> the queue row of its vector; 0 where its element has it, -1 where that cannot be told.
 
         Whether an ``add`` took effect depends on whether the id was there before. Where no map can tell, both cases
@@ -206,7 +208,7 @@ class _Wreck:
         places = np.where(np.array(rows) == 0, self._elements(ids), -1)
         if self.header and (led := np.flatnonzero(places >= 0)).size:
             out[led] = hnsw.read_vectors(self.path, self.header, places[led], lengths=self.cosine)
-        good = list(np.isfinite(out).all(axis=1))
+        good: NDArray[np.bool_] = np.asarray(np.isfinite(out).all(axis=1))
         names = [id_.decode(errors="replace") for id_ in ids]
         return Salvaged(
             [name for name, kept in zip(names, good, strict=True) if kept],

@@ -32,8 +32,7 @@ class Vectors:
         self.header: hnsw.Header | None = None
         self.ids = self._read_ids()
         after = (entry.vector_seq or self.ids.max_seq_id or 0) if len(self.ids) else 0
-        self.pending = queue.pending(entry.topic, after)
-        rows = list(queue.rows(self.pending))
+        rows = list(queue.rows(queue.pending(entry.topic, after))) if entry.dimension else []
         self.poisoned = [row for row in rows if row.poison]
         self.misfits = [row for row in rows if row.floats not in (None, entry.dimension)]
         named = list({row.id for row in rows})

@@ -1,0 +1,68 @@
+"""Fixtures with real data directories: of old versions, of random operations, and torn by a kill inside a persist."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from chroma import directories
+
+OLD = Path(__file__).parent.parent / "data" / "old-versions"
+
+
+@pytest.fixture(scope="session")
+def old_version(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+    """Of a version: a directory it wrote, not to be changed, and collection -> id -> [vector, document, metadata]."""
+    root = tmp_path_factory.mktemp("old")
+
+    def extract(version: str) -> tuple[Path, dict[str, Any]]:
+        directory = root / f"chroma-{version}"
+        if not directory.exists():
+            with tarfile.open(OLD / f"chroma-{version}.tar.gz") as tar:
+                tar.extractall(root)
+        return directory, json.loads(gzip.decompress((OLD / f"chroma-{version}.expected.json.gz").read_bytes()))
+
+    return extract
+
+
+class Known(NamedTuple):
+    """A directory, not to be changed, and what ``collection.get`` of a fresh process returns by collection id."""
+
+    directory: Path
+    collections: dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def random_directories(tmp_path_factory: pytest.TempPathFactory) -> list[Known]:
+    """Fourteen directories of random operations, thresholds, spaces, dimensions and metadata types."""
+    root = tmp_path_factory.mktemp("random")
+    made = [root / str(seed) for seed in range(14)]
+    directories.run("make_random", *made)
+    copies = [path.with_name(f"{path.name}-opened") for path in made]
+    for path, copy in zip(made, copies, strict=True):
+        shutil.copytree(path, copy)
+    directories.run("read_all", root / "found", *copies)
+    found = pickle.loads((root / "found").read_bytes())
+    return [Known(path, found[str(copy)]) for path, copy in zip(made, copies, strict=True)]
+
+
+@pytest.fixture(scope="session")
+def torn_scene(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
+    """Of a space and a kind of operations: ``queued`` and ``after``, directories around a persist, not to be changed."""
+    root = tmp_path_factory.mktemp("torn")
+
+    def make(space: str, operations: str) -> Path:
+        scene = root / f"{space}-{operations}"
+        if not scene.exists():
+            directories.run("make_torn_scene", scene, space, operations)
+        return scene
+
+    return make
