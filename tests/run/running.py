@@ -71,7 +71,7 @@ class Writer(threading.Thread):
     answered is in ``open`` and may be either way.
     """
 
-    def __init__(self, port: int, seed: int = 0, **hnsw: object) -> None:
+    def __init__(self, port: int, seed: int = 0, *, dimension: int = 4, ballast: int = 0, **hnsw: object) -> None:
         super().__init__(daemon=True)
         self.client = ChromaClient("127.0.0.1", port, timeout=20)
         self.acked: dict[str, float | None] = {}
@@ -79,6 +79,7 @@ class Writer(threading.Thread):
         self.ref: Ref | None = None
         self.over = threading.Event()
         self.writes = self.number = 0
+        self._dimension, self._ballast = dimension, ballast
         self._random, self._hnsw = random.Random(seed), {"sync_threshold": 50, **hnsw}
 
     def run(self) -> None:
@@ -97,9 +98,11 @@ class Writer(threading.Thread):
     def _write(self, number: int) -> None:
         assert self.ref
         kind = self._random.choice(["add", "upsert", "update", "delete"])
+        batch = min(self._ballast, 1000) or 10
+        self._ballast -= batch if self._ballast else 0
         known = [i for i, v in self.acked.items() if v is not None and i not in self.open]
-        if kind == "add" or not known:
-            changes: dict[str, float | None] = {f"i{number}-{n}": number + n / 100 for n in range(10)}
+        if kind == "add" or not known or batch > 10:
+            changes: dict[str, float | None] = {f"i{number}-{n}": number + n / 100 for n in range(batch)}
             kind = "add"
         else:
             ids = self._random.sample(known, min(len(known), 5))
@@ -108,7 +111,9 @@ class Writer(threading.Thread):
             self.open.setdefault(i, {self.acked.get(i)}).add(value)
         body: dict[str, object] = {"ids": list(changes)}
         if kind != "delete":
-            body["embeddings"] = [[v, 1, 2, 3] for v in changes.values()]
+            body["embeddings"] = [
+                [v, *self._random.choices((1, 2, 3), k=self._dimension - 1)] for v in changes.values()
+            ]
             body["documents"] = [f"text {v}" for v in changes.values()]
         self.client.request("POST", f"{self.ref.path}/{kind}", body)
         for i, value in changes.items():

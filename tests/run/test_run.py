@@ -166,6 +166,22 @@ def test_what_was_acknowledged_is_in_the_last_snapshot(tmp_path: Path, repositor
     writer.check(held(newest(repository, tmp_path / "restored"), writer.ref))
 
 
+def test_a_stop_before_serving_keeps_what_a_killed_run_left(tmp_path: Path, repository: Path) -> None:
+    """Writes acknowledged before a SIGKILL are on the disk only; a start that is stopped at once still keeps them."""
+    data = tmp_path / "data"
+    with process(data, repository, every=3600) as (child, port, _):
+        client = ChromaClient("127.0.0.1", port)
+        eventually(lambda: answers(client), "the server")
+        ref = create(client, "some")
+        add(client, ref, 0, 10)
+        child.kill()
+        child.wait()
+    with running(data, repository) as one:
+        one.stop.set()
+        assert one.end().snapshots == 1
+    assert len(held(newest(repository, tmp_path / "restored"), ref)) == 10
+
+
 def test_a_dead_server_is_started_again(tmp_path: Path, repository: Path) -> None:
     """Its process is killed: checked, restarted, with all that was acknowledged."""
     with running(tmp_path / "data", repository) as one:

@@ -50,8 +50,9 @@ class Keeping:
         self._thread = threading.Thread(target=self._live, name="keep", daemon=True)
 
     def start(self) -> None:
-        """Begin; the first look is ``every`` seconds from now."""
-        self._thread.start()
+        """Begin, if it has not begun; the first look is ``every`` seconds from now."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def _live(self) -> None:
         failures = 0
@@ -111,6 +112,7 @@ class Keeping:
     def finish(self, timeout: float, hurry: threading.Event) -> bool:
         """Take a last snapshot if something changed; whether it was done, or not needed, in time."""
         self._ending.set()
+        self.start()
         deadline = time.monotonic() + timeout
         while not self._done.wait(0.05):
             if time.monotonic() > deadline or hurry.is_set():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -17,7 +18,14 @@ from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
 from chromakeep.chroma.health import ALIVE, BROKEN, DEAD_INSIDE, HUNG, UNREACHABLE, Health, probe
 from chromakeep.chroma.server import ChromaServer, port_is_free
 from chromakeep.chroma.signature import signature
-from chromakeep.errors import PartialFailure, ServerAnswered, ServerFailed, ServerSilent, UsageError
+from chromakeep.errors import (
+    NotAChromaDirectory,
+    PartialFailure,
+    ServerAnswered,
+    ServerFailed,
+    ServerSilent,
+    UsageError,
+)
 from chromakeep.events import Noted, Observer, ServerLine, ignore
 from chromakeep.operations.beside import Beside, Process
 from chromakeep.operations.boot import FOUND, Booted, boot, contents, summary
@@ -110,6 +118,8 @@ def run(
         if booted:
             observer(Noted(f"{booted.outcome}: {summary(booted.collections)}, in {time.monotonic() - started:.1f} s"))
             service.serve(booted.collections)
+        else:  # what a killed run has left in the directory is worth a snapshot all the same
+            service.end(None)
         return RunResult(
             booted.outcome if booted else "stopped before serving",
             service.keeping.taken if service.keeping else 0,
@@ -127,15 +137,13 @@ def _report(
     if settings.ephemeral:
         observer(Noted("--ephemeral: everything in this Chroma will be lost when this container goes", "warning"))
     elif settings.open_repository is None:
-        lost = f"{place.path} is on a throw-away layer ({place.throw_away})" if place.throw_away else None
-        observer(
-            Noted(
-                f"{lost or 'there'} {'and' if lost else 'is'} no repository{' is given' if lost else ''}: "
-                f"{'it will be lost with the container' if lost else 'a lost disk is lost data'}; "
-                "give --repository, or --ephemeral to accept it",
-                "warning",
+        danger = "there is no repository: a lost disk is lost data"
+        if place.throw_away:
+            danger = (
+                f"{place.path} is on a throw-away layer ({place.throw_away}) and there is no repository:"
+                " everything will be lost when this container goes"
             )
-        )
+        observer(Noted(f"{danger}; give --repository, or --ephemeral to accept it", "warning"))
     if place.remote:
         observer(Noted(f"{place.filesystem} cannot be trusted with SQLite's locks: use a local disk", "warning"))
     if names := ignored_variables(env, with_config=options.config is not None):
@@ -159,10 +167,14 @@ class _Service:
     ) -> None:
         self.settings, self.beside, self.lock, self.options, self.program = settings, beside, lock, options, program
         self.env, self.observer, self.stop, self.hurry = env, observer, stop, hurry
-        self.keeping: Keeping | None = None
+        self.keeping = self._new_keeping() if settings.open_repository else None
         self.restarts = 0
         self.hopeless: set[str] = set()  # collections that stay broken whatever was done
         self.collections: tuple[Collection, ...] = ()
+
+    def _new_keeping(self) -> Keeping:
+        stage = self.settings.stage or self.beside.stage
+        return Keeping(self.beside, self._repository, every=self.settings.every, stage=stage, observer=self.observer)
 
     # -- before serving ----------------------------------------------------------------------------------------------
 
@@ -180,10 +192,10 @@ class _Service:
         return self._unless_stopped(work)
 
     def check(self) -> Findings:
-        """Find what is broken and rebuild it."""
-        findings = examine(self.beside, program=self.program, env=self.env, observer=self.observer)
-        if findings.broken or findings.database:
-            with self.keeping.access if self.keeping else nullcontext():
+        """Find what is broken and rebuild it, while no snapshot reads the directory."""
+        with self.keeping.access if self.keeping else nullcontext():
+            findings = examine(self.beside, program=self.program, env=self.env, observer=self.observer)
+            if findings.broken or findings.database:
                 report = rescue(
                     self.beside,
                     findings,
@@ -192,7 +204,7 @@ class _Service:
                     env=self.env,
                     observer=self.observer,
                 )
-            self.observer(Noted(report.line(), "warning"))
+                self.observer(Noted(report.line(), "warning"))
         return findings
 
     def _unless_stopped(self, work: Callable[[], T]) -> T | None:
@@ -227,7 +239,7 @@ class _Service:
             begun = time.monotonic()
             server, reason = self._life()
             if server is None or reason is None:
-                self._end(server)
+                self.end(server)
                 return
             now = time.monotonic()
             deaths.append(now)
@@ -245,8 +257,8 @@ class _Service:
             self.restarts += 1
             self.observer(Noted(f"{reason}; checking the directory, then starting it again in {wait:.1f} s", "warning"))
             if self._unless_stopped(self.check) is None or self.stop.wait(wait):
-                self._end(None)
-                return
+                break
+        self.end(None)
 
     def _life(self) -> tuple[ChromaServer | None, str | None]:
         """One life of the server: why it ended, None if ``stop`` ended it."""
@@ -273,11 +285,7 @@ class _Service:
                 f" (process {server.pid}, ready in {time.monotonic() - begun:.1f} s)"
             )
         )
-        if self.keeping is None and self.settings.open_repository:
-            stage = self.settings.stage or self.beside.stage
-            self.keeping = Keeping(
-                self.beside, self._repository, every=self.settings.every, stage=stage, observer=self.observer
-            )
+        if self.keeping:
             self.keeping.start()
         reason = self._watch(server)
         if reason and server.returncode is None:
@@ -313,14 +321,15 @@ class _Service:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def _end(self, server: ChromaServer | None) -> None:
+    def end(self, server: ChromaServer | None) -> None:
         """Stop the server, take the last snapshot, remember that all is well; within ``grace`` seconds of the stop."""
         deadline = time.monotonic() + self.settings.grace
         code = self._stop(server, self.settings.grace * 0.4) if server else None
         data = self.beside.data
         if code == 0:
-            self.beside.remember(verified=signature(data).to_json(), server=None)
-        elif code is not None:
+            with suppress(NotAChromaDirectory):
+                self.beside.remember(verified=signature(data).to_json(), server=None)
+        elif code == -signal.SIGKILL:
             self.observer(Noted("the server had to be killed: the next start will check the directory", "warning"))
         if self.keeping and not self.keeping.finish(max(0.0, deadline - time.monotonic() - 0.3), self.hurry):
             age = self.keeping.newest_at
