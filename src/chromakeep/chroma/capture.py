@@ -52,7 +52,7 @@ class Capture:
     pause: float
     attempts: int
     copied_bytes: int
-    method: str  # "reflink" or "copy"
+    method: str  # "reflink" where files that were not there before could be cloned, else "copy"
 
 
 def capture(source: Path, into: Path, *, timeout: float = 30.0, observer: Observer = ignore) -> Capture:
@@ -231,12 +231,12 @@ class _Capturing:
                 before = self._approach(database, target, patient)
                 with database.shared(deadline):
                     now = database.stamp()
-                    if now != before and not self.reflink and time.monotonic() < patient:
+                    if now != before and time.monotonic() < patient:
                         continue
                     if now[0] is None or stamp(self.database) != now[0] or database.wal != database.in_wal_mode():
                         raise _NotNow("the directory was replaced")
                     size, patches, changed = now[0].size, list[Patch](), 0
-                    if not (self.reflink and clone(database.descriptor, target)) and now != before:
+                    if now != before:
                         size, patches, changed = self.copier.differences(database.descriptor, target, limit=PATCHES)
                 break
             apply(target, size, patches)
@@ -249,17 +249,16 @@ class _Capturing:
         Returns the stamp from before the last pass; None if a write right after it might not have changed it.
         """
         last = 0
-        while not self.reflink:
+        while True:
             before = database.stamp()
             aged = before[0] is not None and settled([before[0]], TICK)
-            changed = self.copier.rewrite(database.descriptor, target)
+            changed = self.copier.bring_up(database.descriptor, target, reflink=self.reflink)
             self._copied(changed)
             if aged and database.stamp() == before:
                 return before
             if time.monotonic() > patient and (changed <= CLOSE_ENOUGH or 0 < last <= changed):
                 return before if aged else None
             last = changed
-        return None
 
     def _copy_wal(self, database: LiveDatabase, deadline: float) -> None:
         """A read transaction pins one state without keeping writers out; SQLite's backup reads it page by page."""
@@ -271,7 +270,7 @@ class _Capturing:
         self._copied(part.stat().st_size)
         part.replace(self.copy)
         _plain(self.copy)
-        with self._target(keep=True) as target:
+        with self._target() as target:
             if found:
                 self._settle(target, found)
 
@@ -286,7 +285,7 @@ class _Capturing:
         if not settled(s._replace(ctime=s.mtime) for s in (found[0], journal) if s):
             raise _NotNow("the database is being written")
         with self._target() as target:
-            self._copied(self.copier.rewrite(database.descriptor, target))
+            self._copied(self.copier.bring_up(database.descriptor, target, reflink=self.reflink))
         if journal:
             self._copied(copy_file(self.copier, beside, Path(f"{self.copy}{companion}"), reflink=False))
         if database.stamp() != found or stamp(beside) != journal or database.locked_by_others():
@@ -297,17 +296,15 @@ class _Capturing:
         copied = {segment: self._copy_segment(segment) for segment in live}
         if database.stamp() != found or stamp(beside) != journal:
             raise _NotNow("the database is being written")
-        with self._target(keep=True) as target:
+        with self._target() as target:
             self._settle(target, found[0])
         self._finish(copied)
 
     @contextmanager
-    def _target(self, *, keep: bool = False) -> Iterator[int]:
-        """The copy of the database, open for writing; emptied first if a clone is to fill it."""
+    def _target(self) -> Iterator[int]:
+        """The copy of the database, open for writing, nothing of SQLite's beside it."""
         for companion in COMPANIONS:
             Path(f"{self.copy}{companion}").unlink(missing_ok=True)
-        if self.reflink and not keep:
-            self.copy.unlink(missing_ok=True)
         descriptor = os.open(self.copy, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             yield descriptor

@@ -53,6 +53,17 @@ class Copier:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._pool.shutdown()
 
+    def bring_up(self, source: int, target: int, *, reflink: bool) -> int:
+        """Make ``target`` equal to ``source``; returns the bytes written.
+
+        Clones, if it may, into an empty target only. A clone saves a whole copy once; but from then on each page
+        the writer changes is allocated anew, its file falls apart into extents, and the clone itself, which is said
+        to take constant time, waits for them and for dirty pages: 0.6 s at the median on a database of 320 MB.
+        """
+        if reflink and not os.fstat(target).st_size and clone(source, target):
+            return 0
+        return self.rewrite(source, target)
+
     def rewrite(self, source: int, target: int) -> int:
         """Make ``target`` equal to ``source``, writing only pages that differ; returns the bytes written.
 
@@ -95,11 +106,9 @@ def copy_file(copier: Copier, source: Path, target: Path, *, reflink: bool) -> i
     inside = os.open(source, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         times = os.fstat(inside)
-        if reflink:
-            target.unlink(missing_ok=True)
         outside = os.open(target, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            written = 0 if reflink and clone(inside, outside) else copier.rewrite(inside, outside)
+            written = copier.bring_up(inside, outside, reflink=reflink)
             os.utime(outside, ns=(times.st_atime_ns, times.st_mtime_ns))
         finally:
             os.close(outside)
