@@ -56,7 +56,7 @@ def random_directories(tmp_path_factory: pytest.TempPathFactory) -> list[Known]:
 
 @pytest.fixture(scope="session")
 def torn_scene(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
-    """Of a space and a kind of operations: ``queued`` and ``after``, directories around a persist, not to be changed."""
+    """By space and kind of operations: ``queued`` and ``after``, directories around a persist; not to be changed."""
     root = tmp_path_factory.mktemp("torn")
 
     def make(space: str, operations: str) -> Path:

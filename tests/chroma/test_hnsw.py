@@ -104,7 +104,7 @@ def elements(path: Path) -> tuple[hnsw.Header, np.ndarray]:
 
 
 def test_faults_among_the_elements_are_found(copy: Path) -> None:
-    """A link to nowhere, an element twice, one never written, one too many links, a deleted id that lives in the map."""
+    """A link to nowhere, an element twice, one never written, too many links, a deleted id that lives in the map."""
     original = (copy / "data_level0.bin").read_bytes()
     for damage, told in (
         (lambda rows: rows["links"].__setitem__((5, 0), 1 << 30), "link to elements that do not exist"),

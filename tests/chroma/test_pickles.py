@@ -113,7 +113,7 @@ def test_pickles_of_all_versions(version: str, old_version: Callable[[str], tupl
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_truncation_is_named_wherever_it_cuts(version: str, old_version: Callable[..., Any], tmp_path: Path) -> None:
-    """A pickle cut at any hundredth byte, as a kill leaves it, is refused; what is whole before the cut can be taken."""
+    """A pickle cut at any hundredth byte, as a kill leaves it, is refused; what is whole before it can be taken."""
     path = next(old_version(version)[0].glob("*/index_metadata.pickle"))
     data, cut = path.read_bytes(), tmp_path / "cut"
     whole = entries(read_id_map(path))
