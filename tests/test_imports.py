@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "chromakeep"
 CORE = {"errors", "events", "records", "addresses", "layout", "__init__"}
 NOUNS = {"store", "repository", "chroma"}
 MAY_IMPORT: dict[str, set[str]] = {
-    **{name: CORE for name in CORE},
+    **dict.fromkeys(CORE, CORE),
     "store": CORE | {"store"},
     "repository": CORE | {"store", "repository"},
     "chroma": CORE | {"chroma"},
