@@ -1,6 +1,7 @@
 """Run in a process of its own: writes generations of a small Chroma directory, or tells what directories hold.
 
-``write FOLDER`` makes ``FOLDER/g0``, ``g1``, ``g2``: one directory at rest after each of three rounds of changes.
+``write FOLDER`` makes ``FOLDER/g0``, ``g1``, ``g2``: one directory at rest after each of three rounds of changes; and
+``FOLDER/empty``, in which there is no collection.
 ``read OUT DIRECTORY...`` opens each with chromadb and puts a dictionary, directory -> collection -> id -> record, in
 ``OUT`` (pickle: embeddings are bytes). Of a directory that chromadb cannot open the value is the error's text.
 """
@@ -25,6 +26,7 @@ Record = tuple[bytes, str | None, dict[str, Any]]
 def write(folder: Path) -> None:
     import chromadb
 
+    chromadb.PersistentClient(str(folder / "empty"))
     live = folder / "live"
     rng = np.random.default_rng(7)
     admin = chromadb.PersistentClient(str(live))

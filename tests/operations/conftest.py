@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from chromakeep.chroma.capture import capture
 from chromakeep.operations.backup import backup
 from chromakeep.repository import Repository
 from chromakeep.store.memory import MemoryStore
-from operations.directories import write_generations
+from operations.directories import everything, write_generations
 from operations.worlds import World
 
 
@@ -18,6 +19,13 @@ from operations.worlds import World
 def generations(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Three directories that chromadb wrote, at rest, each some changes after the one before. Not to be written to."""
     return write_generations(tmp_path_factory.mktemp("generations"))
+
+
+@pytest.fixture(scope="session")
+def captured(generations: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, bytes]]:
+    """What a capture of each generation holds, file by file: what a restore must bring back."""
+    folder = tmp_path_factory.mktemp("captured")
+    return [everything(capture(g, folder / g.name).path) for g in generations]
 
 
 @pytest.fixture(scope="session")

@@ -62,7 +62,7 @@ class IndexPart:
         """Parse a payload; anything out of bounds is ``CorruptObject``."""
         try:
             raw = msgspec.msgpack.decode(payload, type=_Encoded)
-        except msgspec.MsgspecError as e:
+        except (msgspec.MsgspecError, ValueError) as e:  # a name that is not UTF-8 is a UnicodeDecodeError
             raise CorruptObject(name, f"is not an index ({e})") from None
         if len(raw.entries) % ENTRY.itemsize:
             raise CorruptObject(name, "ends in the middle of an entry")
@@ -100,18 +100,19 @@ class Index:
     ) -> None:
         """``without`` names packs whose entries are left out; ``avoid`` packs that are the last choice."""
         self.packs: list[PackInfo] = []
-        absent, last, kept = set(without), set(avoid), [np.empty(0, dtype=ENTRY)]
+        absent, last = set(without), set(avoid)
+        avoided, kept = [np.empty(0, dtype=ENTRY)], [np.empty(0, dtype=ENTRY)]
         for part in parts:
             rows = part.entries.copy()
             keep = np.array([p.name not in absent for p in part.packs], dtype=bool)
             rows = rows[keep[rows["pack"]]] if len(rows) else rows
-            avoided = np.array([p.name in last for p in part.packs], dtype=bool)
-            held = avoided[rows["pack"]] if len(rows) else np.empty(0, dtype=bool)
+            mask = np.array([p.name in last for p in part.packs], dtype=bool)
+            held = mask[rows["pack"]] if len(rows) else np.empty(0, dtype=bool)
             rows["pack"] += len(self.packs)
             self.packs.extend(part.packs)
-            kept.insert(0, rows[held])
+            avoided.append(rows[held])
             kept.append(rows[~held])
-        self._rows = np.concatenate(kept)[::-1]
+        self._rows = np.concatenate([*avoided, *kept])[::-1]
         keys = self._keys(self._rows)
         order = np.argsort(keys, kind="stable")  # stable over the reversed rows: the newest of equals comes first
         self._rows, self._sorted = self._rows[order], keys[order]

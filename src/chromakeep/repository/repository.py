@@ -212,7 +212,7 @@ class Repository:
                     found[info.name] = msgspec.json.decode(payload, type=Condemned)
                 except ObjectNotFound:
                     continue  # finished and removed between the listing and now
-                except msgspec.MsgspecError as e:
+                except (msgspec.MsgspecError, ValueError) as e:
                     raise CorruptObject(info.name, f"is not a list of condemned packs ({e})") from None
         return found
 

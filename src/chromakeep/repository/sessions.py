@@ -88,7 +88,7 @@ def open_sessions(repository: Repository) -> dict[str, SessionInfo | None]:
             found[identity] = msgspec.json.decode(payload, type=SessionInfo)
         except ObjectNotFound:
             continue
-        except (msgspec.MsgspecError, VerificationFailed):
+        except (msgspec.MsgspecError, ValueError, VerificationFailed):
             found[identity] = None
     return found
 
