@@ -179,15 +179,11 @@ class Running:
 def running(data: Path, repository: Path | None = None, **settings: object) -> Iterator[Running]:
     """A run on ``data`` with a repository in a folder, both made where they are missing."""
     port = free_port()
-    opened = {}
     if repository is not None:
-        opened = {
-            "open_repository": lambda: Repository.open(LocalStore(repository)),
-            "create_repository": lambda: Repository.create(LocalStore(repository)),
-        }
+        settings["open_repository"] = lambda: Repository.open(LocalStore(repository))
+        settings["create_repository"] = lambda: Repository.create(LocalStore(repository))
     made = RunSettings(
         data,
-        **opened,
         arguments=("--host", "127.0.0.1", "--port", str(port)),
         **settings,  # type: ignore[arg-type]
     )

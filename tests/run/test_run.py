@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+import threading
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -282,6 +283,50 @@ def test_a_last_snapshot_that_fails_is_a_failure(tmp_path: Path, repository: Pat
         repository.rename(tmp_path / "unplugged")
         with pytest.raises(PartialFailure, match=r"without the last snapshot.*there is none at all"):
             one.end()
+
+
+class Stalled(LocalStore):
+    """A store that takes no object until it is released."""
+
+    released = threading.Event()
+
+    def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        self.released.wait()
+        super().put(name, data, if_absent=if_absent)
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+def test_a_store_that_hangs_does_not_hold_the_end_up(tmp_path: Path, repository: Path, hurried: bool) -> None:
+    """When the grace period is over, or at a second signal, it ends without the last snapshot and says so."""
+    Repository.create(LocalStore(repository))
+    Stalled.released = threading.Event()
+    grace = 3600.0 if hurried else 1.0
+    try:
+        with running(
+            tmp_path / "data", grace=grace, open_repository=lambda: Repository.open(Stalled(repository))
+        ) as one:
+            one.until("serving on")
+            add(one.client, create(one.client, "some"), 0, 10)
+            one.stop.set()
+            if hurried:
+                one.hurry.set()
+            with pytest.raises(PartialFailure, match="could not be finished in time"):
+                one.end()
+    finally:
+        Stalled.released.set()
+
+
+def test_a_server_that_hangs_is_started_again(tmp_path: Path, repository: Path) -> None:
+    """Stopped in its tracks it is alive to the system, but answers nobody."""
+    with running(tmp_path / "data", repository, probe_every=0.2, hung_after=1.0) as one:
+        one.until("serving on")
+        ref = create(one.client, "some")
+        add(one.client, ref, 0, 10)
+        os.kill(int(one.said("serving on")[0].partition("(process ")[2].partition(",")[0]), signal.SIGSTOP)
+        one.until("serving on", 2)
+        assert one.said("chroma hangs in its heartbeat")
+        assert one.client.count(ref) == 10
+        one.end()
 
 
 def test_a_failed_snapshot_is_tried_again_and_serving_goes_on(tmp_path: Path, repository: Path) -> None:

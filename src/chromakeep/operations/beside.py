@@ -192,7 +192,9 @@ class Beside:
         return kept if had else None
 
     def _entries(self) -> list[Path]:
-        return [p for p in self.data.iterdir() if p != self.root] if self.data.is_dir() else []
+        if not self.data.is_dir():
+            return []
+        return [p for p in self.data.iterdir() if p != self.root and p.name != "lost+found"]
 
     def finish_swap(self) -> bool:
         """Complete a recorded swap; True if there was one."""

@@ -7,6 +7,7 @@ document and metadata, which leave both alone. Measured with 1.5.9, for indexes 
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from chromakeep.chroma.queue import Queue
 from chromakeep.chroma.reader import read_vectors
 from chromakeep.chroma.salvage import salvage
 from chromakeep.chroma.server import ChromaServer
-from chromakeep.errors import ChromakeepError, RefusedToServe, RepositoryNotFound
+from chromakeep.errors import ChromakeepError, DiskFull, RefusedToServe, RepositoryNotFound
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.beside import DATABASE, Beside
 
@@ -69,9 +70,23 @@ class Rebuilt:
 
 
 def copy_directory(source: Path, into: Path) -> None:
-    """The database with a dead writer's journal, and the files of live VECTOR segments. Nobody may be writing."""
+    """The database with a dead writer's journal, and the files of live VECTOR segments. Nobody may be writing.
+
+    Raises ``DiskFull``.
+    """
     with Catalog(source) as catalog:
         segments = [e.vector_segment for e in catalog.entries if e.vector_segment]
+    try:
+        _copy(source, into, segments)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(
+            f"{into.parent}: no room for a copy of {source}", hint="free as much space as the directory takes"
+        ) from None
+
+
+def _copy(source: Path, into: Path, segments: list[str]) -> None:
     into.mkdir(parents=True)
     for name in (DATABASE, f"{DATABASE}-journal", f"{DATABASE}-wal"):
         if (source / name).exists():

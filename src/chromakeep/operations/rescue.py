@@ -24,6 +24,7 @@ from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import (
     ChromakeepError,
+    DiskFull,
     NotAChromaDirectory,
     RefusedToServe,
     ServerAnswered,
@@ -108,6 +109,8 @@ def examine(beside: Beside, *, program: str | None, env: Mapping[str, str], obse
         whole = [ref for ref in refs.values() if ref.id not in broken]
         for found in _open(copy, whole, program, env):
             broken[found.ref.id] = found
+    except DiskFull as error:
+        observer(Noted(f"{error.message}: only the structure of the files was checked", "warning"))
     except ServerFailed as error:
         return Findings(database=f"chroma does not start on it: {error.message}")
     finally:

@@ -13,17 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from chromakeep.chroma.client import ChromaClient, Ref
 from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
-from chromakeep.chroma.health import ALIVE, BROKEN, DEAD_INSIDE, HUNG, UNREACHABLE, Health, probe
 from chromakeep.chroma.server import ChromaServer, port_is_free
 from chromakeep.chroma.signature import signature
 from chromakeep.errors import (
     NotAChromaDirectory,
     PartialFailure,
-    ServerAnswered,
     ServerFailed,
-    ServerSilent,
     UsageError,
 )
 from chromakeep.events import Noted, Observer, ServerLine, ignore
@@ -32,14 +28,14 @@ from chromakeep.operations.boot import FOUND, Booted, boot, contents, summary
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.platform import describe, ignored_variables
 from chromakeep.operations.rescue import Findings, examine, rescue
+from chromakeep.operations.watch import Watching
 from chromakeep.records import Collection
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
 
-PROBED = 3  # collections counted in each probe
-SILENT = 10.0  # seconds without any answer, the process alive, after which the server is restarted
 GOOD = 60.0  # seconds of serving after which the back-off starts anew
+HURRIED = 1.0  # seconds that a server has to end after a second signal: a kill in a write can break a collection
 LONGEST_WAIT = 30.0  # seconds between two starts at most
 T = TypeVar("T")
 
@@ -307,13 +303,20 @@ class _Service:
 
     def _watch(self, server: ChromaServer) -> str | None:
         """Wait until the server must be replaced, and say why; None when ``stop`` is set."""
-        watching = _Watching(self, server)
+        watching = Watching(
+            server,
+            every=self.settings.probe_every,
+            patience=self.settings.hung_after,
+            known=lambda: (*self.collections, *(self.keeping.collections if self.keeping else ())),
+            spared=self.hopeless,
+        )
         watching.start()
         try:
             while not server.exited.wait(0.05):
                 if self.stop.is_set():
                     return None
                 if watching.verdict:
+                    self.hopeless |= set(watching.broken)  # a check that changes nothing is not repeated for ever
                     return watching.verdict
             return None if self.stop.is_set() else f"chroma ended by itself ({server.ending})"
         finally:
@@ -350,71 +353,8 @@ class _Service:
             done.set()
 
         threading.Thread(target=work, name="stop", daemon=True).start()
+        begun = time.monotonic()
         while not done.wait(0.02):
-            if self.hurry.is_set():
+            if self.hurry.is_set() and time.monotonic() > begun + HURRIED:
                 server.kill()
         return ended[0]
-
-
-class _Watching(threading.Thread):
-    """Probes one server until it is over; ``verdict`` says why it must be replaced."""
-
-    def __init__(self, service: _Service, server: ChromaServer) -> None:
-        super().__init__(name="watch", daemon=True)
-        self.over = threading.Event()
-        self.verdict: str | None = None
-        self._service, self._server = service, server
-
-    def run(self) -> None:
-        settings = self._service.settings
-        since: float | None = None
-        next_probe = 0.0
-        while not self.over.wait(0.1):
-            suspicious = self._server.panicked.is_set()
-            if not suspicious and time.monotonic() < next_probe:
-                continue
-            self._server.panicked.clear()
-            health = self._probe(suspicious)
-            next_probe = time.monotonic() + settings.probe_every
-            if health.state == ALIVE:
-                since = None
-                continue
-            since = since or time.monotonic()
-            if suspicious:
-                self._server.panicked.set()  # look again: the confirming write did not get through
-            self.verdict = self._judge(health, time.monotonic() - since)
-            if self.verdict:
-                return
-
-    def _probe(self, suspicious: bool) -> Health:
-        options, patience = self._service.options, self._service.settings.hung_after
-        client = ChromaClient(options.probe_host, options.port, timeout=patience)
-        try:
-            return probe(client, self._refs(client), timeout=client.timeout, suspicious=suspicious)
-        except ServerSilent as error:
-            return Health(HUNG if error.timed_out else UNREACHABLE, error.message)
-        except ServerAnswered as error:
-            return Health(UNREACHABLE, error.message)
-
-    def _refs(self, client: ChromaClient) -> list[Ref]:
-        """Small collections first: a count loads the index, and any collection shows a hang or a dead compactor."""
-        sizes = {c.id: c.count for c in self._service.collections}
-        keeping = self._service.keeping
-        for c in keeping.collections if keeping else ():
-            sizes[c.id] = c.count
-        known = [Ref(c.id, c.name, c.tenant, c.database) for c in self._service.collections]
-        known += [Ref(c.id, c.name, c.tenant, c.database) for c in (keeping.collections if keeping else ())]
-        refs = {r.id: r for r in [*known, *client.list_collections()]}
-        chosen = [r for r in refs.values() if r.name not in self._service.hopeless]
-        return sorted(chosen, key=lambda r: sizes.get(r.id, 0))[:PROBED]
-
-    def _judge(self, health: Health, lasted: float) -> str | None:
-        names = ", ".join(health.collections)
-        if health.state == DEAD_INSIDE:
-            return f"chroma is dead inside, its heartbeat notwithstanding (seen in {names}: {health.message})"
-        if health.state == BROKEN:
-            self._service.hopeless |= set(health.collections)  # once: a check that changes nothing is not repeated
-            return f"chroma cannot read {names}: {health.message}"
-        if health.state == HUNG:
-            return f"chroma hangs in {names or 'its heartbeat'}: {health.message}"
-        return f"chroma does not answer: {health.message}" if lasted > SILENT else None
