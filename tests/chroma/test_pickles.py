@@ -9,6 +9,7 @@ import random
 import struct
 import tracemalloc
 from collections.abc import Callable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from chroma.directories import VERSIONS
 from chromakeep.chroma import pickles
 from chromakeep.chroma.digests import hashes
-from chromakeep.chroma.pickles import IdMap, parse_id_map, read_cut_off, read_id_map
+from chromakeep.chroma.pickles import IdMap, parse_id_map, read_cut_off, read_id_map, read_names
 from chromakeep.errors import SourceBroken
 
 
@@ -68,7 +69,12 @@ def parse(data: bytes, most: int | None = None) -> IdMap:
 
 
 def entries(ids: IdMap) -> dict[bytes, int]:
-    return {ids.id(position): int(label) for position, label in enumerate(ids.labels)}
+    """Label by the hash of its id: an IdMap holds no more of an id."""
+    return {lane.tobytes(): int(label) for lane, label in zip(ids.lanes, ids.labels, strict=True)}
+
+
+def hashed(ids: dict[str, int]) -> dict[bytes, int]:
+    return {blake2b(id_.encode(), digest_size=16).digest(): label for id_, label in ids.items()}
 
 
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1001, 2000, 30_000])
@@ -78,17 +84,17 @@ def test_every_id_and_label_is_read(count: int) -> None:
     labels = chance.sample(range(1, 3 * count + 2), count)
     ids = {f"{'ü' * chance.randint(0, 40)}X{i}J": label for i, label in enumerate(labels)}
     found = parse(plain(ids))
-    assert entries(found) == {id_.encode(): label for id_, label in ids.items()}
+    assert entries(found) == hashed(ids)
     assert found.one_to_one and found.total == max(labels, default=0)
     some = [id_.encode() for id_ in list(ids)[:100]] + [b"absent"]
     positions = found.find(hashes(some))
-    assert [found.id(p) if p >= 0 else None for p in positions] == [*some[:-1], None]
+    assert [int(found.labels[p]) if p >= 0 else None for p in positions] == [ids.get(id_.decode()) for id_ in some]
 
 
 def test_an_id_longer_than_the_window_is_read() -> None:
     """Chroma takes ids of any length."""
     ids = {"a" * (3 << 20): 1, "b": 2}
-    assert entries(parse(plain(ids))) == {id_.encode(): label for id_, label in ids.items()}
+    assert entries(parse(plain(ids))) == hashed(ids)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -106,7 +112,9 @@ def test_pickles_of_all_versions(version: str, old_version: Callable[[str], tupl
         told = Plain(io.BytesIO(path.read_bytes())).load()
         fields = told if isinstance(told, dict) else vars(told)
         found = read_id_map(path)
-        assert entries(found) == {id_.encode(): label for id_, label in fields["id_to_label"].items()}
+        assert entries(found) == hashed(fields["id_to_label"])
+        some = sorted(fields["id_to_label"])[3:9]
+        assert sorted(read_names(path, hashes([id_.encode() for id_ in some])[:, 0])) == [id_.encode() for id_ in some]
         assert found.one_to_one
         assert (found.total, found.max_seq_id) == (fields["total_elements_added"], fields.get("max_seq_id"))
 

@@ -69,7 +69,7 @@ def untrusted_rows() -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise SourceBroken(f"{DATABASE} cannot be read: {error}") from error
-    except (ValueError, TypeError, AttributeError, LookupError, OverflowError) as error:
+    except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
         raise SourceBroken(f"{DATABASE} has rows that make no sense ({error})") from error
 
 

@@ -135,18 +135,22 @@ class Records:
         self.unchanged = np.ones(len(self.rowids), bool)
         self.changed: dict[bytes, Fields | None] = {}
         self.appended: list[bytes] = []
-        self.in_place = np.sort(self.rowids)
+        self._moved: list[int] = []
         self.poisoned: list[Row] = []
         pending = queue.pending(entry.topic, entry.metadata_seq)
         if len(pending) and entry.dimension:  # Chroma replays nothing before a collection has its dimension
             self._replay(queue, pending)
-        living = hashes([id_ for id_, fields in self.changed.items() if fields is not None])
-        self.lanes: Lanes = np.concatenate([self.base_lanes[self.unchanged], living])
+        self.lanes: Lanes = self.base_lanes
+        if self.changed:
+            living = hashes([id_ for id_, fields in self.changed.items() if fields is not None])
+            self.lanes = np.concatenate([self.base_lanes[self.unchanged], living])
 
-    @property
-    def count(self) -> int:
-        """How many records there are."""
-        return len(self.lanes)
+        self.count = len(self.lanes)
+
+    def forget(self) -> None:
+        """Let go of the arrays; ``count``, ``changed`` and what is read anew remain."""
+        self.rowids, self.unchanged = np.zeros(0, np.int64), np.zeros(0, bool)
+        self.lanes = self.base_lanes = np.zeros((0, 2), np.uint64)
 
     def base(self) -> Iterator[tuple[tuple[int, ...], tuple[bytes, ...]]]:
         """Row numbers and ids, in portions: read from the index on (segment_id, embedding_id), in the order of ids."""
@@ -177,20 +181,28 @@ class Records:
                 rowid_of[id_] = found[0]
         self.unchanged = ~np.isin(self.rowids, list(rowid_of.values()))
         self.changed, self.appended = overlay(changes, before)
-        gone = [rowid for id_, rowid in rowid_of.items() if self.changed[id_] is None or id_ in set(self.appended)]
-        self.in_place = self.in_place[~np.isin(self.in_place, gone)]
+        created = set(self.appended)
+        self._moved = [rowid for id_, rowid in rowid_of.items() if self.changed[id_] is None or id_ in created]
+
+    @property
+    def in_place(self) -> NDArray[np.int64]:
+        """Row numbers of the records that pending rows neither delete nor re-add, ascending."""
+        ordered = np.sort(self.rowids)
+        return ordered[~np.isin(ordered, self._moved)] if self._moved else ordered
 
     def id_portions(self, size: int) -> Iterator[list[bytes]]:
         """The living ids in the order of ``collection.get``."""
-        for start in range(0, len(self.in_place), size):
-            yield self._ids(self.in_place[start : start + size].tolist())
+        rowids = self.in_place
+        for start in range(0, len(rowids), size):
+            yield self._ids(rowids[start : start + size].tolist())
         for start in range(0, len(self.appended), size):
             yield self.appended[start : start + size]
 
     def portions(self, size: int) -> Iterator[tuple[list[bytes], list[Fields]]]:
         """The living ids and their fields, in the order of ``collection.get``."""
-        for start in range(0, len(self.in_place), size):
-            rowids = self.in_place[start : start + size].tolist()
+        in_place = self.in_place
+        for start in range(0, len(in_place), size):
+            rowids = in_place[start : start + size].tolist()
             stored = read_fields(self.connection, rowids, arrays=self.arrays)
             ids = self._ids(rowids)
             yield ids, [self.changed.get(i, stored.get(n, {})) or {} for i, n in zip(ids, rowids, strict=True)]

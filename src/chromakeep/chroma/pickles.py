@@ -31,7 +31,7 @@ PERSISTENT_DATA = ("chromadb.segment.impl.vector.local_persistent_hnsw", "Persis
 
 @dataclass(frozen=True, eq=False)
 class IdMap:
-    """The ids of one segment and the label under which the index holds each; position ``i`` is one id throughout.
+    """The ids of one segment, as hashes, and the label under which the index holds each; position ``i`` is one id.
 
     ``labels`` (n,) int64 ascending; ``lanes`` (n, 2) the ids' hashes. ``total`` is the highest label ever given.
     ``max_seq_id`` is in the pickle in 0.4 and early 0.5 only. ``one_to_one`` tells whether the two maps of the file are
@@ -43,9 +43,6 @@ class IdMap:
     total: int
     max_seq_id: int | None
     one_to_one: bool
-    text: bytes  # the ids in UTF-8, end to end in the file's order
-    ends: NDArray[np.int64]
-    order: NDArray[np.int64]  # position -> place in the file
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,15 +61,8 @@ class IdMap:
         order = np.argsort(self.lanes[:, 0])
         return order, self.lanes[order, 0]
 
-    def id(self, position: int) -> bytes:
-        """The id at a position, in UTF-8."""
-        place = int(self.order[position])
-        return self.text[int(self.ends[place - 1]) if place else 0 : int(self.ends[place])]
 
-
-EMPTY = IdMap(
-    np.zeros(0, np.int64), np.zeros((0, 2), np.uint64), 0, None, True, b"", np.zeros(0, np.int64), np.zeros(0, np.int64)
-)
+EMPTY = IdMap(np.zeros(0, np.int64), np.zeros((0, 2), np.uint64), 0, None, True)
 
 
 def read_id_map(path: Path, *, most: int | None = None) -> IdMap:
@@ -94,6 +84,19 @@ def parse_id_map(file: BinaryIO, size: int, *, most: int | None = None) -> IdMap
     if size > MAX_LEGACY_BYTES or protocol > 5:
         raise _broken(f"is of pickle protocol {protocol} and {size} bytes long, which Chroma never wrote")
     return _read_object(stream, size // 4 if most is None else most)
+
+
+def read_names(path: Path, wanted: NDArray[np.uint64]) -> list[bytes]:
+    """The ids whose hashes begin with one of these words, from a pickle that ``read_id_map`` has accepted."""
+    entries = _Entries(None, wanted=wanted)
+    with path.open("rb") as file:
+        stream = _Stream(file, None)
+        protocol = stream.take(2)[1]
+        if protocol < 4:
+            _read_plain(stream, into=entries)
+        else:
+            _read_object(stream, path.stat().st_size, into=entries)
+    return entries.named
 
 
 def read_cut_off(path: Path) -> IdMap:
@@ -159,12 +162,12 @@ class _Stream:
 class _Entries:
     """The entries of one map. Only a map that is kept is held; of both a fingerprint that tells inverses."""
 
-    def __init__(self, most: int | None, *, keep: bool = True) -> None:
-        self.most, self.keep, self.count, self.fingerprint = most, keep, 0, 0
-        self.text: list[bytes] = []
-        self.sizes = [np.zeros(0, np.int64)]
+    def __init__(self, most: int | None, *, keep: bool = True, wanted: NDArray[np.uint64] | None = None) -> None:
+        self.most, self.keep, self.wanted = most, keep, wanted
+        self.count, self.fingerprint = 0, 0
         self.labels = [np.zeros(0, np.int64)]
         self.lanes = [np.zeros((0, 2), np.uint64)]
+        self.named: list[bytes] = []
 
     def add(self, ids: list[bytes], labels: list[int]) -> None:
         self.count += len(ids)
@@ -175,33 +178,29 @@ class _Entries:
         keyed = np.fromiter(map(hash, ids), np.int64, len(ids)).view(np.uint64)
         self.fingerprint += int((keyed * (numbers.view(np.uint64) * np.uint64(2) + np.uint64(1))).sum())
         if self.keep:
-            self.text.append(b"".join(ids))
-            self.sizes.append(np.fromiter(map(len, ids), np.int64, len(ids)))
+            lanes = hashes(ids)
             self.labels.append(numbers)
-            self.lanes.append(hashes(ids))
+            self.lanes.append(lanes)
+            if self.wanted is not None:
+                self.named += [ids[i] for i in np.flatnonzero(np.isin(lanes[:, 0], self.wanted))]
 
     def id_map(self, inverse: _Entries, total: int | None, max_seq_id: int | None) -> IdMap:
-        labels, lanes = np.concatenate(self.labels), np.concatenate(self.lanes)
-        order = np.argsort(labels, kind="stable")
-        labels, lanes = labels[order], lanes[order]
-        same = self.count == inverse.count and (self.fingerprint - inverse.fingerprint) % (1 << 64) == 0
         if not (total is None or isinstance(total, int)) or not (max_seq_id is None or isinstance(max_seq_id, int)):
             raise _broken("has counters that are no numbers")
-        distinct = bool((np.diff(labels) > 0).all()) and len(np.unique(lanes[:, 0])) == len(lanes)
+        labels = np.concatenate(self.labels)
+        order = np.argsort(labels, kind="stable")
+        labels = labels[order]
+        lanes = np.concatenate(self.lanes)
+        self.lanes.clear()
+        lanes = lanes[order]
+        words = np.sort(lanes[:, 0])
+        same = self.count == inverse.count and (self.fingerprint - inverse.fingerprint) % (1 << 64) == 0
+        distinct = bool((np.diff(labels) > 0).all()) and bool((words[1:] != words[:-1]).all())
         in_range = not len(labels) or (labels[0] >= 0 and total is not None and labels[-1] <= total)
-        return IdMap(
-            labels,
-            lanes,
-            total or 0,
-            max_seq_id,
-            bool(same and distinct and in_range),
-            b"".join(self.text),
-            np.cumsum(np.concatenate(self.sizes)),
-            order,
-        )
+        return IdMap(labels, lanes, total or 0, max_seq_id, bool(same and distinct and in_range))
 
 
-def _read_plain(stream: _Stream, *, whole: bool = True) -> IdMap:
+def _read_plain(stream: _Stream, *, whole: bool = True, into: _Entries | None = None) -> IdMap:
     """The form of 1.x: EMPTY_DICT MARK (key value)* SETITEMS STOP; a map is EMPTY_DICT and batches of the same."""
     numbers: dict[bytes, int | None] = {}
     maps: dict[bytes, _Entries] = {}
@@ -212,7 +211,8 @@ def _read_plain(stream: _Stream, *, whole: bool = True) -> IdMap:
             key = stream.text(stream.number(4))
             kind = stream.expect("N", "J", "}")
             if kind == "}":
-                entries = maps[key] = _Entries(stream.most, keep=key == b"id_to_label")
+                first = key == b"id_to_label"
+                entries = maps[key] = (into if first else None) or _Entries(stream.most, keep=first)
                 while stream.expect("(", "X", "u") == "(":
                     _read_batch(stream, entries, label_first=key == b"label_to_id")
                 stream.at -= 1
@@ -281,7 +281,7 @@ _CLASS, _INSTANCE = object(), object()
 _MAX_STACK = 1 << 12  # Python's pickler closes a batch after 1000 entries
 
 
-def _read_object(stream: _Stream, most: int) -> IdMap:
+def _read_object(stream: _Stream, most: int, *, into: _Entries | None = None) -> IdMap:
     """The form of 0.4 to 0.6: a stack machine for the opcodes of Python's pickler that a PersistentData needs.
 
     A dict is the flat list of its keys and values. The memo grows by one with each MEMOIZE, never by an index of the
@@ -341,7 +341,7 @@ def _read_object(stream: _Stream, most: int) -> IdMap:
             if len(stack) > _MAX_STACK or len(memo) > most + 64 or len(marks) > 8:
                 raise _broken(f"needs more memory than the {most} elements of the index explain")
         fields = dict(zip(state[::2], state[1::2], strict=True))
-        forward, inverse = _Entries(most), _Entries(most, keep=False)
+        forward, inverse = into or _Entries(most), _Entries(most, keep=False)
         forward.add(fields[b"id_to_label"][::2], fields[b"id_to_label"][1::2])
         inverse.add(fields[b"label_to_id"][1::2], fields[b"label_to_id"][::2])
         return forward.id_map(inverse, fields[b"total_elements_added"], fields.get(b"max_seq_id"))

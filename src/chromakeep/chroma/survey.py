@@ -112,13 +112,15 @@ class _Scan:
 
     def __init__(self, catalog: Catalog, records: list[Records], tallies: list[Tally]) -> None:
         self.catalog, self.records, self.tallies = catalog, records, tallies
-        rowids = np.concatenate([np.array([-1]), *[r.rowids for r in records]])  # a first row: no array is empty
+        # a first row of nothing: no array is empty
+        rowids = np.concatenate([np.array([-1]), *[r.rowids for r in records]])
+        lanes = np.concatenate([np.zeros((1, 2), np.uint64), *[r.base_lanes for r in records]])
+        still = np.concatenate([np.zeros(1, bool), *[r.unchanged for r in records]])
+        owners = np.repeat(np.arange(-1, len(records), dtype=np.int32), [1, *[len(r.rowids) for r in records]])
+        for each in records:
+            each.forget()
         order = np.argsort(rowids, kind="stable")
-        self.rowids = rowids[order]
-        self.lanes = np.concatenate([np.zeros((1, 2), np.uint64), *[r.base_lanes for r in records]])[order]
-        self.still = np.concatenate([np.zeros(1, bool), *[r.unchanged for r in records]])[order]
-        owners = [np.full(len(r.rowids), i, np.int32) for i, r in enumerate(records)]
-        self.owners = np.concatenate([np.zeros(1, np.int32), *owners])[order]
+        self.rowids, self.lanes, self.still, self.owners = rowids[order], lanes[order], still[order], owners[order]
         self._forget_keys()
 
     def _forget_keys(self) -> None:
@@ -127,8 +129,10 @@ class _Scan:
 
     def run(self) -> None:
         cursor = self.catalog.connection.execute(
-            "SELECT id, CAST(key AS BLOB), coalesce(CAST(string_value AS BLOB), int_value, float_value, "
-            "CASE WHEN bool_value THEN 'b1' WHEN bool_value IS NOT NULL THEN 'b0' END) FROM embedding_metadata"
+            "SELECT id, CAST(key AS BLOB), CASE WHEN key = ? THEN CAST(string_value AS BLOB) ELSE "
+            "coalesce(CAST(string_value AS BLOB), int_value, float_value, "
+            "CASE WHEN bool_value THEN 'b1' WHEN bool_value IS NOT NULL THEN 'b0' END) END FROM embedding_metadata",
+            (DOCUMENT,),
         )
         while rows := cursor.fetchmany(_PORTION):
             self._take(rows)
@@ -144,30 +148,27 @@ class _Scan:
         if len(self.keys) > _PORTION:
             self._forget_keys()
         keys = self.keys
-        kinds = np.array([keys[name] if name in keys else self._number(name) for name in names])
+        kinds = [keys[name] if name in keys else self._number(name) for name in names]
+        if None in values:  # a document that is no text, or NaN, which is stored as NULL: shown to nobody
+            kinds = [_IS_HIDDEN if value is None else kind for kind, value in zip(kinds, values, strict=True)]
         encoded = [
-            (value if kind == _IS_DOCUMENT else b"s" + value)
+            (b"s" + value if kind else value)
             if type(value) is bytes
-            else b""
-            if value is None or kind <= _IS_HIDDEN
             else value.encode()
             if type(value) is str
             else encode(value)
-            for kind, value in zip(kinds.tolist(), values, strict=True)
+            if kind > _IS_HIDDEN
+            else b""
+            for kind, value in zip(kinds, values, strict=True)
         ]
-        odd = [
-            i
-            for i, value in enumerate(values)
-            if type(value) is not bytes and (value is None or kinds[i] == _IS_DOCUMENT)
-        ]
-        kinds[odd] = _IS_HIDDEN  # NaN is stored as NULL and shown to nobody; nor is a document that is no text
+        number = np.array(kinds)
         at = np.minimum(np.searchsorted(self.rowids, rowids), len(self.rowids) - 1)
-        known = (self.rowids[at] == rowids) & self.still[at] & (kinds != _IS_HIDDEN)
-        terms = self.lanes[at] * hashes(encoded) * np.array(self.key_lanes)[kinds]
+        known = (self.rowids[at] == rowids) & self.still[at] & (number != _IS_HIDDEN)
+        terms = self.lanes[at] * hashes(encoded) * np.array(self.key_lanes)[number]
         owners = self.owners[at]
         for owner in np.unique(owners[known]).tolist():
             mine = known & (owners == owner)
-            document = mine & (kinds == _IS_DOCUMENT)
+            document = mine & (number == _IS_DOCUMENT)
             self.tallies[owner].documents += terms[document].sum(axis=0)
             self.tallies[owner].metadata += terms[mine & ~document].sum(axis=0)
 
@@ -185,7 +186,7 @@ class _Scan:
         )
         portion: list[tuple[int, bytes, Any]] = []
         for (rowid, key), items in groupby(cursor, key=lambda row: row[:2]):
-            portion.append((rowid, key.encode(), [value_of(*item[2:]) for item in items]))
+            portion.append((rowid, key.encode(), None if key == DOCUMENT else [value_of(*item[2:]) for item in items]))
             if len(portion) == _PORTION:
                 yield portion
                 portion = []

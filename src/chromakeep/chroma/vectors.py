@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from chromakeep.chroma.metadata import named
 from chromakeep.chroma.pickles import IdMap
 from chromakeep.chroma.queue import Queue, replay
 from chromakeep.errors import SourceBroken
+
+_PORTION = 512
 
 
 class Vectors:
@@ -76,7 +79,8 @@ class Vectors:
 
     def names(self, wanted: NDArray[np.uint64]) -> tuple[str, ...]:
         """The ids whose hashes begin with these words."""
-        return named([*self.replay.alive, *map(self.ids.id, range(len(self.ids)))], wanted)
+        in_index = pickles.read_names(self.path / pickles.FILE, wanted) if len(self.ids) else []
+        return named([*self.replay.alive, *in_index], wanted)
 
     def check(self, tally: Tally | None = None) -> hnsw.Elements | None:
         """One pass over the index files: find their faults and, given a tally, add all vectors to it.
@@ -92,8 +96,10 @@ class Vectors:
                 seen.see(portion)
             self.faults += seen.faults() + hnsw.check_links(self.path, self.header) + self._compare(seen)
         if tally:
-            for id_, vector in self.queued():
-                tally.vectors += (hashes([id_]) * hashes([vector.tobytes()]))[0]
+            queued = self.queued()
+            while some := list(islice(queued, _PORTION)):
+                lanes = hashes([id_ for id_, _ in some])
+                tally.vectors += (lanes * hashes([vector.tobytes() for _, vector in some])).sum(axis=0)
         return seen
 
     def _add(self, tally: Tally, portion: hnsw.Portion) -> None:
