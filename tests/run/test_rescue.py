@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from chromakeep.chroma.client import Ref
 from chromakeep.chroma.command import find_chroma, interpreter
 from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.server import ChromaServer, free_port
-from chromakeep.errors import RefusedToServe
+from chromakeep.errors import RefusedToServe, ServerFailed
+from chromakeep.events import Event, Noted
 from chromakeep.operations.backup import backup
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.rescue import Findings, RescueReport, examine, rescue
@@ -248,6 +250,34 @@ exec {sys.executable} {Path(__file__).with_name("dying_server.py")} {find_chroma
     assert [(b.ref.name, b.found_by) for b in findings.broken] == [("hit", "opening")]
     assert "ends the server" in findings.broken[0].reason
     assert other.name not in {b.ref.name for b in findings.broken}
+
+
+def test_what_only_we_cannot_read_is_left_to_chroma(tmp_path: Path) -> None:
+    """A schema of a Chroma to come is no corruption: the directory keeps its place, whatever the repository holds."""
+    data = tmp_path / "data"
+    broken_twice(data)
+    repository = Repository.create(MemoryStore())
+    backup(data, repository)
+    with closing(sqlite3.connect(data / "chroma.sqlite3")) as db, db:
+        db.execute("ALTER TABLE segments RENAME TO parts")
+    said: list[Event] = []
+    with Beside(data) as beside:
+        beside.take(5)
+        assert examine(beside, program=None, env=ENV, observer=said.append) == Findings()
+    assert any("is left to Chroma" in event.message for event in said if isinstance(event, Noted))
+
+
+def test_a_chroma_that_does_not_start_is_no_fault_of_the_directory(tmp_path: Path) -> None:
+    """A broken installation ends the check with its own error; no directory is replaced because of it."""
+    data = tmp_path / "data"
+    broken_twice(data)
+    program = tmp_path / "chroma"
+    program.write_text("#!/bin/sh\necho cannot execute\nexit 126\n")
+    program.chmod(0o755)
+    with Beside(data) as beside:
+        beside.take(5)
+        with pytest.raises(ServerFailed, match="cannot execute"):
+            examine(beside, program=str(program), env=ENV)
 
 
 def test_a_dead_servers_journal_is_part_of_the_copy(tmp_path: Path) -> None:

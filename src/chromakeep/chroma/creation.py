@@ -46,10 +46,10 @@ def salvage_by_order(directory: Path, collection_id: str, known: Mapping[str, ND
         queue = Queue(catalog.connection)
         later = {row.id.decode() for row in queue.rows(queue.pending(entry.topic, entry.metadata_seq))}
         pending = list(queue.rows(queue.pending(entry.topic, entry.vector_seq or 0)))
-        parts = list(hnsw.elements(segment, header, lengths=False))
-        labels = np.concatenate([np.zeros(0, np.int64), *(p.labels for p in parts)])
-        living = np.flatnonzero(~np.concatenate([np.zeros(0, bool), *(p.deleted for p in parts)]))
-        del parts
+        labels, living = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        for part in hnsw.elements(segment, header, lengths=False):
+            living = np.append(living, len(labels) + np.flatnonzero(~part.deleted))
+            labels = np.append(labels, part.labels)
         places = living[np.argsort(labels[living], kind="stable")]
         if excess := len(ids) - len(places):
             # Torn between persists: what was added since has a row and no element, what was updated an old one.

@@ -285,8 +285,7 @@ def _upsert_from(
     """Write the vectors of missing ids, and take those ids out of ``missing``."""
     found: dict[str, Vectors] = {}
     for ids, vectors in batches:
-        good = np.isfinite(vectors).all(axis=1)
-        found.update((i, vectors[n]) for n, i in enumerate(ids) if good[n] and i in missing)
+        found.update((i, v) for i, v in zip(ids, vectors, strict=True) if i in missing and np.isfinite(v).all())
         if len(found) >= BATCH:
             server.client.upsert_vectors(ref, found)
             missing.difference_update(found)

@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,9 +29,9 @@ from chromakeep.errors import (
     NotAChromaDirectory,
     RefusedToServe,
     ServerAnswered,
-    ServerFailed,
     ServerSilent,
     SourceBroken,
+    SourceError,
 )
 from chromakeep.events import Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import DATABASE, Beside
@@ -87,7 +88,12 @@ class RescueReport:
 
 
 def examine(beside: Beside, *, program: str | None, env: Mapping[str, str], observer: Observer = ignore) -> Findings:
-    """Check every segment, by its structure and then by opening a copy. Nobody may be writing to the directory."""
+    """Check every segment, by its structure and then by opening a copy. Nobody may be writing to the directory.
+
+    ``Findings.database`` is set only where SQLite itself finds corruption: what we merely cannot read (a newer Chroma's
+    schema) is left to Chroma with a warning, and a Chroma that does not start raises ``ServerFailed``. Neither may
+    cost the directory its place.
+    """
     data = beside.data
     observer(PhaseStarted("check"))
     try:
@@ -97,11 +103,11 @@ def examine(beside: Beside, *, program: str | None, env: Mapping[str, str], obse
     except NotAChromaDirectory:
         return Findings()  # nothing was ever written
     except (SourceBroken, sqlite3.DatabaseError) as error:
-        return Findings(database=str(error))
+        return _unreadable(beside, str(error), observer)
     broken: dict[str, Broken] = {}
     for problem in problems:
         if problem.collection_id is None or problem.collection_id not in refs:
-            return Findings(database=problem.message)
+            return _unreadable(beside, problem.message, observer)
         broken.setdefault(problem.collection_id, Broken(refs[problem.collection_id], problem.message, "structure"))
     copy = beside.scratch("copy")
     try:
@@ -111,23 +117,56 @@ def examine(beside: Beside, *, program: str | None, env: Mapping[str, str], obse
             broken[found.ref.id] = found
     except DiskFull as error:
         observer(Noted(f"{error.message}: only the structure of the files was checked", "warning"))
-    except ServerFailed as error:
-        return Findings(database=f"chroma does not start on it: {error.message}")
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     return Findings(tuple(broken.values()))
 
 
+def _unreadable(beside: Beside, reason: str, observer: Observer) -> Findings:
+    if corruption := _corruption(beside):
+        return Findings(database=corruption)
+    observer(Noted(f"{beside.data} cannot be checked ({reason}): it is left to Chroma as it is", "warning"))
+    return Findings()
+
+
+def _corruption(beside: Beside) -> str | None:
+    """What SQLite finds wrong with a copy of the database and its journal; None if nothing.
+
+    Raises ``SourceError`` when it cannot be looked at: an unreadable file is no corrupt one.
+    """
+    copy = beside.scratch("copy")
+    copy.mkdir()
+    try:
+        for suffix in ("", "-journal", "-wal"):
+            if (path := beside.data / f"{DATABASE}{suffix}").exists():
+                shutil.copyfile(path, copy / path.name)
+        if not (copy / DATABASE).stat().st_size:
+            return "it is empty"
+        with closing(sqlite3.connect(copy / DATABASE)) as db:
+            rows = [str(row[0]) for row in db.execute("PRAGMA quick_check(3)")]
+        return None if rows == ["ok"] else "; ".join(rows)[:500]
+    except (OSError, sqlite3.OperationalError) as error:
+        raise SourceError(f"{beside.data / DATABASE} cannot be read: {error}") from None
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
 def _open(copy: Path, refs: list[Ref], program: str | None, env: Mapping[str, str]) -> list[Broken]:
-    """Read every collection in a disposable server; one that takes the server down costs a new server."""
+    """Read every collection in a disposable server; one that takes the server down costs a new server, and is asked
+    once more: the system may have killed the first one for want of memory."""
     broken: list[Broken] = []
-    waiting = list(refs)
+    waiting, suspects = list(refs), set[str]()
     while waiting:
         with ChromaServer(copy, env=env, program=program) as server:
             while waiting:
                 ref = waiting.pop(0)
                 reason, server_is_well = read(server, ref)
-                if reason:
+                if reason and not server_is_well and ref.id not in suspects:
+                    suspects.add(ref.id)
+                    waiting.append(ref)
+                elif reason:
                     broken.append(Broken(ref, reason, "opening"))
                 if not server_is_well:
                     server.kill()
