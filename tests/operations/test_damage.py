@@ -26,12 +26,12 @@ def world(request: pytest.FixtureRequest) -> World:
     return found
 
 
-def verdict(world: World, store: Store) -> CheckReport | ChromakeepError:
-    """What a full check reports, or why the repository cannot even be opened."""
+def verdict(world: World, store: Store, *, read_data: bool = True) -> CheckReport | ChromakeepError:
+    """What a check reports, or why the repository cannot even be opened."""
     try:
         if not same(world.store, store, "config"):  # else deriving the key again would take its time and tell nothing
             Repository.open(store, password=world.password)
-        return check(world.reopened(store), read_data=True)
+        return check(world.reopened(store), read_data=read_data)
     except ChromakeepError as error:
         return error
 
@@ -43,9 +43,9 @@ def same(one: Store, other: Store, name: str) -> bool:
         return False
 
 
-def problems(world: World, store: Store) -> dict[str, tuple[str, ...]]:
+def problems(world: World, store: Store, *, read_data: bool = True) -> dict[str, tuple[str, ...]]:
     """Objects named by check or by the error of opening, with the snapshots that need them."""
-    found = verdict(world, store)
+    found = verdict(world, store, read_data=read_data)
     if isinstance(found, CheckReport):
         return {p.object: p.snapshots for p in found.problems}
     assert isinstance(found, VerificationFailed), found
@@ -69,12 +69,13 @@ def damaged(data: bytes, at: int, bit: int) -> bytes:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_flipped_bit_is_found_and_named(world: World, kind: str) -> None:
-    """One bit anywhere in any object, every byte of the small ones: a full check names exactly that object."""
-    unfound = []
+    """One bit anywhere in any object, every byte of the small ones: check names that object; where it is no pack, a
+    check that reads no packs does."""
+    unfound, read_data = [], kind in ("packs/", "meta/")
     for name in world.names(kind):
         data = world.store.get(name)
         for at in positions(len(data), seed=1):
-            found = problems(world, world.with_object(name, damaged(data, at, at % 8)))
+            found = problems(world, world.with_object(name, damaged(data, at, at % 8)), read_data=read_data)
             if name not in found:
                 unfound.append((name, at, found))
     assert not unfound, f"{len(unfound)} flips unnoticed, first {unfound[:3]}"
@@ -170,7 +171,7 @@ def test_a_restore_from_damage_is_refused_by_name_or_exact(world: World, kind: s
     for name in world.names(kind)[-3:]:
         data = world.store.get(name)
         size = len(data)
-        for at in (3, 6, 7, 100, size // 3, size // 2, size - 5):
+        for at in (3, 6, 7, 40, size // 3, size // 2, size - 5):
             store = world.with_object(name, damaged(data, at, at % 8))
             before = everything(tmp_path)
             try:

