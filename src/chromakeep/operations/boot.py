@@ -114,7 +114,12 @@ def boot(
         except RepositoryNotFound as error:
             failure = error
             evidence = Evidence(evidence.directory, True, False)
-            observer(Noted(f"{error.message}: nothing can be restored from it", "warning"))
+            observer(
+                Noted(
+                    f"{error.message}; a repository is made there at the first snapshot, if that is the right place",
+                    "warning",
+                )
+            )
         except RefusedToServe:
             raise
         except ChromakeepError as error:
