@@ -19,6 +19,7 @@ from chromakeep.repository.repository import Repository, read_slot
 from chromakeep.repository.sealed import unseal
 from chromakeep.repository.snapshots import Snapshot
 
+ATTEMPTS = 3  # before what is missing is believed to be missing, while prunes are at work
 FOLDERS = ("gc/", "index/", "keys/", "meta/", "packs/", "sessions/", "snapshots/")
 
 
@@ -42,19 +43,29 @@ class CheckReport:
 
 
 def check(repository: Repository, *, read_data: bool = False, observer: Observer = ignore) -> CheckReport:
-    """Read all small objects, and with ``read_data`` every pack; never writes. A problem never stops the check."""
-    return _Check(repository, read_data, observer).run()
+    """Read all small objects, and with ``read_data`` every pack; never writes. A problem never stops the check.
+
+    Where objects went while it looked at them, what it missed may only have been moved by a prune: it looks again.
+    """
+    for _ in range(ATTEMPTS):
+        one = _Check(repository, read_data, observer)
+        report = one.run()
+        if not report.problems or one.names <= {o.name for o in repository.store.list()}:
+            break
+    return report
 
 
 class _Check:
     def __init__(self, repository: Repository, read_data: bool, observer: Observer) -> None:
         self.repository, self.read_data, self.observer = repository, read_data, observer
+        self.names: set[str] = set()  # of all objects, when it began
         self.problems: dict[str, str] = {}
         self.bytes_read = 0
 
     def run(self) -> CheckReport:
         self.observer(PhaseStarted("check objects"))
         listed = {o.name: o.size for o in self.repository.store.list()}
+        self.names = set(listed)
         for name in listed:
             if name != "config" and not name.startswith(FOLDERS):
                 self.problems[name] = "does not belong to a repository"
