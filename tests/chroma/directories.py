@@ -102,7 +102,7 @@ OPERATIONS = ("adds", "updates", "mixed", "add-and-delete")
 
 
 def make_torn_scene(scene: str, space: str, operations: str) -> None:
-    """Directories ``queued`` and ``after``, around one persist: in ``queued`` SQLite is ahead of the index files.
+    """Directories ``before`` the last writes, ``queued`` and ``after``: in ``queued`` SQLite is ahead of the index.
 
     What a kill inside the persist leaves is ``queued`` with the first of its index files taken from ``after``.
     """
@@ -119,6 +119,7 @@ def make_torn_scene(scene: str, space: str, operations: str) -> None:
     collection.delete(ids=ids[:60])
     collection.update(ids=ids[60:120], embeddings=floats.standard_normal((60, 32)).astype(np.float32))
     collection.modify(configuration={"hnsw": {"sync_threshold": 100_000}})
+    shutil.copytree(path / "work", path / "before")
     run("apply", path / "work", operations)
     shutil.copytree(path / "work", path / "queued")
     run("persist", path / "work")
@@ -142,12 +143,22 @@ def apply(directory: str, operations: str) -> None:
     elif operations == "mixed":
         collection.delete(ids=[f"r{i}" for i in range(160, 200)])
         collection.update(ids=[f"r{i}" for i in range(200, 210)], embeddings=vectors(10))
-        collection.upsert(ids=[f"r{i}" for i in range(190, 310)], embeddings=vectors(120))
+        lists: list[Any] = [[1.0, 2.5], [1, 2], [True], ["a", "b"], 2**62, 0.5, False, "text", ""]
+        values = [{"any": lists[i % 9], "n": i} for i in range(120)]
+        collection.upsert(ids=[f"r{i}" for i in range(190, 310)], embeddings=vectors(120), metadatas=values)
+        collection.update(
+            ids=[f"r{i}" for i in range(190, 310)], metadatas=[{"any": [*lists, None][i % 10]} for i in range(120)]
+        )
+        changes = {"documents": ["new", "new"], "uris": ["file:///a", "file:///b"]}
+        collection.update(ids=["r210", "absent"], embeddings=vectors(2), **changes)
+        collection.delete(ids=["r220"])
+        collection.add(ids=["r220", "r221"], embeddings=vectors(2), documents=["again", "ignored"])
     else:
         collection.add(ids=[f"n{i}" for i in range(20)], embeddings=vectors(20))
         collection.delete(ids=[f"n{i}" for i in range(5)])
         collection.add(ids=[f"n{i}" for i in range(20, 140)], embeddings=vectors(120))
         collection.update(ids=["n30", "n31"], metadatas=[{"later": 1}, {"later": 2}])
+        collection.add(ids=["r500", "r501"], embeddings=vectors(2), documents=["ignored", "ignored"])
 
 
 def persist(directory: str) -> None:

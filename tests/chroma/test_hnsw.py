@@ -134,6 +134,22 @@ def test_faults_in_the_upper_links_are_found(copy: Path) -> None:
     assert found > 100
 
 
+def test_a_link_to_an_element_below_its_level_is_found(copy: Path) -> None:
+    """Following one is what kills Chroma with SIGSEGV: the element has no links on that level."""
+    header = read_header(copy)
+    data = bytearray((copy / "link_lists.bin").read_bytes())
+    words = np.frombuffer(data, "<u4")
+    at, heights, first = 0, [], []
+    for _ in range(header.count):
+        heights.append(int(words[at]) // (4 + 4 * header.max_links))
+        first.append(at + 1)
+        at += 1 + int(words[at]) // 4
+    linked = next(n for n, height in enumerate(heights) if height and words[first[n]])
+    words[first[linked] + 1] = heights.index(0)
+    (copy / "link_lists.bin").write_bytes(data)
+    assert check_segment(copy) == ["link_lists.bin has links to elements that are not on their level"]
+
+
 def test_a_walk_in_small_portions_is_the_same(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the portions are cut does not matter."""
     for size in (1, 4096, 1 << 20):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from chroma.conftest import Known
-from chroma.torn import states
+from chroma.torn import SCENES, states
 from chromakeep.chroma.catalog import Catalog
 from chromakeep.chroma.inspection import Inspection, check_structure, inspect
 from chromakeep.chroma.layout import file_layouts
@@ -55,9 +55,7 @@ def test_nothing_is_wrong_with_what_chroma_wrote(random_directories: list[Known]
         assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in known.directory.rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    ("space", "operations"), [("l2", "mixed"), ("cosine", "adds"), ("cosine", "add-and-delete"), ("l2", "updates")]
-)
+@pytest.mark.parametrize(("space", "operations"), SCENES)
 def test_a_kill_inside_a_persist_is_told(
     space: str, operations: str, torn_scene: Callable[[str, str], Path], tmp_path: Path
 ) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,12 @@ import pytest
 
 from chroma.conftest import Known
 from chroma.directories import VERSIONS
+from chroma.torn import SCENES
 from chromakeep.chroma.catalog import Catalog
 from chromakeep.chroma.digests import Tally, encode, hashes, key_hash, row_hashes
 from chromakeep.chroma.hnsw import through_cosine
 from chromakeep.chroma.inspection import inspect
+from chromakeep.chroma.metadata import canonical
 from chromakeep.chroma.reader import Portion, read_collection, read_vectors
 from chromakeep.errors import UsageError
 from chromakeep.records import Digest
@@ -94,6 +99,28 @@ def test_old_versions_are_read(version: str, old_version: Callable[[str], tuple[
             assert (document, typed(metadata)) == (told[id_][1], typed(told[id_][2]))
 
 
+@pytest.mark.parametrize(("space", "operations"), SCENES)
+def test_writes_no_segment_has_applied_are_replayed(
+    space: str, operations: str, torn_scene: Callable[[str, str], Path], tmp_path: Path
+) -> None:
+    """Killed after the commit to the queue: the records are those that Chroma made of the same writes, in its order."""
+    scene = torn_scene(space, operations)
+    directory = Path(shutil.copytree(scene / "before", tmp_path / "copy"))
+    with closing(sqlite3.connect(directory / "chroma.sqlite3")) as connection, connection:
+        connection.execute("ATTACH ? AS later", (str(scene / "queued" / "chroma.sqlite3"),))
+        connection.execute(
+            "INSERT INTO embeddings_queue SELECT * FROM later.embeddings_queue "
+            "WHERE seq_id > (SELECT max(seq_id) FROM main.embeddings_queue)"
+        )
+    expected, found = inspect(scene / "after"), inspect(directory)
+    assert found.problems == () and found.collections == expected.collections
+    for collection in expected.collections:
+        told, read = (list(read_collection(path, collection.id, portion=77)) for path in (scene / "after", directory))
+        for field in ("ids", "documents", "uris", "metadatas"):
+            assert typed(joined(read, field)) == typed(joined(told, field)), field
+        assert np.array_equal(joined(read, "vectors"), joined(told, "vectors"))
+
+
 def test_vectors_alone(random_directories: list[Known]) -> None:
     """``read_vectors`` gives ids and vectors in the same order."""
     for collection_id, got in random_directories[0].collections.items():
@@ -106,6 +133,16 @@ def test_an_unknown_collection_is_told(random_directories: list[Known]) -> None:
     """No such id: one line."""
     with pytest.raises(UsageError, match="no collection"):
         list(read_collection(random_directories[0].directory, "nobody"))
+
+
+@pytest.mark.parametrize(
+    ("queued", "shown"),
+    [(1, 1), (1.0, 1.0), (True, True), ("", ""), (None, None), ([1, 2.5], [1.0, 2.5]), ([1, 2], [1, 2]), ([], None),
+     ([True], [True]), (2**63 - 1, 2**63 - 1), (2**63, 2.0**63), ([2**63, 1], [2.0**63, 1.0])],
+)  # fmt: skip
+def test_queued_values_are_read_as_chroma_parses_them(queued: Any, shown: Any) -> None:
+    """Mixed numbers and integers past 64 bits become floats, an empty list deletes its key like null."""
+    assert typed(canonical(queued)) == typed(shown)
 
 
 def test_values_of_different_types_have_different_bytes() -> None:

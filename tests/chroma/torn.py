@@ -9,6 +9,7 @@ from pathlib import Path
 from chromakeep.chroma.catalog import Catalog
 from chromakeep.chroma.hnsw import FILES
 
+SCENES = [("l2", "mixed"), ("cosine", "adds"), ("cosine", "add-and-delete"), ("l2", "updates")]
 ORDER = ("header.bin", "data_level0.bin", "length.bin", "link_lists.bin", "index_metadata.pickle")
 assert set(ORDER) == set(FILES)
 
@@ -24,15 +25,16 @@ def states(scene: Path, into: Path) -> Iterator[tuple[str, Path, bool]]:
     """Name, directory and whether the collection is broken, for a kill at every file that Chroma writes, in its order.
 
     Chroma writes elements in place, and truncates the pickle before it writes it. ``broken`` is what 1.5.9 did with
-    such states made by a real SIGKILL at the same system calls (strace), except where only the header was written
-    and there are new elements: 1.5.9 opens that, and dies of SIGSEGV at the opening after the next persist.
+    such states, made by a real SIGKILL at the same system calls (strace): replay into an index that is ahead of its id
+    map fails at the first write to an element that is marked deleted. One exception: where only the header was written
+    and there are new elements, 1.5.9 opens the collection, and dies of SIGSEGV at the opening after the next persist.
     """
     queued, after = segment_of(scene / "queued")[1], segment_of(scene / "after")[1]
     grown = (after / "length.bin").stat().st_size > (queued / "length.bin").stat().st_size
     deletes = "delete" in scene.name or "mixed" in scene.name
     done: list[str] = []
     for name in ORDER:
-        for part in ("none", "half"):
+        for part in ("none", "half") if name != "index_metadata.pickle" else ("old", "none", "half"):
             directory = into / f"{scene.name}-{name}-{part}"
             shutil.copytree(scene / "queued", directory)
             target = directory / queued.name
@@ -41,15 +43,13 @@ def states(scene: Path, into: Path) -> Iterator[tuple[str, Path, bool]]:
             old, new = (queued / name).read_bytes(), (after / name).read_bytes()
             half = len(new) // 2
             if name == "index_metadata.pickle":
-                (target / name).write_bytes(new[:half] if part == "half" else b"")
+                (target / name).write_bytes({"old": old, "none": b"", "half": new[:half]}[part])
             elif part == "half":
                 (target / name).write_bytes(new[:half] + old[half:])
             before_anything = not done and (part == "none" or new[:half] + old[half:] == old)
-            broken = (
-                name == "index_metadata.pickle"
-                or (not before_anything and grown)
-                or (name not in ORDER[:2] and deletes)
-                or (name == "data_level0.bin" and part == "half" and deletes)
-            )
+            cut = name == "index_metadata.pickle" and part != "old"
+            short = grown and not before_anything and name != "index_metadata.pickle"
+            buried = deletes and (name not in ORDER[:2] or (name == "data_level0.bin" and part == "half"))
+            broken = cut or short or buried
             yield directory.name, directory, broken
         done.append(name)

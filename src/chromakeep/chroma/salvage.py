@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,7 @@ class _Wreck:
         """Id -> the queue row of its vector; 0 where its element has it, -1 where that cannot be told.
 
         Whether an ``add`` took effect depends on whether the id was there before. Where no map can tell, both cases
-        are played through. If they disagree, the record tells: it was last written by that row, or made no earlier.
+        are played through. If they disagree, the record itself tells whether that row made it.
         """
         named = list({row.id for row in rows})
         if known and self.maps:
@@ -190,12 +191,28 @@ class _Wreck:
         return present
 
     def _made_by(self, id_: bytes, seq: int) -> bool:
+        """Whether the record of this id came into being with that queue row: it was last written by it; or later, and
+        all records last written before it are older rows of their table."""
         row = self.catalog.connection.execute(
-            "SELECT e.seq_id = q.seq_id OR e.created_at >= q.created_at FROM embeddings e, embeddings_queue q "
+            "SELECT e.id, e.seq_id, e.created_at >= q.created_at FROM embeddings e, embeddings_queue q "
             "WHERE e.segment_id = ? AND e.embedding_id = ? AND q.seq_id = ?",
             (self.entry.metadata_segment, id_.decode(errors="replace"), seq),
         ).fetchone()
-        return bool(row and row[0])
+        if row is None or row[1] <= seq:
+            return row is not None and row[1] == seq
+        seqs, newest = self._history
+        before = int(np.searchsorted(seqs, seq))
+        return bool(row[2]) and (before == 0 or row[0] > newest[before - 1])
+
+    @cached_property
+    def _history(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """By the row that last wrote them, ascending: the highest row number of the records up to there."""
+        rows = self.catalog.connection.execute(
+            "SELECT seq_id, id FROM embeddings WHERE segment_id = ? AND typeof(seq_id) = 'integer' ORDER BY seq_id",
+            (self.entry.metadata_segment,),
+        )
+        seqs, ids = np.array(rows.fetchall(), np.int64).reshape(-1, 2).T
+        return seqs, np.maximum.accumulate(ids)
 
     def take(self, ids: list[bytes]) -> Salvaged:
         """What there is of these ids."""
