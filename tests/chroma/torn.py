@@ -26,8 +26,9 @@ def states(scene: Path, into: Path) -> Iterator[tuple[str, Path, bool]]:
 
     Chroma writes elements in place, and truncates the pickle before it writes it. ``broken`` is what 1.5.9 did with
     such states, made by a real SIGKILL at the same system calls (strace): replay into an index that is ahead of its id
-    map fails at the first write to an element that is marked deleted. One exception: where only the header was written
-    and there are new elements, 1.5.9 opens the collection, and dies of SIGSEGV at the opening after the next persist.
+    map fails at the first write to an element that is marked deleted. One exception:
+    while data_level0.bin is shorter than header.bin says, 1.5.9 opens the collection with elements that nobody wrote,
+    and dies of SIGSEGV at the opening after the next persist.
     """
     queued, after = segment_of(scene / "queued")[1], segment_of(scene / "after")[1]
     grown = (after / "length.bin").stat().st_size > (queued / "length.bin").stat().st_size
