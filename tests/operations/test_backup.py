@@ -66,12 +66,14 @@ def test_places_that_hold_no_chroma(tmp_path: Path, generations: list[Path]) -> 
     refused(folder, NotAChromaDirectory, SourceBroken)
 
 
-def test_a_database_without_collections(generations: list[Path]) -> None:
+def test_a_database_without_collections(generations: list[Path], tmp_path: Path) -> None:
     """A fresh Chroma is most often the wrong directory: refused, unless that is what is wanted."""
     empty = generations[0].parent / "empty"
     assert "directory" in (refused(empty, word="without any collection").hint or "")
-    done = backup(empty, Repository.create(MemoryStore()), allow_empty=True)
-    assert done.collections == ()
+    repository = Repository.create(MemoryStore())
+    assert backup(empty, repository, allow_empty=True).collections == ()
+    restore(repository, None, tmp_path / "out")
+    assert list(everything(tmp_path / "out")) == ["chroma.sqlite3"]
 
 
 def test_a_directory_that_may_not_be_read(tmp_path: Path, generations: list[Path]) -> None:

@@ -51,6 +51,8 @@ def test_some_of_the_collections(generations: list[Path], backed_up: Callable[..
     with pytest.raises(UsageError) as raised:
         restore(repository, None, tmp_path / "x", collections=[TWICE])
     assert f"default_tenant/other/{TWICE}" in (raised.value.hint or "")
+    with pytest.raises(UsageError, match="no collection is named"):
+        restore(repository, None, tmp_path / "x", collections=[])
     with pytest.raises(UsageError, match="no collection 'none'"):
         restore(repository, None, tmp_path / "x", collections=["cosine", "none"])
     assert not (tmp_path / "x").exists()

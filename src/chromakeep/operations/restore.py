@@ -156,6 +156,8 @@ def _wanted(snapshot: Snapshot, names: Sequence[str] | None) -> tuple[Collection
     """The collections to restore: all, or by name (or ``tenant/database/name`` where a name is used twice), or id."""
     if names is None:
         return snapshot.collections
+    if not names:
+        raise UsageError("no collection is named", hint="name some, or leave the option out to restore all")
     chosen: dict[str, Collection] = {}
     for name in names:
         found = [c for c in snapshot.collections if name in (c.name, c.id, f"{c.tenant}/{c.database}/{c.name}")]

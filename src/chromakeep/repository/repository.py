@@ -97,11 +97,12 @@ class Repository:
             encrypted=password is not None,
             master=None if password is not None else master,
         )
-        if password is not None:
-            add_key(store, config, master, password)
+        slot = add_key(store, config, master, password) if password is not None else None
         try:
             store.put("config", seal("C", "config", msgspec.json.encode(config), None), if_absent=True)
         except ObjectExists:
+            if slot:
+                store.delete(slot)  # it opens nothing, and would count as a password
             raise UsageError("somebody else has just made a repository here", hint="use it") from None
         return Repository(store, config, Keys(master, encrypted=config.encrypted))
 
