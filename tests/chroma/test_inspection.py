@@ -204,7 +204,7 @@ def test_any_truncation_of_the_database_is_told(copy: Path) -> None:
     [
         "DROP TABLE embeddings",
         "DROP TABLE embeddings; CREATE VIEW embeddings AS WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) "
-        "SELECT i AS id, '' AS segment_id, '' AS embedding_id FROM n",
+        "SELECT i AS id, s.id AS segment_id, 'x' AS embedding_id FROM n, segments s",
         "UPDATE OR IGNORE segments SET id = '../../../etc' WHERE scope = 'VECTOR'",
         "UPDATE segments SET scope = 'NOTHING' WHERE scope = 'VECTOR'",
         "UPDATE OR IGNORE collections SET id = x'00ff'",

@@ -101,7 +101,7 @@ def test_an_element_with_another_ones_label_is_nobodys(scene: Path, tmp_path: Pa
     segment = segment_of(directory)[1]
     header = read_header(segment)
     rows = np.memmap(segment / "data_level0.bin", header.element, "r+", shape=(header.count,))
-    rows["label"][1000] = rows["label"][1001]
+    rows["label"][1001] = rows["label"][1000]
     rows.flush()
     assert len(check(directory, right)[1]) in (1, 2)  # the one may have been deleted
 
