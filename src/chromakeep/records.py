@@ -10,14 +10,14 @@ class Digest:
     """Order-independent digests of a collection's records, each 32 hex digits.
 
     Two collections with equal digests hold the same ids with the same values, in whatever order and by whatever files.
-    H(x) is BLAKE2b with 16 bytes of output, taken as two little-endian 64-bit words; products and sums are word by word
-    modulo 2**64, and the two words of a sum are printed one after the other.
+    H(x) is BLAKE2b with 16 bytes of output and V(x) XXH3-128 (canonical bytes), each taken as two little-endian 64-bit
+    words; products and sums are word by word modulo 2**64, and the two words of a sum are printed one after the other.
 
     * ``ids``: the sum of H(id) over all records, ids in UTF-8.
-    * ``vectors``: the sum of H(id) * H(vector), vectors as the little-endian float32 that ``collection.get`` returns.
-    * ``documents``: the sum of H(id) * H(document) over the documents that are not null, in UTF-8. An empty document
+    * ``vectors``: the sum of H(id) * V(vector), vectors as the little-endian float32 that ``collection.get`` returns.
+    * ``documents``: the sum of H(id) * V(document) over the documents that are not null, in UTF-8. An empty document
       counts, a missing one does not.
-    * ``metadata``: the sum of H(id) * (H(key) | 1) * H(value) over all entries; a URI is an entry with the key
+    * ``metadata``: the sum of H(id) * (H(key) | 1) * V(value) over all entries; a URI is an entry with the key
       ``chroma:uri``, other keys with that prefix are not content. A value is encoded as one letter and the value: ``s``
       text, ``i`` decimal integer, ``f`` little-endian float64 (minus zero as zero), ``b1`` or ``b0``, ``l`` and each
       item led by its length and a colon. So 1, 1.0, true and "1" differ. No metadata and ``{}`` are the same.

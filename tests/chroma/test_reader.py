@@ -16,7 +16,7 @@ from chroma.conftest import Known
 from chroma.directories import VERSIONS
 from chroma.torn import SCENES
 from chromakeep.chroma.catalog import Catalog
-from chromakeep.chroma.digests import Tally, encode, hashes, key_hash, row_hashes
+from chromakeep.chroma.digests import Tally, encode, hashes, key_hash, row_hashes, value_hashes
 from chromakeep.chroma.hnsw import through_cosine
 from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.metadata import canonical
@@ -44,12 +44,12 @@ def digest_of(got: dict[str, Any]) -> Digest:
         tally.ids += lanes
         tally.vectors += lanes * row_hashes(got["embeddings"][i : i + 1])[0]
         if got["documents"][i] is not None:
-            tally.documents += lanes * hashes([got["documents"][i].encode()])[0]
+            tally.documents += lanes * value_hashes([got["documents"][i].encode()])[0]
         entries = dict(got["metadatas"][i] or {})
         if got["uris"][i] is not None:
             entries["chroma:uri"] = got["uris"][i]
         for key, value in entries.items():
-            tally.metadata += lanes * key_hash(key.encode()) * hashes([encode(value)])[0]
+            tally.metadata += lanes * key_hash(key.encode()) * value_hashes([encode(value)])[0]
     return tally.digest()
 
 

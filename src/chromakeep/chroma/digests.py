@@ -8,6 +8,7 @@ from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
+from xxhash import xxh3_128_digest
 
 from chromakeep.records import Digest
 
@@ -21,10 +22,15 @@ def hashes(values: Iterable[bytes | memoryview]) -> Lanes:
     return np.frombuffer(b"".join([blake2b(v, digest_size=16).digest() for v in values]), "<u8").reshape(-1, 2)
 
 
+def value_hashes(values: Iterable[bytes | memoryview]) -> Lanes:
+    """XXH3-128 of each value, shape (n, 2): four times as fast, and good enough for what is not used to find an id."""
+    return np.frombuffer(b"".join([xxh3_128_digest(v) for v in values]), "<u8").reshape(-1, 2)
+
+
 def row_hashes(vectors: NDArray[np.float32]) -> Lanes:
-    """BLAKE2b-128 of the bytes of each row of a C-contiguous (n, d) array."""
+    """XXH3-128 of the bytes of each row of a C-contiguous (n, d) array."""
     flat, width = vectors.reshape(-1).data.cast("B"), 4 * vectors.shape[1]
-    return hashes([flat[i : i + width] for i in range(0, len(flat), width)])
+    return value_hashes([flat[i : i + width] for i in range(0, len(flat), width)])
 
 
 def key_hash(key: bytes) -> Lanes:

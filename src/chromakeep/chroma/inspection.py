@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,21 @@ class Inspection:
     warnings: tuple[Problem, ...] = ()
 
 
-def inspect(path: Path, *, digests: bool = True, quick_check: bool = True, observer: Observer = ignore) -> Inspection:
+def inspect(
+    path: Path,
+    *,
+    digests: bool = True,
+    quick_check: bool = True,
+    index_files: Callable[[], None] = lambda: None,
+    observer: Observer = ignore,
+) -> Inspection:
     """Read the whole of a directory nobody writes to, and write nothing.
 
     A damaged directory gives problems, never a traceback. Raises NotAChromaDirectory when it is none. Without
     ``digests`` vectors, documents and metadata are not read; ``quick_check`` runs SQLite's check beside the rest.
+
+    ``index_files`` is called when all is read but the files of the segments, and returns when these are there: for who
+    is still writing them. What it raises, this raises.
     """
     observer(PhaseStarted("inspect"))
     try:
@@ -38,7 +49,7 @@ def inspect(path: Path, *, digests: bool = True, quick_check: bool = True, obser
             checking = pool.submit(_quick_check, catalog) if quick_check else None
             try:
                 with untrusted_rows():
-                    survey = Survey(catalog, digests=digests)
+                    survey = Survey(catalog, digests=digests, index_files=index_files)
             except SourceBroken as error:
                 found = tuple(
                     Collection(e.id, e.name, e.tenant, e.database, 0, e.dimension, e.space, e.configuration.model)

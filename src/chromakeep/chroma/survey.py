@@ -6,15 +6,16 @@ Ids are compared by their hashes, so memory is some 100 bytes a record, whatever
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw
 from chromakeep.chroma.catalog import DATABASE, Catalog, Entry
-from chromakeep.chroma.digests import Tally, encode, hashes, key_hash
+from chromakeep.chroma.digests import Tally, encode, hashes, key_hash, value_hashes
 from chromakeep.chroma.metadata import HIDDEN, URI, Fields, Records, value_of
 from chromakeep.chroma.problems import MAX_IDS, Problem
 from chromakeep.chroma.queue import DOCUMENT, Queue
@@ -27,15 +28,22 @@ _PORTION = 8192
 class Survey:
     """The findings: ``collections`` (with digests if asked for), ``problems`` and ``warnings``."""
 
-    def __init__(self, catalog: Catalog, *, digests: bool) -> None:
+    def __init__(self, catalog: Catalog, *, digests: bool, index_files: Callable[[], None] = lambda: None) -> None:
+        """``index_files`` is called before the first of them is looked at, and returns when they are all there."""
         self.catalog, self.digests = catalog, digests
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
         self._queue = Queue(catalog.connection)
         tallies = [Tally() for _ in catalog.entries]
-        records = [self._collection(entry, tally) for entry, tally in zip(catalog.entries, tallies, strict=True)]
+        records = [Records(catalog, entry, self._queue) for entry in catalog.entries]
+        living = [np.sort(each.lanes[:, 0]) for each in records]
+        for each, tally in zip(records, tallies, strict=True):
+            tally.ids += each.lanes.sum(axis=0)
         if digests:
             _Scan(catalog, records, tallies).run()
+        index_files()
+        for entry, each, here, tally in zip(catalog.entries, records, living, tallies, strict=True):
+            self._compare(entry, each, here, tally)
         self.collections = tuple(
             Collection(
                 e.id,
@@ -51,12 +59,11 @@ class Survey:
             for e, r, t in zip(catalog.entries, records, tallies, strict=True)
         )
 
-    def _collection(self, entry: Entry, tally: Tally) -> Records:
-        records = Records(self.catalog, entry, self._queue)
-        tally.ids += records.lanes.sum(axis=0)
+    def _compare(self, entry: Entry, records: Records, here: NDArray[np.uint64], tally: Tally) -> None:
+        """One collection's index and queue with its records, ``here`` being the first words of their ids' hashes."""
         if not entry.vector_segment or not entry.metadata_segment:
             self._report(entry, DATABASE, "catalog", "the collection has not both its segments")
-            return records
+            return
         vectors = Vectors(self.catalog.directory, entry, self._queue)
         try:
             vectors.check(tally if self.digests else None)
@@ -75,7 +82,7 @@ class Survey:
                 )
         if vectors.header and (bloat := hnsw.bloat(vectors.path, vectors.header)):
             self.warnings.append(self._problem(entry, hnsw.LINKS, "link-lists-bloat", bloat))
-        here, there = np.sort(records.lanes[:, 0]), np.sort(vectors.living())
+        there = np.sort(vectors.living())
         if not np.array_equal(here, there):  # every record has a vector, every vector a record
             if len(lost := np.setdiff1d(here, there)):
                 self._report(
@@ -93,7 +100,6 @@ class Survey:
                     f"{len(lost)} vectors have no record in {DATABASE}",
                     vectors.names(lost[:MAX_IDS]),
                 )
-        return records
 
     def _report(self, entry: Entry, file: str | None, code: str, message: str, ids: tuple[str, ...] = ()) -> None:
         self.problems.append(self._problem(entry, file, code, message, ids))
@@ -164,7 +170,7 @@ class _Scan:
         number = np.array(kinds)
         at = np.minimum(np.searchsorted(self.rowids, rowids), len(self.rowids) - 1)
         known = (self.rowids[at] == rowids) & self.still[at] & (number != _IS_HIDDEN)
-        terms = self.lanes[at] * hashes(encoded) * np.array(self.key_lanes)[number]
+        terms = self.lanes[at] * value_hashes(encoded) * np.array(self.key_lanes)[number]
         owners = self.owners[at]
         for owner in np.unique(owners[known]).tolist():
             mine = known & (owners == owner)
@@ -199,6 +205,6 @@ def add_fields(tally: Tally, id_: bytes, fields: Fields) -> None:
     lanes = hashes([id_])[0]
     for key, value in fields.items():
         if key == DOCUMENT:
-            tally.documents += lanes * hashes([value.encode()])[0]
+            tally.documents += lanes * value_hashes([value.encode()])[0]
         elif key == URI or not key.startswith(HIDDEN):
-            tally.metadata += lanes * key_hash(key.encode()) * hashes([encode(value)])[0]
+            tally.metadata += lanes * key_hash(key.encode()) * value_hashes([encode(value)])[0]

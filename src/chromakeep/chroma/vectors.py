@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw, pickles
 from chromakeep.chroma.catalog import Entry
-from chromakeep.chroma.digests import Tally, hashes, row_hashes
+from chromakeep.chroma.digests import Tally, hashes, row_hashes, value_hashes
 from chromakeep.chroma.hnsw import Fault
 from chromakeep.chroma.metadata import named
 from chromakeep.chroma.pickles import IdMap
@@ -99,7 +99,7 @@ class Vectors:
             queued = self.queued()
             while some := list(islice(queued, _PORTION)):
                 lanes = hashes([id_ for id_, _ in some])
-                tally.vectors += (lanes * hashes([vector.tobytes() for _, vector in some])).sum(axis=0)
+                tally.vectors += (lanes * value_hashes([vector.tobytes() for _, vector in some])).sum(axis=0)
         return seen
 
     def _add(self, tally: Tally, portion: hnsw.Portion) -> None:

@@ -32,7 +32,7 @@ RECENT = 8  # snapshots among which a parent is looked for
 
 @dataclass(frozen=True, slots=True)
 class BackupResult:
-    """A published snapshot. ``new_bytes``: packs and index put for it; ``pause_seconds``: how long writers were held."""
+    """A published snapshot. ``new_bytes``: packs and index; ``pause_seconds``: how long writers were held."""
 
     snapshot: str
     parent: str | None

@@ -7,13 +7,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from chromakeep.chroma.catalog import Catalog
-from chromakeep.chroma.inspection import inspect
+from chromakeep.chroma.inspection import Inspection, inspect
 from chromakeep.chroma.subset import keep_only
 from chromakeep.chroma.writers import writers
 from chromakeep.errors import (
@@ -96,11 +97,10 @@ def restore(
             reader = SnapshotReader(repository)
             local = None if was_empty else target
             try:
-                _rebuild(reader, snapshot, fresh, local, wanted if collections is not None else None, observer)
+                found = _rebuild(reader, snapshot, fresh, local, wanted if collections is not None else None, observer)
             finally:
                 reader.close()
-            observer(PhaseStarted("verify"))
-            verify(fresh, wanted)
+            compare(found, wanted)
             kept = place.install(fresh, target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -129,9 +129,8 @@ def rollback(target: Path) -> RollbackResult:
     return RollbackResult(str(target), str(old), str(kept) if kept else "")
 
 
-def verify(directory: Path, recorded: Sequence[Collection]) -> None:
-    """Raise ``VerificationFailed`` unless the directory holds exactly the recorded collections and records."""
-    found = inspect(directory, quick_check=False)  # every byte was verified already; this is about records
+def compare(found: Inspection, recorded: Sequence[Collection]) -> None:
+    """Raise ``VerificationFailed`` unless just the recorded collections were found, with just their records."""
     if found.problems:
         raise VerificationFailed(f"the restored directory is not whole: {found.problems[0].message}")
     have = {c.id: c for c in found.collections}
@@ -227,9 +226,13 @@ def _rebuild(
     local: Path | None,
     wanted: tuple[Collection, ...] | None,
     observer: Observer,
-) -> None:
-    """Write the files below ``fresh``, synced. ``local`` may hold some of their content already. Of a part of the
-    collections, the database comes first (it names their segments) and the others are taken out of it."""
+) -> Inspection:
+    """Write the files below ``fresh``, synced, and inspect them. ``local`` may hold some of their content already.
+
+    The database comes first: of a part of the collections it names the segments, and the others are taken out of it;
+    and its records are read while the index files are still being written. SQLite's quick check was done at the backup,
+    and every byte is verified to be what it saw; this is about records.
+    """
     observer(PhaseStarted("restore", sum(f.size for f in snapshot.files)))
     done = 0
 
@@ -239,7 +242,9 @@ def _rebuild(
         observer(Progressed("restore", done))
 
     files = sorted(snapshot.files, key=lambda f: f.path != DATABASE)
-    with ThreadPoolExecutor(1, thread_name_prefix="sync") as syncing:
+    complete: Future[None] = Future()
+    aside = partial(ThreadPoolExecutor, 1)
+    with aside(thread_name_prefix="sync") as syncing, aside(thread_name_prefix="inspect") as inspecting:
         synced = [syncing.submit(_sync_file, _write(reader, f, fresh, local, count), f) for f in files[:1]]
         if wanted is not None:
             synced[0].result()
@@ -252,11 +257,19 @@ def _rebuild(
             with Catalog(fresh) as catalog:
                 segments = {entry.vector_segment for entry in catalog.entries}
             files = [f for f in files if f.path.split("/")[0] in segments | {DATABASE}]
-        synced += [syncing.submit(_sync_file, _write(reader, f, fresh, local, count), f) for f in files[1:]]
+        inspected = inspecting.submit(inspect, fresh, quick_check=False, index_files=complete.result)
+        try:
+            written = ((_write(reader, file, fresh, local, count), file) for file in files[1:])
+            synced.extend(syncing.submit(_sync_file, path, file) for path, file in written)
+            observer(PhaseStarted("verify"))
+            complete.set_result(None)
+        finally:
+            complete.cancel()  # of a restore that failed: ends the inspection
+        folders = {(fresh / f.path).parent for f in files} | {fresh}
+        synced.extend(syncing.submit(place.sync, folder) for folder in folders)
         for one in synced:
             one.result()
-    for folder in {(fresh / f.path).parent for f in files} | {fresh}:
-        place.sync(folder)
+        return inspected.result()
 
 
 def _write(
