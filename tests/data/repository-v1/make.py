@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -79,6 +80,7 @@ def repository(place: Path, folder: Path, password: str | None) -> dict[str, obj
 
 
 if __name__ == "__main__":
+    socket.gethostname = lambda: "example"
     with tempfile.TemporaryDirectory() as scratch:
         if (child := os.fork()) == 0:
             directories(Path(scratch))
