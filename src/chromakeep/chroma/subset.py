@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from chromakeep.chroma.catalog import DATABASE
-from chromakeep.errors import VerificationFailed
+from chromakeep.errors import DiskFull, VerificationFailed
 
 # Order matters: what refers to a row goes before the row. {gone} are ids of collections, {rows} those of embeddings.
 _GONE = "SELECT id FROM temp.gone"
@@ -48,6 +48,8 @@ def keep_only(directory: Path, collections: set[str]) -> None:
                     db.execute(f"DELETE FROM {table} WHERE {where}")
             db.execute("COMMIT")
         except sqlite3.Error as e:
+            if "disk is full" in str(e):  # SQLite's words; its error number is not told before Python 3.11
+                raise DiskFull(f"{directory}: the disk is full", hint="free some space; nothing was changed") from None
             raise VerificationFailed(f"{DATABASE}: the other collections cannot be taken out ({e})") from None
     for segment in segments:
         place = directory / segment

@@ -28,7 +28,7 @@ class KeyReport:
 
 def keys(repository: Repository) -> KeyReport:
     """The passwords' slots, oldest first."""
-    found = [Key(name.removeprefix("keys/"), s.created, str(s.kdf.get("name"))) for name, s in slots(repository.store)]
+    found = [Key(name.removeprefix("keys/"), s.created, str(s.kdf.get("name"))) for name, s in slots(repository)]
     return KeyReport(tuple(sorted(found, key=lambda k: k.created)))
 
 
@@ -55,9 +55,10 @@ def remove(repository: Repository, identity: str) -> KeyReport:
 
 
 def change(repository: Repository, password: str) -> KeyReport:
-    """Make ``password`` the only one. The new slot is durable before an old one goes."""
+    """Make ``password`` the only one. The new slot is read back and opens the repository before an old one goes."""
     before = [k.id for k in keys(repository).keys]
     added = add(repository, password).added
+    Repository.open(repository.store, password=password)
     for identity in before:
         repository.store.delete(f"keys/{identity}")
     return KeyReport(keys(repository).keys, added=added, removed=tuple(before))

@@ -248,12 +248,7 @@ def _rebuild(
         synced = [syncing.submit(_sync_file, _write(reader, f, fresh, local, count), f) for f in files[:1]]
         if wanted is not None:
             synced[0].result()
-            try:
-                keep_only(fresh, {c.id for c in wanted})
-            except VerificationFailed as e:
-                if "disk is full" in e.message:  # SQLite's words; its error number is not told before Python 3.11
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
-                raise
+            keep_only(fresh, {c.id for c in wanted})
             with Catalog(fresh) as catalog:
                 segments = {entry.vector_segment for entry in catalog.entries}
             files = [f for f in files if f.path.split("/")[0] in segments | {DATABASE}]

@@ -71,6 +71,7 @@ class Keys:
 class Slot(msgspec.Struct, frozen=True):
     """``keys/<id>``: the master key, wrapped under a password."""
 
+    repository: str  # id of the repository it opens: one that a creation left behind when it died opens nothing
     kdf: dict[str, int | str]
     salt: bytes
     nonce: bytes
@@ -122,7 +123,7 @@ def wrap(master: bytes, password: str, *, repository: str, created: str) -> Slot
 
     kdf, salt, nonce = _kdf(), os.urandom(16), os.urandom(12)
     wrapped = AESGCM(_stretch(password, kdf, salt)).encrypt(nonce, master, repository.encode())
-    return Slot(kdf=kdf, salt=salt, nonce=nonce, wrapped=wrapped, created=created)
+    return Slot(repository=repository, kdf=kdf, salt=salt, nonce=nonce, wrapped=wrapped, created=created)
 
 
 def unwrap(slot: Slot, password: str, *, repository: str) -> bytes:

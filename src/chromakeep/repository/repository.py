@@ -325,10 +325,12 @@ def add_key(store: Store, config: Config, master: bytes, password: str) -> str:
     return name
 
 
-def slots(store: Store) -> Iterator[tuple[str, Slot]]:
-    """The passwords' slots. Raises ``CorruptObject`` for a damaged one."""
-    for info in store.list("keys/"):
-        yield info.name, read_slot(store, info.name)
+def slots(repository: Repository) -> Iterator[tuple[str, Slot]]:
+    """The slots of the passwords that open this repository. Raises ``CorruptObject`` for a damaged one."""
+    for info in repository.store.list("keys/"):
+        slot = read_slot(repository.store, info.name)
+        if slot.repository == repository.config.id:
+            yield info.name, slot
 
 
 def read_slot(store: Store, name: str) -> Slot:
@@ -352,7 +354,9 @@ def _master(store: Store, config: Config, password: str | None) -> bytes:
     names, unusable = [o.name for o in store.list("keys/")], []
     for name in names:
         try:
-            return unwrap(read_slot(store, name), password, repository=config.id)
+            slot = read_slot(store, name)
+            if slot.repository == config.id:
+                return unwrap(slot, password, repository=config.id)
         except WrongPassword:
             continue
         except (CorruptObject, UnsupportedFormat) as e:
