@@ -30,7 +30,7 @@ LINUX = sys.platform.startswith("linux")
 PENDING, SHARED, SHARED_BYTES = 0x40000000, 0x40000002, 510  # SQLite, os.h: the bytes that stand for locks
 FLOCK = "hhqqi"  # struct flock of 64-bit Linux: type, whence, start, length, pid
 HEADER = 100
-POLL = 0.001
+POLL = 0.0002  # seconds; a writer that commits without a pause leaves gaps of less than a millisecond
 
 
 class HotJournal(Exception):
