@@ -98,7 +98,11 @@ class Keeping:
                     reading.end()
                 self._observer(event)
 
-            done = backup(self._beside.data, self._repository, stage=self._stage, observer=watch)
+            # That the last collection was deleted is a state too, where there was one before.
+            emptied = self.newest is not None
+            done = backup(
+                self._beside.data, self._repository, stage=self._stage, allow_empty=emptied, observer=watch
+            )
         self.taken += 1
         self.newest, self.newest_at, self.collections = done.snapshot, time.monotonic(), done.collections
         self._beside.remember(captured=before, snapshot=done.snapshot)
