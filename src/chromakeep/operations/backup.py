@@ -27,6 +27,7 @@ from chromakeep.repository.snapshots import Snapshot, now, rfc3339
 from chromakeep.repository.writer import SnapshotWriter
 
 ATTEMPTS = 3  # captures that are found inexact before the source is refused; sessions that are fenced before we give up
+PATIENCE = 120.0  # seconds to wait for a whole state under writers that never rest; a broken one is told in seconds
 RECENT = 8  # snapshots among which a parent is looked for
 
 
@@ -64,7 +65,7 @@ def backup(
     started = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
         with _staging(source, stage) as into:
-            captured = capture(source, into, observer=observer)
+            captured = capture(source, into, timeout=PATIENCE, observer=observer)
             moment = rfc3339(now())
             try:
                 return _publish(source, captured, moment, repository, allow_empty, started, observer)
