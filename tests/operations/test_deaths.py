@@ -193,13 +193,13 @@ def test_a_restore_whose_store_fails_at_any_call(plain_world: World, tmp_path: P
 
 
 def test_a_prune_that_damage_stops_has_removed_nothing(plain_world: World) -> None:
-    """Of a pack of maps that the newest snapshot needs a byte is damaged: prune refuses, and the older snapshot, which
-    may be the last whole one, is still there."""
+    """Every map and list of the repository is damaged (in the middle of a pack may lie what nobody needs): prune
+    refuses, and the older snapshot, which may be the last whole one, is still there."""
     store = copied(plain_world.store)
     unlock(Repository.open(store), everything=True)
     for name in plain_world.names("meta/"):
         data = bytearray(store.get(name))
-        data[len(data) // 2] ^= 1
+        data[8::16] = bytes(b ^ 1 for b in data[8::16])
         store.put(name, bytes(data))
     before = {o.name for o in store.list("snapshots/")}
     with pytest.raises(CorruptObject):
