@@ -50,7 +50,7 @@ def encode(data: bytes | memoryview, column: Column) -> bytes:
         codec, payload = ROWS, _zstd(3).compress(turned.data)
     else:
         large = len(data) > BLOCK
-        codec, payload = ZSTD, _zstd(5 if large else 3, PAGES_BLOCK if large else 0).compress(data)
+        codec, payload = ZSTD, _zstd(4 if large else 3, PAGES_BLOCK if large else 0).compress(data)
     if len(payload) >= len(data):
         codec, payload = RAW, bytes(data)
     return bytes((codec,)) + column.width.to_bytes(4, "little") + payload
