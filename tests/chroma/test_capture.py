@@ -248,7 +248,7 @@ thread = threading.Thread(target=add); thread.start()
 assert open_in_this_process(Path(sys.argv[1]) / "chroma.sqlite3")
 try:
     for n in range(4):
-        capture(Path(sys.argv[1]), Path(sys.argv[2]))
+        capture(Path(sys.argv[1]), Path(sys.argv[2]), timeout=90)
         assert not inspect(Path(sys.argv[2])).problems, inspect(Path(sys.argv[2])).problems
         time.sleep(0.05)
 finally:
@@ -260,7 +260,7 @@ print("exact")
             [sys.executable, "-c", script, str(source), str(into)],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=280,
             check=False,
         )
         assert done.stdout.strip() == "exact", done.stderr

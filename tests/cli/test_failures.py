@@ -175,7 +175,7 @@ def test_a_signal_ends_a_command_and_leaves_nothing(cli: Cli, kept: Path, number
         cli.command("restore", "keep", "to", "--config", pipe), cwd=cli.cwd, env=cli.environ, stderr=subprocess.PIPE
     )
     with pipe.open("wb"):  # opens as soon as the other side reads
-        time.sleep(0.1)
+        time.sleep(1.0)
         running.send_signal(number)
         _, told = running.communicate(timeout=30)
     assert running.returncode == status
