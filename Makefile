@@ -38,6 +38,7 @@ bench: $(VENV)/.dev packages servers
 
 stress: $(VENV)/.dev
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)
+	$(BIN)/python tests/stress/live_writers.py --through held --snapshots 100
 	$(BIN)/python tests/stress/kill_run.py --rounds 50
 
 soak: $(VENV)/.dev

@@ -171,11 +171,13 @@ def test_a_signal_ends_a_command_and_leaves_nothing(cli: Cli, kept: Path, number
     (cli.cwd / "slow").mkdir()
     pipe = cli.cwd / "slow" / "chromakeep.toml"
     os.mkfifo(pipe)  # reading the configuration blocks until the signal comes
+    # Not ignored, as it is in whatever a shell starts in the background: a child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     running = subprocess.Popen(
         cli.command("restore", "keep", "to", "--config", pipe), cwd=cli.cwd, env=cli.environ, stderr=subprocess.PIPE
     )
     with pipe.open("wb"):  # opens as soon as the other side reads
-        time.sleep(1.0)
+        time.sleep(0.1)
         running.send_signal(number)
         _, told = running.communicate(timeout=30)
     assert running.returncode == status

@@ -111,6 +111,15 @@ def through_capture(work: Path) -> Take:
     return take
 
 
+def through_held(work: Path) -> Take:
+    """``capture`` without any patience: it holds the writers each time, as it else does after seconds of no luck."""
+    from chromakeep.chroma import capture as module
+
+    module.PATIENCE = -1.0
+    module._Capturing._desperate = lambda self: True  # type: ignore[method-assign]
+    return through_capture(work)
+
+
 def through_backup(work: Path) -> Take:
     """A backup into a repository in a folder, and a restore out of it."""
     from chromakeep.operations.backup import backup
@@ -139,7 +148,7 @@ def through_cp(work: Path) -> Take:
     return take
 
 
-THROUGH = {"capture": through_capture, "backup": through_backup, "cp": through_cp}
+THROUGH = {"capture": through_capture, "held": through_held, "backup": through_backup, "cp": through_cp}
 
 
 class Writers:

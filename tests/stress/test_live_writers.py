@@ -22,6 +22,11 @@ def test_a_few(tmp_path: Path) -> None:
     prove(tmp_path, "--snapshots", "20", "--only", "0", "1", "4", "--baseline", "0.3", "--seed", "11")
 
 
+def test_a_few_with_writers_held(tmp_path: Path) -> None:
+    """20 captures that do at once what the others do only when writers leave no gap: hold them and copy."""
+    prove(tmp_path, "--snapshots", "20", "--only", "0", "1", "--baseline", "0.3", "--seed", "13", "--through", "held")
+
+
 def test_a_few_through_a_repository(tmp_path: Path) -> None:
     """8 backups under the same writers, each restored and then compared."""
     prove(tmp_path, "--snapshots", "8", "--only", "0", "1", "--baseline", "0.3", "--seed", "12", "--through", "backup")

@@ -2,7 +2,8 @@
 
 What is copied is one instant: the state of SQLite while a SHARED lock keeps commits out, and HNSW files that did not
 change from before they were copied until that lock was held. The bulk is copied without the lock; under it only what
-was committed since is read again (nothing at all, if nothing was).
+was committed since is read again (nothing at all, if nothing was). Where writers leave no gap for that, patience ends
+after seconds: they are then held until what they were faster with is copied too.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ QUIET = 3.0  # seconds without a write after which a torn set of files will not 
 UNREGISTERED = 2.0  # seconds to wait for a persist to be registered before taking the state a crash would leave
 PATIENCE = 1.0  # seconds to go on with unlocked passes in the hope of a moment without commits
 CLOSE_ENOUGH = 1 << 20  # bytes; after that time, a pass that finds no more than this is the last one
+SMALL = 16 << 20  # bytes; a database of which a comparison holds writers for milliseconds anyway: no hoping there
+LAST_RESORT = 3.0  # seconds of being overtaken by persists, after which writers are held until the last one is copied
+HOLD = 0.5  # seconds to hold them for a persist that is under way
 PATCHES = 64 << 20  # bytes of differences kept in memory while the lock is held
 ABSURD = 1 << 30  # bytes; link_lists.bin holds one level in sixteen of data_level0.bin's links
 
@@ -63,9 +67,9 @@ def capture(source: Path, into: Path, *, timeout: float = 30.0, observer: Observ
     ``into`` is brought up to date by rewriting what differs. ``source`` is never written to nor opened with chromadb.
     Not durable: nothing is fsynced.
 
-    Writers wait while the lock is held (``pause``), readers never. If this very process has the database open (an
-    embedded client), the work is done in a child process: see ``locking``. Do not open a client on ``source`` in
-    this process *while* a capture runs.
+    Writers wait while the lock is held (``pause``), and readers that come while one waits. If this very process has
+    the database open (an embedded client), the work is done in a child process: see ``locking``. Do not open a client
+    on ``source`` in this process *while* a capture runs.
 
     Raises ``NotAChromaDirectory``; ``SourceBroken`` if a crash left files that Chroma cannot open (after at most about
     3 s without a write); ``SourceBusy`` if there was no whole state within ``timeout`` seconds; ``SourceError`` if it
@@ -95,6 +99,8 @@ class _Capturing:
         self.started = time.monotonic()
         self.copied, self.pause = 0, 0.0
         self.reflink = False
+        self.approached: float | None = None  # when the first pass over the database had ended
+        self.overtaken: float | None = None  # when an attempt failed for the first time
         self.seen: dict[str, tuple[Stamps, float]] = {}  # when each segment's present stamps were first seen
         self.whole: dict[str, Stamps] = {}  # stamps of which the copy in ``into`` is exact and complete
 
@@ -107,6 +113,7 @@ class _Capturing:
                 self._attempt(deadline)
                 break
             except _NotNow as reason:
+                self.overtaken = self.overtaken or time.monotonic()
                 if str(reason) != told and attempt > 1 / RETRY:
                     told = str(reason)
                     self.observer(Noted(f"waiting: {told}"))
@@ -143,22 +150,29 @@ class _Capturing:
                         live = segments(connection)
                 except HotJournal:
                     return self._cold(database)
-                copied = {segment: self._copy_segment(segment) for segment in live}
-                self._still(copied)
+                copied = {segment: self._copy_unlocked(segment, database) for segment in live}
                 if database.wal:
-                    self._copy_wal(database, deadline)
+                    self._copy_wal(database, copied, deadline)
                 else:
-                    self._copy_live(database, deadline)
+                    self._copy_live(database, copied, deadline)
             except HotJournal:
                 raise _NotNow("a writer died in a transaction") from None
             finally:
                 self.pause = max(self.pause, database.longest)
-        self._still(copied)
         self._check_registered(copied)
         self._finish(copied)
         return None
 
-    # segments: outside of any lock
+    # segments
+
+    def _copy_unlocked(self, segment: Segment, database: LiveDatabase) -> Stamps:
+        """``_copy_segment``; in the last resort without success too (no stamps), for the lock comes."""
+        try:
+            return self._copy_segment(segment)
+        except _NotNow:
+            if database.wal or not self._desperate():
+                raise
+            return ()
 
     def _copy_segment(self, segment: Segment) -> Stamps:
         """Copy a segment's files if they are those of one finished persist; the stamps they had all the while."""
@@ -222,19 +236,24 @@ class _Capturing:
 
     # the database
 
-    def _copy_live(self, database: LiveDatabase, deadline: float) -> None:
+    def _copy_live(self, database: LiveDatabase, copied: dict[Segment, Stamps], deadline: float) -> None:
         """Look for a moment without commits, in which the lock is held only to see that there were none; failing
         that for ``PATIENCE``, hold it while the whole database is compared with the copy at memory speed."""
-        patient = time.monotonic() + PATIENCE
         with self._target() as target:
             while True:
-                before = self._approach(database, target, patient)
-                with database.shared(deadline):
+                before = self._approach(database, target)
+                if not self._desperate():
+                    self._still(copied)  # while nobody waits for us
+                with database.shared(deadline) as connection:
                     now = database.stamp()
-                    if now != before and time.monotonic() < patient:
+                    if now != before and not self._impatient(database):
                         continue
                     if now[0] is None or stamp(self.database) != now[0] or database.wal != database.in_wal_mode():
                         raise _NotNow("the directory was replaced")
+                    if self._desperate():
+                        self._overtake(copied, segments(connection))
+                    else:
+                        self._still(copied)
                     size, patches, changed = now[0].size, list[Patch](), 0
                     if now != before:
                         size, patches, changed = self.copier.differences(database.descriptor, target, limit=PATCHES)
@@ -243,8 +262,35 @@ class _Capturing:
             self._copied(changed)
             self._settle(target, now[0])
 
-    def _approach(self, database: LiveDatabase, target: int, patient: float) -> tuple[Stamp | None, bytes] | None:
-        """Unlocked passes over the database until one sees no commit, or it is past ``patient`` and they gain little.
+    def _impatient(self, database: LiveDatabase) -> bool:
+        """Whether to hold writers while the database is compared, rather than to hope for a moment without commits."""
+        waited = self.approached is not None and time.monotonic() - self.approached > PATIENCE
+        return waited or os.fstat(database.descriptor).st_size <= SMALL
+
+    def _desperate(self) -> bool:
+        """Whether to hold writers while segments are copied, rather than to hope for a gap between two persists."""
+        return self.overtaken is not None and time.monotonic() - self.overtaken > LAST_RESORT
+
+    def _overtake(self, copied: dict[Segment, Stamps], live: tuple[Segment, ...]) -> None:
+        """Under the lock: copy again what was persisted since, waiting for a persist that is under way.
+
+        It ends: Chroma's one compactor cannot register that persist, nor begin another one, before we let go.
+        """
+        until = time.monotonic() + HOLD
+        for gone in copied.keys() - set(live):
+            del copied[gone]
+        for segment in live:
+            found = copied.get(segment, ())
+            while stamps(self.source / segment.id) != found:
+                try:
+                    found = copied[segment] = self._copy_segment(segment)
+                except _NotNow:
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(RETRY / 10)
+
+    def _approach(self, database: LiveDatabase, target: int) -> tuple[Stamp | None, bytes] | None:
+        """Unlocked passes over the database until one sees no commit, or ``PATIENCE`` is over and they gain little.
 
         Returns the stamp from before the last pass; None if a write right after it might not have changed it.
         """
@@ -254,17 +300,19 @@ class _Capturing:
             aged = before[0] is not None and settled([before[0]], TICK)
             changed = self.copier.bring_up(database.descriptor, target, reflink=self.reflink)
             self._copied(changed)
+            self.approached = self.approached or time.monotonic()
             if aged and database.stamp() == before:
                 return before
-            if time.monotonic() > patient and (changed <= CLOSE_ENOUGH or 0 < last <= changed):
+            if self._impatient(database) and (changed <= CLOSE_ENOUGH or 0 < last <= changed):
                 return before if aged else None
             last = changed
 
-    def _copy_wal(self, database: LiveDatabase, deadline: float) -> None:
+    def _copy_wal(self, database: LiveDatabase, copied: dict[Segment, Stamps], deadline: float) -> None:
         """A read transaction pins one state without keeping writers out; SQLite's backup reads it page by page."""
         part = self.into / (DATABASE + PART)
         part.unlink(missing_ok=True)
         with database.shared(deadline) as connection, closing(sqlite3.connect(part)) as copy:
+            self._still(copied)
             connection.backup(copy)
         found = stamp(database.descriptor)
         self._copied(part.stat().st_size)
