@@ -12,6 +12,7 @@ from chromakeep.cli import output
 from chromakeep.events import Event, Noted, PhaseStarted, Progressed, Retried, ServerLine
 
 INTERVAL = 0.2  # seconds between two JSON lines of the same phase's progress
+REFRESH = 0.1  # seconds between two drawings of the bar
 
 
 class Lines:
@@ -78,6 +79,7 @@ class Bar(Lines):
         self._lock = threading.Lock()
         self._bar: Any = None
         self._task: Any = None
+        self._refreshed = 0.0
 
     def __call__(self, event: Event) -> None:
         with self._lock:
@@ -86,6 +88,7 @@ class Bar(Lines):
             elif isinstance(event, Progressed):
                 if self._bar is not None:
                     self._bar.update(self._task, completed=event.done_bytes)
+                    self._refresh()
             else:
                 super().__call__(event)
 
@@ -96,11 +99,18 @@ class Bar(Lines):
 
         if self._bar is None:
             columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Rate(), TimeRemainingColumn())
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            # No thread that refreshes it: backup and restore fork, where they are alone in their process.
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
             self._bar.start()
         elif self._task is not None:
             self._bar.remove_task(self._task)
         self._task = self._bar.add_task(event.phase, total=event.total_bytes)
+        self._refresh(now=True)
+
+    def _refresh(self, *, now: bool = False) -> None:
+        if self._bar is not None and (now or time.monotonic() - self._refreshed > REFRESH):
+            self._bar.refresh()
+            self._refreshed = time.monotonic()
 
     def say(self, line: str) -> None:
         if self._bar is None:

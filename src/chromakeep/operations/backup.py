@@ -7,14 +7,14 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import chromakeep
+from chromakeep.chroma.aside import Aside, aside
 from chromakeep.chroma.capture import Capture, capture
-from chromakeep.chroma.inspection import Inspection, inspect
+from chromakeep.chroma.inspection import Inspection
 from chromakeep.chroma.layout import file_layouts
 from chromakeep.errors import CorruptObject, DiskFull, NotAChromaDirectory, RepositoryBusy, SourceBroken, StoreError
 from chromakeep.events import Noted, Observer, PhaseStarted, Progressed, ignore
@@ -68,7 +68,10 @@ def backup(
             captured = capture(source, into, timeout=PATIENCE, observer=observer)
             moment = rfc3339(now())
             try:
-                return _publish(source, captured, moment, repository, allow_empty, started, observer)
+                with aside(captured.path) as validating:
+                    validating.go()
+                    validating.go()
+                    return _publish(source, captured, moment, repository, validating, allow_empty, started, observer)
             except RepositoryBusy as e:
                 if attempt == ATTEMPTS:
                     raise
@@ -85,6 +88,7 @@ def _publish(
     captured: Capture,
     moment: str,
     repository: Repository,
+    validating: Aside,
     allow_empty: bool,
     started: float,
     observer: Observer,
@@ -97,18 +101,16 @@ def _publish(
     try:
         parent = _parent(repository, layouts, origin)
         writer = SnapshotWriter(repository, session, parent)
-        with ThreadPoolExecutor(1, thread_name_prefix="inspect") as aside:
-            validated = aside.submit(inspect, captured.path)
-            observer(PhaseStarted("store", total))
-            done = 0
+        observer(PhaseStarted("store", total))
+        done = 0
 
-            def count(size: int) -> None:
-                nonlocal done
-                done += size
-                observer(Progressed("store", done))
+        def count(size: int) -> None:
+            nonlocal done
+            done += size
+            observer(Progressed("store", done))
 
-            files = tuple(writer.add_file(captured.path / n, n, layout, count) for n, layout in layouts.items())
-            inspection = validated.result()
+        files = tuple(writer.add_file(captured.path / n, n, layout, count) for n, layout in layouts.items())
+        inspection = validating.result()
         refuse_broken(source, inspection, allow_empty=allow_empty, observer=observer)
         new = writer.publish()
         snapshot = Snapshot(

@@ -7,14 +7,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
+from chromakeep.chroma.aside import Aside, aside
 from chromakeep.chroma.catalog import Catalog
-from chromakeep.chroma.inspection import Inspection, inspect
+from chromakeep.chroma.inspection import Inspection
 from chromakeep.chroma.subset import keep_only
 from chromakeep.chroma.writers import writers
 from chromakeep.errors import (
@@ -94,12 +94,12 @@ def restore(
         _check_room(target, total)
         fresh = place.beside(target, "restoring")
         try:
-            reader = SnapshotReader(repository)
             local = None if was_empty else target
-            try:
-                found = _rebuild(reader, snapshot, fresh, local, wanted if collections is not None else None, observer)
-            finally:
-                reader.close()
+            some = wanted if collections is not None else None
+            # SQLite's quick check was done at the backup, and every byte is verified to be what it saw.
+            with aside(fresh, quick_check=False) as inspecting, closing(SnapshotReader(repository)) as reader:
+                _rebuild(reader, snapshot, fresh, local, some, inspecting, observer)
+                found = inspecting.result()
             compare(found, wanted)
             kept = place.install(fresh, target)
         finally:
@@ -225,13 +225,13 @@ def _rebuild(
     fresh: Path,
     local: Path | None,
     wanted: tuple[Collection, ...] | None,
+    inspecting: Aside,
     observer: Observer,
-) -> Inspection:
-    """Write the files below ``fresh``, synced, and inspect them. ``local`` may hold some of their content already.
+) -> None:
+    """Write the files below ``fresh``, synced. ``local`` may hold some of their content already.
 
     The database comes first: of a part of the collections it names the segments, and the others are taken out of it;
-    and its records are read while the index files are still being written. SQLite's quick check was done at the backup,
-    and every byte is verified to be what it saw; this is about records.
+    and its records are inspected while the index files are still being written.
     """
     observer(PhaseStarted("restore", sum(f.size for f in snapshot.files)))
     done = 0
@@ -242,9 +242,7 @@ def _rebuild(
         observer(Progressed("restore", done))
 
     files = sorted(snapshot.files, key=lambda f: f.path != DATABASE)
-    complete: Future[None] = Future()
-    aside = partial(ThreadPoolExecutor, 1)
-    with aside(thread_name_prefix="sync") as syncing, aside(thread_name_prefix="inspect") as inspecting:
+    with ThreadPoolExecutor(1, thread_name_prefix="sync") as syncing:
         synced = [syncing.submit(_sync_file, _write(reader, f, fresh, local, count), f) for f in files[:1]]
         if wanted is not None:
             synced[0].result()
@@ -252,19 +250,15 @@ def _rebuild(
             with Catalog(fresh) as catalog:
                 segments = {entry.vector_segment for entry in catalog.entries}
             files = [f for f in files if f.path.split("/")[0] in segments | {DATABASE}]
-        inspected = inspecting.submit(inspect, fresh, quick_check=False, index_files=complete.result)
-        try:
-            written = ((_write(reader, file, fresh, local, count), file) for file in files[1:])
-            synced.extend(syncing.submit(_sync_file, path, file) for path, file in written)
-            observer(PhaseStarted("verify"))
-            complete.set_result(None)
-        finally:
-            complete.cancel()  # of a restore that failed: ends the inspection
+        inspecting.go()
+        written = ((_write(reader, file, fresh, local, count), file) for file in files[1:])
+        synced.extend(syncing.submit(_sync_file, path, file) for path, file in written)
+        observer(PhaseStarted("verify"))
+        inspecting.go()
         folders = {(fresh / f.path).parent for f in files} | {fresh}
         synced.extend(syncing.submit(place.sync, folder) for folder in folders)
         for one in synced:
             one.result()
-        return inspected.result()
 
 
 def _write(

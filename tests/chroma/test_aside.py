@@ -1,0 +1,142 @@
+"""An inspection beside other work tells what ``inspect`` tells, in a process of its own and in a thread."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from chromakeep.chroma.aside import Aside, Forked, Threaded, aside
+from chromakeep.chroma.inspection import inspect
+from chromakeep.errors import NotAChromaDirectory, SourceError
+
+MAKE = """
+import sys, chromadb
+collection = chromadb.PersistentClient(sys.argv[1]).create_collection("words")
+collection.add(ids=[f"{n}" for n in range(300)], embeddings=[[n, 1, 2] for n in range(300)], documents=["é"] * 300)
+"""
+WAYS = [Threaded, pytest.param(Forked, marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"))]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("made") / "chroma"
+    subprocess.run([sys.executable, "-c", MAKE, str(place)], check=True)
+    return place
+
+
+def children() -> set[int]:
+    return {int(pid) for pid in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_inspect_says(way: type[Forked] | type[Threaded], made: Path) -> None:
+    """Collections with their digests, no problems: the same object."""
+    with way(made, quick_check=True) as beside:
+        beside.go()
+        beside.go()
+        assert beside.result() == inspect(made)
+    assert inspect(made).collections[0].count == 300
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_problems_come_through(way: type[Forked] | type[Threaded], made: Path, tmp_path: Path) -> None:
+    """A damaged directory is described in the same words."""
+    place = Path(shutil.copytree(made, tmp_path / "chroma"))
+    with (place / "chroma.sqlite3").open("r+b") as file:
+        file.seek(5 * 4096)
+        file.write(b"\xff" * 4096 * 3)
+    with way(place, quick_check=True) as beside:
+        beside.go()
+        beside.go()
+        found = beside.result()
+    assert found.problems
+    assert found == inspect(place)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_errors_come_through(way: type[Forked] | type[Threaded], tmp_path: Path) -> None:
+    """With class, message and hint."""
+    with pytest.raises(NotAChromaDirectory) as direct:
+        inspect(tmp_path)
+    with way(tmp_path, quick_check=False) as beside, pytest.raises(NotAChromaDirectory) as told:
+        beside.go()
+        beside.go()
+        beside.result()
+    assert (told.value.message, told.value.hint) == (direct.value.message, direct.value.hint)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_waits_for_both(way: type[Forked] | type[Threaded], made: Path, tmp_path: Path) -> None:
+    """Nothing is read before the first ``go``, and no segment before the second."""
+    place = tmp_path / "chroma"
+    with way(place, quick_check=True) as beside:
+        time.sleep(0.1)
+        place.mkdir()
+        shutil.copy2(made / "chroma.sqlite3", place)
+        beside.go()
+        time.sleep(0.3)
+        for folder in (p for p in made.iterdir() if p.is_dir()):
+            shutil.copytree(folder, place / folder.name)
+        beside.go()
+        assert beside.result() == inspect(made)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("times", [0, 1])
+def test_left_early(way: type[Forked] | type[Threaded], made: Path, times: int) -> None:
+    """It ends when it is left, however far it came; no child stays, no descriptor either."""
+    before, descriptors = children(), set(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with way(made, quick_check=True) as beside:
+        for _ in range(times):
+            beside.go()
+    assert children() == before
+    assert set(os.listdir("/proc/self/fd")) == descriptors  # noqa: PTH208
+    assert threading.active_count() == 1
+
+
+def test_a_process_that_dies(made: Path) -> None:
+    """Killed (out of memory): an error in words, not an empty answer."""
+    with Forked(made, quick_check=True) as beside, pytest.raises(SourceError, match="died"):
+        assert beside._pid
+        os.kill(beside._pid, signal.SIGKILL)
+        beside.go()
+        beside.result()
+
+
+def test_it_does_not_outlive_its_parent(made: Path) -> None:
+    """The parent is gone, SIGKILL or not: the child sees the end of its pipe."""
+    script = (
+        "import os, sys; from pathlib import Path; from chromakeep.chroma.aside import Forked\n"
+        "print(Forked(Path(sys.argv[1]), quick_check=True)._pid, flush=True); os._exit(9)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(made)], capture_output=True, text=True, check=False)
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{int(done.stdout)}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_process_only_where_that_is_sound(made: Path) -> None:
+    """Beside another thread of Python's, which might hold a lock, it is a thread."""
+
+    def way() -> type[Aside]:
+        with aside(made) as beside:
+            return type(beside)
+
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    assert way() is (Forked if sys.platform.startswith("linux") else Threaded)
+    other.start()
+    try:
+        assert way() is Threaded
+    finally:
+        done.set()
+        other.join()
