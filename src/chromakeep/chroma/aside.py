@@ -5,6 +5,7 @@ Reading every record for its digest is Python's work; in a thread, it and whoeve
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,8 @@ import msgspec
 from chromakeep import errors
 from chromakeep.chroma.inspection import Inspection, inspect
 
+ALL = 3  # stages
+
 
 def aside(path: Path, *, quick_check: bool = True) -> Aside:
     """An inspection of ``path`` that begins with the first ``go``.
@@ -33,13 +36,14 @@ def aside(path: Path, *, quick_check: bool = True) -> Aside:
 
 
 class Aside:
-    """``go()`` once when the database is there, and once more when the files of the segments are; then ``result()``.
+    """``go()`` when the database is there, again when the files of the segments are there but data_level0.bin, and for
+    the third time when these are too; then ``result()``.
 
     A context: leaving it without the result ends the inspection.
     """
 
-    def go(self) -> None:
-        """Let it read on."""
+    def go(self, stages: int = 1) -> None:
+        """Let it read on; ``ALL`` where everything is there."""
         raise NotImplementedError
 
     def result(self) -> Inspection:
@@ -76,15 +80,15 @@ class Threaded(Aside):
         if self._closed:
             raise CancelledError
 
-    def go(self) -> None:
-        self._gone.release()
+    def go(self, stages: int = 1) -> None:
+        self._gone.release(stages)
 
     def result(self) -> Inspection:
         return self._future.result()
 
     def close(self) -> None:
         self._closed = True
-        self._gone.release(2)
+        self._gone.release(ALL)
         self._pool.shutdown()
 
 
@@ -115,6 +119,8 @@ class Forked(Aside):
         try:
             for number in (signal.SIGINT, signal.SIGTERM):  # the parent's handlers would unwind the parent's work
                 signal.signal(number, signal.SIG_DFL)
+            gc.freeze()
+            gc.disable()  # it makes no cycles, and ends with its answer
             os.close(self._ask)  # or the end of the parent would not be seen
 
             def wait() -> None:
@@ -133,9 +139,9 @@ class Forked(Aside):
         finally:
             os._exit(status)
 
-    def go(self) -> None:
+    def go(self, stages: int = 1) -> None:
         with suppress(BrokenPipeError):  # ``result`` tells
-            os.write(self._ask, b"g")
+            os.write(self._ask, b"g" * stages)
 
     def result(self) -> Inspection:
         data = b""

@@ -40,8 +40,9 @@ def inspect(
     A damaged directory gives problems, never a traceback. Raises NotAChromaDirectory when it is none. Without
     ``digests`` vectors, documents and metadata are not read; ``quick_check`` runs SQLite's check beside the rest.
 
-    ``index_files`` is called when all is read but the files of the segments, and returns when these are there: for who
-    is still writing them. What it raises, this raises.
+    ``index_files`` is for who is still writing the files of the segments: it is called before the first of them is
+    read, when all must be there but the content of data_level0.bin, and once more before that is. It returns when they
+    are. What it raises, this raises.
     """
     observer(PhaseStarted("inspect"))
     try:

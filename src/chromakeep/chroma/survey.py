@@ -29,7 +29,7 @@ class Survey:
     """The findings: ``collections`` (with digests if asked for), ``problems`` and ``warnings``."""
 
     def __init__(self, catalog: Catalog, *, digests: bool, index_files: Callable[[], None] = lambda: None) -> None:
-        """``index_files`` is called before the first of them is looked at, and returns when they are all there."""
+        """``index_files``: see ``inspect``."""
         self.catalog, self.digests = catalog, digests
         self.problems: list[Problem] = []
         self.warnings: list[Problem] = []
@@ -41,9 +41,11 @@ class Survey:
             tally.ids += each.lanes.sum(axis=0)
         if digests:
             _Scan(catalog, records, tallies).run()
-        index_files()
+        stages = iter((index_files, index_files))
         for entry, each, here, tally in zip(catalog.entries, records, living, tallies, strict=True):
-            self._compare(entry, each, here, tally)
+            self._compare(entry, each, here, tally, stages)
+        for skipped in stages:
+            skipped()
         self.collections = tuple(
             Collection(
                 e.id,
@@ -59,12 +61,24 @@ class Survey:
             for e, r, t in zip(catalog.entries, records, tallies, strict=True)
         )
 
-    def _compare(self, entry: Entry, records: Records, here: NDArray[np.uint64], tally: Tally) -> None:
-        """One collection's index and queue with its records, ``here`` being the first words of their ids' hashes."""
+    def _compare(
+        self,
+        entry: Entry,
+        records: Records,
+        here: NDArray[np.uint64],
+        tally: Tally,
+        stages: Iterator[Callable[[], None]],
+    ) -> None:
+        """One collection's index and queue with its records, ``here`` being the first words of their ids' hashes.
+
+        The first of the ``stages`` waits for the files that are read first, the other for the elements.
+        """
         if not entry.vector_segment or not entry.metadata_segment:
             self._report(entry, DATABASE, "catalog", "the collection has not both its segments")
             return
+        next(stages, _there)()
         vectors = Vectors(self.catalog.directory, entry, self._queue)
+        next(stages, _there)()
         try:
             vectors.check(tally if self.digests else None)
         except OSError as error:
@@ -108,6 +122,10 @@ class Survey:
     def _problem(entry: Entry, file: str | None, code: str, message: str, ids: tuple[str, ...] = ()) -> Problem:
         path = f"{entry.vector_segment}/{file}" if file in hnsw.FILES else DATABASE
         return Problem(entry.name, entry.id, entry.vector_segment, path, code, message, ids[:MAX_IDS])
+
+
+def _there() -> None:
+    """What has once been waited for is there."""
 
 
 _IS_DOCUMENT, _IS_HIDDEN = 0, 1  # numbers of keys that are not metadata

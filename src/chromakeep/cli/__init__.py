@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
+
+BLAS = "OPENBLAS_NUM_THREADS"  # one thread: numpy would start more at its import (40 ms), and nothing here uses them
+added: list[str] = []  # variables that ``main`` added to the environment: not for other programs
 
 
 def main() -> None:
@@ -13,6 +18,10 @@ def main() -> None:
 
         output.write(f"chromakeep {__version__}")
         return
+    if BLAS not in os.environ:
+        os.environ[BLAS] = "1"
+        added.append(BLAS)
+    gc.set_threshold(50_000)  # imports and tables of records make objects, not garbage
     from chromakeep.cli.app import invoke
 
     sys.exit(invoke(sys.argv[1:]))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import chromakeep
-from chromakeep.chroma.aside import Aside, aside
+from chromakeep.chroma.aside import ALL, Aside, aside
 from chromakeep.chroma.capture import Capture, capture
 from chromakeep.chroma.inspection import Inspection
 from chromakeep.chroma.layout import file_layouts
@@ -69,8 +69,7 @@ def backup(
             moment = rfc3339(now())
             try:
                 with aside(captured.path) as validating:
-                    validating.go()
-                    validating.go()
+                    validating.go(ALL)
                     return _publish(source, captured, moment, repository, validating, allow_empty, started, observer)
             except RepositoryBusy as e:
                 if attempt == ATTEMPTS:

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
-from chromakeep.chroma.aside import Aside, aside
+from chromakeep.chroma.aside import ALL, Aside, aside
 from chromakeep.chroma.catalog import Catalog
 from chromakeep.chroma.inspection import Inspection
 from chromakeep.chroma.subset import keep_only
@@ -33,6 +34,7 @@ from chromakeep.repository.repository import Repository
 from chromakeep.repository.snapshots import FileEntry, Snapshot
 
 DATABASE = "chroma.sqlite3"
+ELEMENTS = "/data_level0.bin"  # the largest files: the inspection reads all others first
 HEADROOM = 16 << 20  # bytes of disk that a restore leaves free
 
 
@@ -231,7 +233,7 @@ def _rebuild(
     """Write the files below ``fresh``, synced. ``local`` may hold some of their content already.
 
     The database comes first: of a part of the collections it names the segments, and the others are taken out of it;
-    and its records are inspected while the index files are still being written.
+    and its records are inspected while the index files are still being written, the large ones last.
     """
     observer(PhaseStarted("restore", sum(f.size for f in snapshot.files)))
     done = 0
@@ -241,7 +243,7 @@ def _rebuild(
         done += size
         observer(Progressed("restore", done))
 
-    files = sorted(snapshot.files, key=lambda f: f.path != DATABASE)
+    files = sorted(snapshot.files, key=lambda f: (f.path != DATABASE, f.path.endswith(ELEMENTS)))
     with ThreadPoolExecutor(1, thread_name_prefix="sync") as syncing:
         synced = [syncing.submit(_sync_file, _write(reader, f, fresh, local, count), f) for f in files[:1]]
         if wanted is not None:
@@ -251,10 +253,21 @@ def _rebuild(
                 segments = {entry.vector_segment for entry in catalog.entries}
             files = [f for f in files if f.path.split("/")[0] in segments | {DATABASE}]
         inspecting.go()
-        written = ((_write(reader, file, fresh, local, count), file) for file in files[1:])
-        synced.extend(syncing.submit(_sync_file, path, file) for path, file in written)
-        observer(PhaseStarted("verify"))
+        small = [f for f in files[1:] if not f.path.endswith(ELEMENTS)]
+        large = files[1 + len(small) :]
+
+        def write(file: FileEntry) -> None:
+            synced.append(syncing.submit(_sync_file, _write(reader, file, fresh, local, count), file))
+
+        for file in small:
+            write(file)
+        for file in large:
+            _make(fresh, file).close()  # of the size it will have, to which the others are compared
         inspecting.go()
+        for file in large:
+            write(file)
+        observer(PhaseStarted("verify"))
+        inspecting.go(ALL)
         folders = {(fresh / f.path).parent for f in files} | {fresh}
         synced.extend(syncing.submit(place.sync, folder) for folder in folders)
         for one in synced:
@@ -265,12 +278,21 @@ def _write(
     reader: SnapshotReader, file: FileEntry, fresh: Path, local: Path | None, count: Callable[[int], None]
 ) -> Path:
     path = fresh / file.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb", buffering=0) as out:
+    with path.open("r+b", buffering=0) if path.exists() else _make(fresh, file) as out:
         reader.read(file, out, count, local / file.path if local else None)
-    if path.stat().st_size != file.size:
-        raise NotAChromaDirectory(f"{path}: {path.stat().st_size} bytes were written, {file.size} belong there")
+        written = out.tell()
+    if written != file.size:
+        raise NotAChromaDirectory(f"{path}: {written} bytes were written, {file.size} belong there")
     return path
+
+
+def _make(fresh: Path, file: FileEntry) -> FileIO:
+    """A new file of the snapshot's size, all zeros, and none of them on disk."""
+    path = fresh / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    out = path.open("xb", buffering=0)
+    out.truncate(file.size)
+    return out
 
 
 def _sync_file(path: Path, file: FileEntry) -> None:

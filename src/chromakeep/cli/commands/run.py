@@ -12,7 +12,7 @@ from types import FrameType
 import click
 
 from chromakeep.addresses import local_path, parse
-from chromakeep.cli import output
+from chromakeep.cli import added, output
 from chromakeep.cli.command import Call, command
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS, PREFIX
@@ -56,7 +56,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
         settings.secret()
     listen = [word for key in ("host", "port") if (value := settings.text(key)) for word in (KEYS[key].flag, value)]
     stage = settings.text("stage")
-    ours_apart = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
     done = operation(
         RunSettings(
             data=data,
@@ -72,7 +72,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
         observer=call.observer,
         stop=stop,
         hurry=hurry,
-        env=ours_apart,  # Chroma is not told the password
+        env=theirs,  # Chroma is not told the password
     )
     newest = f", the newest {done.snapshot}" if done.snapshot else ""
     text = f"stopped after {output.duration(done.seconds)}: {output.plural(done.snapshots, 'snapshot')} taken{newest}"
