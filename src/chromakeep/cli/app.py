@@ -66,10 +66,7 @@ for _command in (
 
 
 def invoke(arguments: list[str]) -> int:
-    """Run one command line and return its exit status; nothing but the status and the output leaves here.
-
-    ``run`` does not return: what the end of its grace period cut off goes on in threads that must not hold up the end.
-    """
+    """Run one command line and return its exit status; nothing but the status and the output leaves here."""
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
     command = next((a for a in ours if not a.startswith("-")), None)
     signal.signal(signal.SIGTERM, _terminated)
@@ -81,8 +78,6 @@ def invoke(arguments: list[str]) -> int:
         debug = "--debug" in ours or os.environ.get("CHROMAKEEP_DEBUG", "").lower() in ("1", "true", "yes", "on")
         known = command if command in program.commands else None
         status = failures.report(error, command=known, as_json="--json" in ours, debug=debug)
-    if command == "run":
-        os._exit(status)
     return status
 
 

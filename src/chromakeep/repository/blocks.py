@@ -83,7 +83,7 @@ def _words(lower: npt.NDArray[np.uint8], highest: npt.NDArray[np.uint8]) -> npt.
     return words
 
 
-def encode_like(stored: bytes, data: bytes) -> bytes:
+def encode_like(stored: bytes | memoryview, data: bytes) -> bytes:
     """Compress ``data`` in the way ``stored``, a block of the same column, was compressed."""
     width = int.from_bytes(stored[1:5], "little")
     return encode(data, Column(width, FLOAT32 if stored[0] == FLOATS else PLAIN))

@@ -28,7 +28,7 @@ from chromakeep.errors import CorruptObject, MissingObject, ObjectExists, Object
 from chromakeep.repository.compaction import compact, sparse_blocks
 from chromakeep.repository.index import Index, IndexPart, PackInfo, Place, entry_rows
 from chromakeep.repository.liveness import Needs, needs
-from chromakeep.repository.packs import DATA, META, PackWriter, open_block, session_of
+from chromakeep.repository.packs import DATA, META, PackWriter, Stored, open_block, session_of
 from chromakeep.repository.reader import SnapshotReader
 from chromakeep.repository.repository import MERGED, RESCUED, Condemned, Repository
 from chromakeep.repository.sessions import Session, SessionInfo, fence, is_dead, open_sessions
@@ -179,9 +179,9 @@ class _Collection:
                 f: PackWriter(self.store, self.repository.keys, self.session.id, f, putting) for f in (DATA, META)
             }
 
-            def move(stored: bytes, identity: bytes, place: Place) -> None:
+            def move(stored: Stored, identity: bytes, place: Place) -> None:
                 verify(self.repository, stored, identity, place)
-                encoded = open_block(stored, place.pack, place.offset, identity, self.repository.keys)
+                encoded = bytes(open_block(stored, place.pack, place.offset, identity, self.repository.keys))
                 writers[place.pack.split("/", 1)[0]].add(identity, encoded, place.length)
 
             replaced = set(plan.sparse)
@@ -257,7 +257,7 @@ class _Collection:
                 self.store.delete(info.name)
 
 
-def verify(repository: Repository, stored: bytes, identity: bytes, place: Place) -> None:
+def verify(repository: Repository, stored: Stored, identity: bytes, place: Place) -> None:
     """Raise ``CorruptObject`` unless these bytes are the block, list or map they are indexed as."""
     try:
         repository.block(stored, identity, place)

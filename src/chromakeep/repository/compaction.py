@@ -15,7 +15,7 @@ from chromakeep.layout import Column
 from chromakeep.repository.blocks import encode, encode_like
 from chromakeep.repository.index import Place
 from chromakeep.repository.liveness import Needs, batches
-from chromakeep.repository.packs import open_block
+from chromakeep.repository.packs import Stored, open_block
 from chromakeep.repository.reader import SnapshotReader
 from chromakeep.repository.spans import SpanMap
 
@@ -43,7 +43,7 @@ def compact(reader: SnapshotReader, needed: Needs, sparse: set[bytes], put_data:
     ranks: dict[bytes, npt.NDArray[np.int64]] = {}
     repository = reader.repository
 
-    def cut(stored: bytes, identity: bytes, place: Place) -> None:
+    def cut(stored: Stored, identity: bytes, place: Place) -> None:
         data, unit, used = repository.block(stored, identity, place), units[identity], needed.blocks[identity]
         pieces = [data[i * unit : (i + 1) * unit] for i in np.flatnonzero(used).tolist()]
         kept = b"".join(pieces)

@@ -25,13 +25,15 @@ MAGIC = b"CKPACK1\n"
 TARGET = 16 << 20
 DATA, META = "packs", "meta"
 
+Stored = bytes | memoryview  # a block as a pack has it; mostly a view of a range that was read
+
 
 def session_of(pack: str) -> str:
     """The session that wrote a pack: its name is ``<folder>/<session>-<number>``."""
     return pack.split("/", 1)[1].rsplit("-", 1)[0]
 
 
-def open_block(stored: bytes, pack: str, offset: int, identity: bytes, keys: Keys) -> bytes:
+def open_block(stored: Stored, pack: str, offset: int, identity: bytes, keys: Keys) -> Stored:
     """The encoded block out of its stored bytes: decrypted and authenticated, or as it is."""
     cipher = keys.cipher(pack)
     if cipher is None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from chromakeep.errors import CorruptObject, MissingObject
 from chromakeep.repository.index import Index, Place
+from chromakeep.repository.packs import Stored
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.snapshots import FileEntry
 from chromakeep.repository.spans import SpanMap, rows_per_span, unit_hashes
@@ -206,7 +207,7 @@ class SnapshotReader:
         """Span maps by id, verified. Raises ``MissingObject`` / ``CorruptObject``."""
         maps: dict[bytes, SpanMap] = {}
 
-        def opened(stored: bytes, identity: bytes, place: Place) -> None:
+        def opened(stored: Stored, identity: bytes, place: Place) -> None:
             maps[identity] = self.repository.span_map(stored, identity, place)
 
         self.get(ids, opened)
@@ -216,7 +217,7 @@ class SnapshotReader:
         """Decoded blocks by id from the store, each verified."""
         found: dict[bytes, bytes] = {}
 
-        def opened(stored: bytes, identity: bytes, place: Place) -> None:
+        def opened(stored: Stored, identity: bytes, place: Place) -> None:
             found[identity] = self.repository.block(stored, identity, place)
 
         self.get(dict.fromkeys(ids), opened)
@@ -226,7 +227,7 @@ class SnapshotReader:
         """Decoded blocks, from the cache or the store, for ``_span``, which verifies every byte it takes from them."""
         found = {i: self._cache[i] for i in wanted if i in self._cache}
 
-        def opened(stored: bytes, identity: bytes, place: Place) -> None:
+        def opened(stored: Stored, identity: bytes, place: Place) -> None:
             found[identity] = self.repository.plain(stored, identity, place)
 
         self.get([i for i in wanted if i not in found], opened)
@@ -239,16 +240,16 @@ class SnapshotReader:
             self._cached -= len(self._cache.popitem(last=False)[1])
         return found
 
-    def get(self, ids: Iterable[bytes], opened: Callable[[bytes, bytes, Place], None]) -> None:
+    def get(self, ids: Iterable[bytes], opened: Callable[[Stored, bytes, Place], None]) -> None:
         """Fetch blocks, neighbours in a pack together, several ranges at a time, and hand each to ``opened``."""
         self.fetch_places([(self.place(i), i) for i in ids], opened)
 
-    def fetch_places(self, places: list[tuple[Place, bytes]], opened: Callable[[bytes, bytes, Place], None]) -> None:
+    def fetch_places(self, places: list[tuple[Place, bytes]], opened: Callable[[Stored, bytes, Place], None]) -> None:
         """``get`` for blocks whose places are known."""
         places.sort(key=lambda p: (p[0].pack, p[0].offset))
         list(self._getting.map(lambda group: self._fetch(group, opened), _ranges(places)))
 
-    def _fetch(self, group: list[tuple[Place, bytes]], opened: Callable[[bytes, bytes, Place], None]) -> None:
+    def _fetch(self, group: list[tuple[Place, bytes]], opened: Callable[[Stored, bytes, Place], None]) -> None:
         first, last = group[0][0], group[-1][0]
         span = Place(first.pack, first.offset, last.offset + last.stored - first.offset, 0)
         try:
@@ -264,10 +265,10 @@ class SnapshotReader:
             for place, identity in again:
                 opened(self._counted(self.repository.stored(place)), identity, place)
             return
-        self._counted(data)
+        view = memoryview(self._counted(data))
         for place, identity in group:
             at = place.offset - first.offset
-            opened(data[at : at + place.stored], identity, place)
+            opened(view[at : at + place.stored], identity, place)
 
     def _counted(self, data: bytes) -> bytes:
         self.fetched_bytes += len(data)

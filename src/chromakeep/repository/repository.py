@@ -28,7 +28,7 @@ from chromakeep.repository import snapshots as snapshots_
 from chromakeep.repository.blocks import decode
 from chromakeep.repository.index import Index, IndexPart, Place
 from chromakeep.repository.keys import Keys, Slot, new_master, unwrap, wrap
-from chromakeep.repository.packs import open_block
+from chromakeep.repository.packs import Stored, open_block
 from chromakeep.repository.sealed import seal, unseal
 from chromakeep.repository.snapshots import Snapshot, now, rfc3339, select
 from chromakeep.repository.spans import SpanMap
@@ -288,21 +288,21 @@ class Repository:
             raise CorruptObject(place.pack, f"is truncated: {len(data)} of {place.stored} bytes at {place.offset}")
         return data
 
-    def block(self, stored: bytes, identity: bytes, place: Place) -> bytes:
+    def block(self, stored: Stored, identity: bytes, place: Place) -> bytes:
         """Plaintext of a block (or span list) out of its stored bytes, verified against its id."""
         data = self.plain(stored, identity, place)
         if self.keys.block_id(data) != identity:
             raise CorruptObject(place.pack, f"the block at byte {place.offset} holds other bytes than recorded")
         return data
 
-    def span_map(self, stored: bytes, identity: bytes, place: Place) -> SpanMap:
+    def span_map(self, stored: Stored, identity: bytes, place: Place) -> SpanMap:
         """A span map out of its stored bytes; its own checksum verifies it, its id is of the bytes it describes."""
         try:
             return SpanMap.decode(self.plain(stored, identity, place))
         except ValueError as e:
             raise CorruptObject(place.pack, f"the span map at byte {place.offset} is damaged ({e})") from None
 
-    def plain(self, stored: bytes, identity: bytes, place: Place) -> bytes:
+    def plain(self, stored: Stored, identity: bytes, place: Place) -> bytes:
         """Plaintext of a block, for who verifies what becomes of it."""
         try:
             return decode(open_block(stored, place.pack, place.offset, identity, self.keys), place.length)
