@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -15,11 +14,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one finished process: wall and CPU seconds, and peak resident memory of its largest process in MB."""
+    """Of one finished process and its children: wall and CPU seconds."""
 
     wall: float
     cpu: float
-    rss: float
 
 
 def measure(command: Sequence[str | Path], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Cost:
@@ -33,11 +31,39 @@ def measure(command: Sequence[str | Path], env: Mapping[str, str] | None = None,
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}: exit status {process.returncode}")
-    return Cost(wall, usage.ru_utime + usage.ru_stime, _megabytes(usage))
+    return Cost(wall, usage.ru_utime + usage.ru_stime)
 
 
-def _megabytes(usage: resource.struct_rusage) -> float:
-    return usage.ru_maxrss / 1000
+def peak_memory(command: Sequence[str | Path], env: Mapping[str, str] | None = None) -> float:
+    """Run a command, looking every 5 ms at the memory of it and all its children; the largest sum in MB.
+
+    Proportional set size: a page that two processes share counts once. For a run that is not timed.
+    """
+    process = subprocess.Popen([str(c) for c in command], env={**os.environ, **(env or {})}, stdout=subprocess.DEVNULL)
+    most = 0
+    while process.poll() is None:
+        most = max(most, sum(_proportional(pid) for pid in _family(process.pid)))
+        time.sleep(0.005)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(map(str, command))}: exit status {process.returncode}")
+    return most * 1024 / 1e6
+
+
+def _family(pid: int) -> list[int]:
+    try:
+        children = [c for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
+    except OSError:  # it has ended
+        children = []
+    return [pid, *(p for child in children for p in _family(int(child)))]
+
+
+def _proportional(pid: int) -> int:
+    """KiB; 0 for a process that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def size(folder: Path) -> int:
@@ -53,10 +79,16 @@ class Tool:
     def __init__(self, repository: Path) -> None:
         self.repository = repository
         self.env: dict[str, str] = {}
+        self.program: tuple[str | Path, ...] = ()
+        self.memory: list[float] | None = None  # peaks in MB, where a run is not timed but looked at
 
     def run(self, *args: str | Path) -> Cost:
         """One command of the tool."""
-        raise NotImplementedError
+        command = [*self.program, *args]
+        if self.memory is None:
+            return measure(command, self.env)
+        self.memory.append(peak_memory(command, self.env))
+        return Cost(0, 0)
 
     def init(self) -> None:
         """Make the repository."""
@@ -80,10 +112,8 @@ class Restic(Tool):
     def __init__(self, repository: Path) -> None:
         super().__init__(repository)
         cache = repository.with_name("restic-cache")
+        self.program = ("restic", "--quiet")
         self.env = {"RESTIC_PASSWORD": "bench", "RESTIC_REPOSITORY": str(repository), "RESTIC_CACHE_DIR": str(cache)}
-
-    def run(self, *args: str | Path) -> Cost:
-        return measure(["restic", "--quiet", *args], self.env)
 
     def backup(self, directory: Path) -> Cost:
         return self.run("backup", directory)
@@ -99,12 +129,10 @@ class Chromakeep(Tool):
 
     def __init__(self, repository: Path, *, encrypted: bool = False) -> None:
         super().__init__(repository)
+        self.program = (Path(sys.executable).with_name("chromakeep"),)
         if encrypted:
             self.name = "chromakeep, encrypted"
             self.env = {"CHROMAKEEP_PASSWORD": "bench"}
-
-    def run(self, *args: str | Path) -> Cost:
-        return measure([Path(sys.executable).with_name("chromakeep"), *args], self.env)
 
     def init(self) -> None:
         shutil.rmtree(self.repository, ignore_errors=True)

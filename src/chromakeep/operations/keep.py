@@ -108,7 +108,7 @@ class Keeping:
         self._beside.remember(captured=before, snapshot=done.snapshot)
         self._observer(
             Noted(
-                f"snapshot {done.snapshot}: {done.new_bytes / 1e6:.1f} MB new of {done.total_bytes / 1e6:.1f}"
+                f"snapshot {done.snapshot}: {_megabytes(done.new_bytes)} new of {_megabytes(done.total_bytes)}"
                 f" in {done.seconds:.1f} s, writers waited {done.pause_seconds * 1000:.0f} ms"
             )
         )
@@ -142,3 +142,8 @@ class _Reading:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+
+def _megabytes(count: int) -> str:
+    """In three digits: a small change must not read as none."""
+    return f"{count / 1e6:.3g} MB" if count < 999e6 else f"{count / 1e6:,.0f} MB"

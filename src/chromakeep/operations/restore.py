@@ -54,11 +54,12 @@ class RestoreResult:
 
 @dataclass(frozen=True, slots=True)
 class RollbackResult:
-    """``restored`` is in place at ``target`` again; what was there is ``kept``."""
+    """``restored`` is in place at ``target`` again (in a dry run: would be); what was there is ``kept``."""
 
     target: str
     restored: str
     kept: str
+    dry_run: bool
 
 
 def restore(
@@ -122,13 +123,13 @@ def restore(
     )
 
 
-def rollback(target: Path) -> RollbackResult:
+def rollback(target: Path, *, dry_run: bool = False) -> RollbackResult:
     """Swap back what the last restore replaced; what is there now is kept in its turn. Renames only: no copying."""
     target = target.resolve()
     old = place.newest_old(target)
     _refuse_in_use(target)
-    kept = place.install(old, target)
-    return RollbackResult(str(target), str(old), str(kept) if kept else "")
+    kept = place.kept_as(target) if dry_run else place.install(old, target)
+    return RollbackResult(str(target), str(old), str(kept) if kept else "", dry_run)
 
 
 def compare(found: Inspection, recorded: Sequence[Collection]) -> None:

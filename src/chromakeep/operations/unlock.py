@@ -11,13 +11,14 @@ from chromakeep.repository.sessions import fence, is_dead, open_sessions
 
 @dataclass(frozen=True, slots=True)
 class UnlockReport:
-    """Sessions ended, and those left because their writer may be alive."""
+    """Sessions ended (in a dry run: that would be), and those left because their writer may be alive."""
 
     fenced: tuple[str, ...]
     left: tuple[str, ...]
+    dry_run: bool
 
 
-def unlock(repository: Repository, *, everything: bool = False) -> UnlockReport:
+def unlock(repository: Repository, *, everything: bool = False, dry_run: bool = False) -> UnlockReport:
     """Fence the sessions whose process is known to be gone; with ``everything``, all of them.
 
     Always safe: a writer that was alive after all finds at its commit that it was fenced, publishes nothing, and
@@ -29,7 +30,9 @@ def unlock(repository: Repository, *, everything: bool = False) -> UnlockReport:
             "this store cannot fence a living writer (its put-if-absent does not hold)",
             hint="stop all writers first, then delete the objects under sessions/ by hand",
         )
-    fenced = [i for i, info in sorted(found.items()) if (everything or is_dead(info)) and fence(repository, i)]
-    for identity in fenced:
-        repository.store.delete(f"sessions/{identity}")
-    return UnlockReport(tuple(fenced), tuple(i for i in sorted(found) if i not in fenced))
+    ended = [i for i, info in sorted(found.items()) if everything or is_dead(info)]
+    if not dry_run:
+        ended = [identity for identity in ended if fence(repository, identity)]
+        for identity in ended:
+            repository.store.delete(f"sessions/{identity}")
+    return UnlockReport(tuple(ended), tuple(i for i in sorted(found) if i not in ended), dry_run)

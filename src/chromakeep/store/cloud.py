@@ -10,7 +10,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from chromakeep.addresses import Address
@@ -22,6 +22,7 @@ from chromakeep.store.names import checked, checked_prefix, is_name
 
 CONNECT_SECONDS = 10.0
 T = TypeVar("T")
+FAILURES = (BaseError, OSError, ValueError)  # obstore's own, and those of Python's that it raises in their place
 
 
 class CloudStore:
@@ -53,7 +54,7 @@ class CloudStore:
             self._store = _connect(address, configuration(address, environ or {}) | dict(options or {}), timeout)
         except ChromakeepError:
             raise
-        except Exception as error:
+        except FAILURES as error:
             raise translated(error, address, "") from None
 
     def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
@@ -68,7 +69,7 @@ class CloudStore:
             raise StoreUnavailable(
                 f"{self.address}: {name}: the store answers that another write is under way"
             ) from None
-        except Exception as error:
+        except FAILURES as error:
             raise translated(error, self.address, "") from None
 
     def get(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
@@ -83,7 +84,7 @@ class CloudStore:
             options = {"range": {"offset": start}}
         try:
             return _interruptibly(lambda: bytes(obstore.get(self._store, path, options=options).bytes()))
-        except Exception as error:
+        except FAILURES as error:
             if options is not None and is_past_the_end(error):
                 return b""
             raise translated(error, self.address, name) from None
@@ -92,7 +93,7 @@ class CloudStore:
         path = self._folder + checked(name)
         try:
             meta = _interruptibly(lambda: obstore.head(self._store, path))
-        except Exception as error:
+        except FAILURES as error:
             raise translated(error, self.address, name) from None
         return ObjectInfo(name, meta["size"], meta["last_modified"].timestamp())
 
@@ -110,7 +111,7 @@ class CloudStore:
 
         try:
             _interruptibly(read)
-        except Exception as error:
+        except FAILURES as error:
             raise translated(error, self.address, "") from None
         return iter(sorted(found, key=lambda info: info.name))
 
@@ -121,7 +122,7 @@ class CloudStore:
         except FileNotFoundError as error:
             if is_bucket_missing(error):
                 raise translated(error, self.address, "") from None
-        except Exception as error:
+        except FAILURES as error:
             raise translated(error, self.address, "") from None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import timedelta
 
 import click
@@ -140,18 +139,10 @@ def unlock(call: Call, repo: str | None, everything: bool, dry_run: bool) -> Rep
 
     A prune need not wait for them then. A writer whose session is ended cannot publish: it fails and must start again.
     """
-    from chromakeep.operations.unlock import UnlockReport
     from chromakeep.operations.unlock import unlock as operation
-    from chromakeep.repository.sessions import is_dead, open_sessions
 
     repository = call.repository(call.needs(repo, "repository", "REPO"))
-    if dry_run:
-        found = {name: everything or is_dead(info) for name, info in sorted(open_sessions(repository).items())}
-        report = UnlockReport(
-            tuple(n for n, end in found.items() if end), tuple(n for n, end in found.items() if not end)
-        )
-    else:
-        report = operation(repository, everything=everything)
+    report = operation(repository, everything=everything, dry_run=dry_run)
     lines = [f"{'would end' if dry_run else 'ended'} {session}" for session in report.fenced]
     lines += [f"left {session}: it may be alive (--everything ends it, too)" for session in report.left]
-    return Reply({**asdict(report), "dry_run": dry_run}, "\n".join(lines) or "nothing to end")
+    return Reply(report, "\n".join(lines) or "nothing to end")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from chromakeep.addresses import local_path, split_selector
@@ -78,15 +76,11 @@ def rollback(call: Call, to: str | None, dry_run: bool) -> Reply:
 
     What is there now is kept aside in its place.
     """
-    from chromakeep.operations import place as places
-    from chromakeep.operations.restore import RollbackResult
     from chromakeep.operations.restore import rollback as operation
 
-    target = local_path(call.needs(to, "data", "TO"))
+    done = operation(local_path(call.needs(to, "data", "TO")), dry_run=dry_run)
     if dry_run:
-        done = RollbackResult(str(target), str(places.newest_old(target)), str(places.kept_as(target)))
         text = f"would bring {done.restored} back to {done.target} and keep what is there as {done.kept}"
     else:
-        done = operation(target)
         text = f"{done.target} is again what was kept as {done.restored}; what was there is kept as {done.kept}"
-    return Reply({**asdict(done), "dry_run": dry_run}, text)
+    return Reply(done, text)
