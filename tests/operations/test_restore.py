@@ -67,7 +67,11 @@ def test_replace_keeps_what_was_there_and_rollback_swaps(world: World, tmp_path:
     assert done.old and Path(done.old).parent == tmp_path and Path(done.old).name.startswith("data.old-")
     assert everything(Path(done.old)) == {"note": b"mine"} and everything(target) == newest(world)
     for n in range(4):
+        before = everything(tmp_path)
+        told = rollback(target, dry_run=True)
+        assert told.dry_run and everything(tmp_path) == before
         swapped = rollback(target)
+        assert swapped.restored == told.restored
         assert everything(target) == (newest(world) if n % 2 else {"note": b"mine"})
         assert everything(Path(swapped.kept)) == ({"note": b"mine"} if n % 2 else newest(world))
     assert len(list(tmp_path.iterdir())) == 2

@@ -213,6 +213,8 @@ def test_prune_waits_for_a_writer_and_then_leaves_the_deleting_to_the_next(scene
     assert first.deferred and len(first.removed) == 4
     assert sum(o.size for o in store.list("packs/")) >= held
     assert unlock(Repository.open(store)).fenced == ()
+    told, before = unlock(Repository.open(store), everything=True, dry_run=True), list(store.list())
+    assert len(told.fenced) == 1 and told.dry_run and list(store.list()) == before
     assert len(unlock(Repository.open(store), everything=True).fenced) == 1
     second = prune(Repository.open(store), KEEP_ONE, wait=0.0)
     assert not second.deferred and second.freed_bytes > 0
