@@ -1,4 +1,4 @@
-"""A small file system of one's own for the length of a call: in a child process, in its own mount namespace."""
+"""Calls in a child process: as another user, or on a small file system of its own in its own mount namespace."""
 
 from __future__ import annotations
 
@@ -9,6 +9,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 _NEWNS, _NEWUSER, _PRIVATE = 0x20000, 0x10000000, 1 << 18 | 1 << 14  # unshare(2); MS_PRIVATE | MS_REC of mount(2)
+
+
+def forked(act: Callable[[], None]) -> int:
+    """The process that runs ``act`` and ends with 0, or prints a traceback and ends with 1."""
+    child = os.fork()
+    if child == 0:
+        try:
+            act()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def in_child(act: Callable[[], None]) -> None:
+    """Run ``act`` in a child process; it must succeed."""
+    assert os.waitpid(forked(act), 0)[1] == 0
 
 
 def on_small_disk(place: Path, size: int, act: Callable[[], None]) -> None:

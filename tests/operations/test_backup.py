@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ from chromakeep.store.memory import MemoryStore
 from chromakeep.store.retrying import RetryingStore
 from chromakeep.testing.faults import FaultyStore
 from operations.directories import everything
+from operations.namespaces import forked, in_child
 
 
 def refused(source: Path, *errors: type[Exception], word: str | None = None) -> ChromakeepError:
@@ -102,15 +104,7 @@ def test_a_directory_that_may_not_be_read(tmp_path: Path, generations: list[Path
             mode = 0o000
         usual = locked.stat().st_mode
         locked.chmod(mode)
-        child = os.fork()
-        if child == 0:
-            try:
-                act()
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        assert os.waitpid(child, 0)[1] == 0, locked.name
+        in_child(act)
         locked.chmod(usual)
 
 
@@ -231,17 +225,7 @@ def test_two_backups_and_a_prune_at_once(
                 prune(Repository.open(store), Retention(last=4), wait=0.3)
             time.sleep(0.05)
 
-    children = []
-    for act, number in ((writer, 0), (writer, 1), (pruner, 2)):
-        child = os.fork()
-        if child == 0:
-            try:
-                act(number)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-            os._exit(0)
-        children.append(child)
+    children = [forked(partial(act, number)) for act, number in ((writer, 0), (writer, 1), (pruner, 2))]
     assert [os.waitpid(c, 0)[1] for c in children] == [0, 0, 0]
     logs = [[line.split() for line in (tmp_path / f"made{n}").read_text().splitlines()] for n in (0, 1)]
     made = {snapshot: int(which) for log in logs for snapshot, which in log}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from chromakeep.operations.restore import restore, rollback
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
 from operations.directories import everything
-from operations.namespaces import fill, on_small_disk
+from operations.namespaces import fill, in_child, on_small_disk
 from operations.worlds import World, copied
 
 
@@ -266,18 +265,6 @@ def test_a_parent_that_may_not_be_written(world: World, tmp_path: Path) -> None:
         assert {n: d for n, d in everything(locked / "data").items() if not n.startswith(".old-")} == newest(world)
 
     in_child(act)
-
-
-def in_child(act: Callable[[], None]) -> None:
-    child = os.fork()
-    if child == 0:
-        try:
-            act()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
 
 
 # -- disks ------------------------------------------------------------------------------------------------------------
