@@ -49,8 +49,8 @@ class IdMap:
 
     def find(self, lanes: Lanes) -> list[int]:
         """Positions of the ids with these hashes, -1 where there is none."""
-        if not len(self):
-            return [-1] * len(lanes)
+        if not len(self) or not len(lanes):
+            return [-1] * len(lanes)  # and no order of all ids is made and kept
         order, words = self._by_hash
         at = order[np.minimum(np.searchsorted(words, lanes[:, 0]), len(self) - 1)]
         found: list[int] = np.where((self.lanes[at] == lanes).all(axis=1), at, -1).tolist()

@@ -86,9 +86,13 @@ class Child:
     def stop(self, timeout: float) -> int:
         """SIGTERM, then SIGKILL after ``timeout`` seconds, to all of its session. Returns the exit status."""
         self.signal(signal.SIGTERM)
-        if not self.exited.wait(timeout):
-            self.signal(signal.SIGKILL)
-            self.exited.wait()
+        self.exited.wait(timeout)
+        return self.kill()
+
+    def kill(self) -> int:
+        """SIGKILL to all of its session, if it has not ended. Returns the exit status."""
+        self.signal(signal.SIGKILL)
+        self.exited.wait()
         assert self._process is not None
         return self._process.returncode
 

@@ -112,7 +112,7 @@ class ChromaServer:
 
     def kill(self) -> None:
         """SIGKILL, now."""
-        self._child.stop(0)
+        self._child.kill()
 
     def __enter__(self) -> ChromaServer:
         self.start()

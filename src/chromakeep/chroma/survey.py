@@ -136,21 +136,19 @@ class _Scan:
 
     def __init__(self, catalog: Catalog, records: list[Records], tallies: list[Tally]) -> None:
         self.catalog, self.records, self.tallies = catalog, records, tallies
-        # Filled and sorted one after the other: all of it twice at a time would be the peak of the whole inspection.
-        total = 1 + sum(len(r.rowids) for r in records)  # a first row of nothing: no array is empty
-        self.rowids, self.lanes = np.full(total, -1, np.int64), np.zeros((total, 2), np.uint64)
-        self.still, self.owners = np.zeros(total, bool), np.full(total, -1, np.int32)
-        at = 1
-        for owner, each in enumerate(records):
-            here = slice(at, at := at + len(each.rowids))
-            self.rowids[here], self.lanes[here] = each.rowids, each.base_lanes
-            self.still[here], self.owners[here] = each.unchanged, owner
+        # One column after the other: all of it twice at a time would be the peak of the whole inspection.
+        sizes = [1, *[len(r.rowids) for r in records]]  # a first row of nothing: no array is empty
+        rowids = np.concatenate([np.array([-1]), *[r.rowids for r in records]])
+        order = np.argsort(rowids, kind="stable")
+        self.rowids = rowids[order]
+        del rowids
+        self.still = np.concatenate([np.zeros(1, bool), *[r.unchanged for r in records]])[order]
+        lanes = np.concatenate([np.zeros((1, 2), np.uint64), *[r.base_lanes for r in records]])
+        for each in records:
             each.forget()
-        order = np.argsort(self.rowids, kind="stable")
-        self.rowids = self.rowids[order]
-        self.lanes = self.lanes[order]
-        self.still = self.still[order]
-        self.owners = self.owners[order]
+        self.lanes = lanes[order]
+        del lanes
+        self.owners = np.repeat(np.arange(-1, len(records), dtype=np.int32), sizes)[order]
         self._forget_keys()
 
     def _forget_keys(self) -> None:

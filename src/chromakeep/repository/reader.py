@@ -27,7 +27,7 @@ from chromakeep.repository.snapshots import FileEntry
 from chromakeep.repository.spans import SpanMap, rows_per_span, unit_hashes
 
 WINDOW = 16 << 20  # bytes of file put together at a time
-CACHE = 48 << 20  # bytes of decoded blocks kept for the windows to come
+CACHE = 32 << 20  # bytes of decoded blocks kept for the windows to come
 GAP = 256 << 10  # a hole in a pack that is cheaper to read than to ask again
 RANGE = 4 << 20  # bytes asked of a pack at once
 GETTERS = 4
