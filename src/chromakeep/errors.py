@@ -224,3 +224,19 @@ class RefusedToServe(ChromakeepError):
     code = "refused-to-serve"
     exit_status = 19
     http_status = 503
+
+
+Flat = tuple[str, str, "str | None"]  # an error on its way between processes: class, message, hint
+
+
+def flat(error: ChromakeepError) -> Flat:
+    """An error for another process of ours."""
+    return type(error).__name__, error.message, error.hint
+
+
+def revived(kind: str, message: str, hint: str | None) -> ChromakeepError:
+    """What ``flat`` made of an error, as an error again. A class that is not known here becomes a ``SourceError``."""
+    known = globals().get(kind)
+    if isinstance(known, type) and issubclass(known, ChromakeepError):
+        return known(message, hint=hint)
+    return SourceError(message, hint=hint)

@@ -96,7 +96,7 @@ class _Answer(msgspec.Struct, frozen=True):
     """What comes back from the process: one of the two."""
 
     found: Inspection | None = None
-    error: tuple[str, str, str | None] | None = None  # class, message, hint
+    error: errors.Flat | None = None
 
 
 class Forked(Aside):
@@ -131,7 +131,7 @@ class Forked(Aside):
             try:
                 answer = _Answer(inspect(self._path, quick_check=quick_check, index_files=wait))
             except errors.ChromakeepError as error:
-                answer = _Answer(error=(type(error).__name__, error.message, error.hint))
+                answer = _Answer(error=errors.flat(error))
             view = memoryview(msgspec.msgpack.encode(answer))
             while view:
                 view = view[os.write(answered, view) :]
@@ -152,8 +152,7 @@ class Forked(Aside):
             raise errors.SourceError(f"{self._path}: the process that inspects it died", hint="memory may have run out")
         answer = msgspec.msgpack.decode(data, type=_Answer)
         if answer.error:
-            kind, message, hint = answer.error
-            raise getattr(errors, kind, errors.SourceError)(message, hint=hint)
+            raise errors.revived(*answer.error)
         assert answer.found
         return answer.found
 

@@ -24,8 +24,7 @@ def capture(source: Path, into: Path, timeout: float) -> dict[str, Any]:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise errors.SourceError(f"{source}: the capturing process died (exit {done.returncode}): {last}") from None
     if "error" in answer:
-        kind = getattr(errors, answer["error"], errors.SourceError)
-        raise kind(answer["message"], hint=answer["hint"])
+        raise errors.revived(*answer["error"])
     return {**answer, "path": into}
 
 
@@ -35,6 +34,6 @@ def main(source: str, into: str, timeout: str) -> None:
     try:
         result = run(Path(source), Path(into), timeout=float(timeout))
     except errors.ChromakeepError as error:
-        print(json.dumps({"error": type(error).__name__, "message": error.message, "hint": error.hint}))
+        print(json.dumps({"error": errors.flat(error)}))
     else:
         print(json.dumps({n: getattr(result, n) for n in ("pause", "attempts", "copied_bytes", "method")}))

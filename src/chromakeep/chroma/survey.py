@@ -44,8 +44,6 @@ class Survey:
         stages = iter((index_files, index_files))
         for entry, each, here, tally in zip(catalog.entries, records, living, tallies, strict=True):
             self._compare(entry, each, here, tally, stages)
-        for skipped in stages:
-            skipped()
         self.collections = tuple(
             Collection(
                 e.id,

@@ -7,10 +7,9 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
 from chromakeep.chroma.aside import ALL, Aside, aside
@@ -244,9 +243,16 @@ def _rebuild(
         done += size
         observer(Progressed("restore", done))
 
-    files = sorted(snapshot.files, key=lambda f: (f.path != DATABASE, f.path.endswith(ELEMENTS)))
+    files = sorted(snapshot.files, key=lambda f: f.path != DATABASE)
+    synced: list[Future[None]] = []
     with ThreadPoolExecutor(1, thread_name_prefix="sync") as syncing:
-        synced = [syncing.submit(_sync_file, _write(reader, f, fresh, local, count), f) for f in files[:1]]
+
+        def write(some: Sequence[FileEntry]) -> None:
+            synced.extend(syncing.submit(_sync_file, _write(reader, file, fresh, local, count), file) for file in some)
+
+        for file in files[:1]:
+            _make(fresh, file)
+        write(files[:1])
         if wanted is not None:
             synced[0].result()
             keep_only(fresh, {c.id for c in wanted})
@@ -254,19 +260,11 @@ def _rebuild(
                 segments = {entry.vector_segment for entry in catalog.entries}
             files = [f for f in files if f.path.split("/")[0] in segments | {DATABASE}]
         inspecting.go()
-        small = [f for f in files[1:] if not f.path.endswith(ELEMENTS)]
-        large = files[1 + len(small) :]
-
-        def write(file: FileEntry) -> None:
-            synced.append(syncing.submit(_sync_file, _write(reader, file, fresh, local, count), file))
-
-        for file in small:
-            write(file)
-        for file in large:
-            _make(fresh, file).close()  # of the size it will have, to which the others are compared
+        for file in files[1:]:  # all of them in their sizes, which the inspection compares with each other
+            _make(fresh, file)
+        write([f for f in files[1:] if not f.path.endswith(ELEMENTS)])
         inspecting.go()
-        for file in large:
-            write(file)
+        write([f for f in files[1:] if f.path.endswith(ELEMENTS)])
         observer(PhaseStarted("verify"))
         inspecting.go(ALL)
         folders = {(fresh / f.path).parent for f in files} | {fresh}
@@ -279,7 +277,7 @@ def _write(
     reader: SnapshotReader, file: FileEntry, fresh: Path, local: Path | None, count: Callable[[int], None]
 ) -> Path:
     path = fresh / file.path
-    with path.open("r+b", buffering=0) if path.exists() else _make(fresh, file) as out:
+    with path.open("r+b", buffering=0) as out:
         reader.read(file, out, count, local / file.path if local else None)
         written = out.tell()
     if written != file.size:
@@ -287,13 +285,12 @@ def _write(
     return path
 
 
-def _make(fresh: Path, file: FileEntry) -> FileIO:
+def _make(fresh: Path, file: FileEntry) -> None:
     """A new file of the snapshot's size, all zeros, and none of them on disk."""
     path = fresh / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    out = path.open("xb", buffering=0)
-    out.truncate(file.size)
-    return out
+    with path.open("xb") as out:
+        out.truncate(file.size)
 
 
 def _sync_file(path: Path, file: FileEntry) -> None:
