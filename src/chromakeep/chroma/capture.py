@@ -32,6 +32,7 @@ from chromakeep.chroma.persists import (
     stamps,
 )
 from chromakeep.chroma.premises import COMPANIONS, PART, allocated, check_paths, check_room, translated
+from chromakeep.chroma.purge import release_copy
 from chromakeep.chroma.signature import COARSE, DATABASE, SEGMENT_FILES, TICK, Stamp, settled, stamp
 from chromakeep.errors import SourceBroken, SourceBusy
 from chromakeep.events import Noted, Observer, PhaseStarted, Progressed, ignore
@@ -65,6 +66,7 @@ def capture(source: Path, into: Path, *, timeout: float = 30.0, observer: Observ
     Afterwards ``into`` holds ``chroma.sqlite3`` (a plain rollback-mode database, free pages zeroed) and the files of
     live VECTOR segments, with the source's mtimes, and nothing else. An earlier capture of the same source in
     ``into`` is brought up to date by rewriting what differs. ``source`` is never written to nor opened with chromadb.
+    A purge of the queue that chromakeep holds off (``chroma.purge``) is not held in the copy.
     Not durable: nothing is fsynced.
 
     Writers wait while the lock is held (``pause``), and readers that come while one waits. If this very process has
@@ -360,6 +362,7 @@ class _Capturing:
             os.close(descriptor)
 
     def _settle(self, target: int, source: Stamp) -> None:
+        release_copy(self.copy)  # whoever serves what is restored from this must not find the purge held for ever
         zero_free_pages(target)
         os.utime(target, ns=(source.mtime, source.mtime))
 

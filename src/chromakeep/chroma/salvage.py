@@ -8,6 +8,8 @@ from the element that an id map names:
 * Id map. Chroma never gives a label twice, and an element lives until its id is deleted. So an entry of any complete or
   cut-off map of this index is right as long as its element is alive. An older map is believed only if the collection
   was not emptied since, for an emptied index starts its labels anew.
+* Queue. Where it still has every row since an earlier state, as it does while ``chroma.purge`` holds them, only what
+  that state's map leads to hangs on the files: the rows, replayed, say what became of all other ids.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from chromakeep.chroma.catalog import Catalog, Entry, untrusted_rows
 from chromakeep.chroma.digests import hashes
 from chromakeep.chroma.metadata import Records
 from chromakeep.chroma.pickles import IdMap
+from chromakeep.chroma.purge import held_after
 from chromakeep.chroma.queue import Queue, Row, replay
 from chromakeep.errors import ChromakeepError, SourceBroken
 
@@ -87,9 +90,8 @@ class _Wreck:
         self.dimension = entry.dimension or 0
         self.cosine = entry.space == "cosine"
         self.header = self._header()
-        maps, whole = self._id_maps(older)
+        maps, whole, after = self._start(older)
         self.maps = [(ids, self._places(ids)) for ids in maps]
-        after = entry.vector_seq or (maps[0].max_seq_id if whole else None) or 0
         rows = list(self.queue.rows(self.queue.pending(entry.topic, after)))
         misfits = {row.seq for row in rows if row.floats not in (None, self.dimension)}
         # with a whole map, and before the first persist, it is known which ids the index had
@@ -112,10 +114,11 @@ class _Wreck:
             header, most = hnsw.expected_header(self.dimension, self.entry.configuration.max_neighbors, 0), size
         return replace(header, count=min(most, norms, size // header.element_size))
 
-    def _id_maps(self, older: Path | None) -> tuple[list[IdMap], bool]:
-        """The id maps there are, the best first, and whether that is whole: an id it does not name was not there."""
-        path = self.path / pickles.FILE
-        found = []
+    def _start(self, older: Path | None) -> tuple[list[IdMap], bool, int]:
+        """The id maps there are, the best first; whether that is whole: an id it does not name was not there; and the
+        queue row after which rows matter."""
+        path, found = self.path / pickles.FILE, []
+        after = self.entry.vector_seq or 0
         for read in (pickles.read_id_map, pickles.read_cut_off):
             try:
                 ids = read(path)
@@ -123,28 +126,63 @@ class _Wreck:
                 continue
             if ids.one_to_one:
                 if read is pickles.read_id_map:
-                    return [ids], True
+                    return [ids], True, after or ids.max_seq_id or 0
                 found.append(ids)
-        if older:
-            found += self._older_map(older)
-        return found, False
+        if self._complete_from_birth():
+            return [], True, 0
+        before = self._before(older) if older else None
+        if before:
+            seq, ids, first = before
+            if self._complete_since(seq, first):
+                return [ids], True, seq
+            if seq and self._same_labels(seq):
+                found.append(ids)
+        return found, False, after
 
-    def _older_map(self, older: Path) -> list[IdMap]:
-        """The id map of an earlier state. An index starts its labels anew once all ids are deleted; that cannot have
-        happened since if some record was last written before that state."""
+    def _before(self, older: Path) -> tuple[int, IdMap, int | None] | None:
+        """Of an earlier state: the last row its index had, its id map, and the first row of its queue."""
         try:
             with Catalog(older) as catalog:
                 before = catalog.entry(self.entry.id)
-            if before.vector_segment != self.entry.vector_segment or before.vector_seq is None:
-                return []
+                rows = Queue(catalog.connection).pending(before.topic, 0)
+            if before.vector_segment != self.entry.vector_segment:
+                return None
+            first = int(rows[0]) if len(rows) else None
+            if before.vector_seq is None:
+                return 0, pickles.EMPTY, first
             ids = pickles.read_id_map(older / (before.vector_segment or "missing") / pickles.FILE)
         except (ChromakeepError, OSError):
-            return []
+            return None
+        return (before.vector_seq, ids, first) if ids.one_to_one else None
+
+    def _same_labels(self, seq: int) -> bool:
+        """An index starts its labels anew once all ids are deleted; that cannot have happened since an earlier state if
+        some record was last written before it."""
         last_written = self.catalog.connection.execute(
             "SELECT min(seq_id) FROM embeddings WHERE segment_id = ? AND typeof(seq_id) = 'integer'",
             (self.entry.metadata_segment,),
         ).fetchone()[0]
-        return [ids] if ids.one_to_one and last_written is not None and last_written <= before.vector_seq else []
+        return last_written is not None and bool(last_written <= seq)
+
+    def _complete_from_birth(self) -> bool:
+        """Whether the queue has every row that this collection ever had.
+
+        A purge, Chroma's and ours, leaves of a collection that was ever written to at least one row. So one that has
+        none from before the last purge came into being afterwards.
+        """
+        since = held_after(self.catalog.connection)
+        rows = self.queue.pending(self.entry.topic, 0)
+        return since is not None and len(rows) > 0 and bool(rows[0] > since)
+
+    def _complete_since(self, seq: int, first: int | None) -> bool:
+        """Whether the queue has every row after ``seq`` of an earlier state, whose queue began with row ``first``.
+
+        Rows are purged from the front, and numbers of a topic only rise; so where one is left that is no younger,
+        none after it is missing.
+        """
+        rows = self.queue.pending(self.entry.topic, 0)
+        bound = seq or first
+        return bound is not None and len(rows) > 0 and bool(rows[0] <= bound)
 
     def _places(self, ids: IdMap) -> NDArray[np.int64]:
         """Of each position in the id map the number of its living element; -1 where there is none, or more than one."""

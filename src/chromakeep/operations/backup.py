@@ -6,7 +6,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,7 @@ def backup(
     *,
     stage: Path | None = None,
     allow_empty: bool = False,
+    published: Callable[[Path], None] = lambda copy: None,
     observer: Observer = ignore,
 ) -> BackupResult:
     """Take a snapshot of ``source``, in use or not, and publish it in ``repository``.
@@ -57,6 +58,7 @@ def backup(
     The directory is captured to ``stage`` (kept for the next time, which then copies only what differs) or to a
     temporary place beside it; the capture is validated (SQLite quick check, every segment's structure, a vector for
     every id) while it is stored; only then is the snapshot created. Until that moment the repository shows nothing.
+    ``published`` is called afterwards with the copy that is now a snapshot, while it is there.
 
     Raises what ``capture`` raises; ``SourceBroken`` for a capture that does not validate; ``NotAChromaDirectory`` for
     a store without any collection unless ``allow_empty`` (an empty backup is found out when it is too late);
@@ -70,7 +72,9 @@ def backup(
             try:
                 with aside(captured.path) as validating:
                     validating.go(ALL)
-                    return _publish(source, captured, moment, repository, validating, allow_empty, started, observer)
+                    done = _publish(source, captured, moment, repository, validating, allow_empty, started, observer)
+                published(captured.path)
+                return done
             except RepositoryBusy as e:
                 if attempt == ATTEMPTS:
                     raise

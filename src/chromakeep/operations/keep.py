@@ -1,13 +1,20 @@
-"""Keep: a snapshot every so often when something changed, and a last one at the end, beside the serving."""
+"""Keep: a snapshot every so often when something changed, and a last one at the end, beside the serving.
+
+Between snapshots Chroma's queue keeps every row (``chroma.purge``): with the last snapshot they make any state again.
+"""
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chromakeep.chroma.catalog import DATABASE, Catalog
+from chromakeep.chroma.purge import hold, purge, release
 from chromakeep.chroma.signature import signature
 from chromakeep.errors import ChromakeepError, NotAChromaDirectory
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
@@ -17,6 +24,7 @@ from chromakeep.records import Collection
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
 
+LOW = 0.1  # of the disk free: then the queue is let go, for a full disk ends the serving
 FIRST_RETRY = 5.0  # seconds after a failed snapshot; doubled each time, never more than ``every`` or a minute
 
 
@@ -45,7 +53,8 @@ class Keeping:
             beside, open_repository, every, stage, observer,
         )  # fmt: skip
         self._repository: Repository | None = None
-        self._ending = threading.Event()
+        self._applied: dict[str, int] = {}  # by topic, of the newest snapshot
+        self._ending, self._wake = threading.Event(), threading.Event()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, name="keep", daemon=True)
 
@@ -54,10 +63,58 @@ class Keeping:
         if self._thread.ident is None:
             self._thread.start()
 
+    def soon(self) -> None:
+        """Have the next look now."""
+        self._wake.set()
+
+    def hold(self) -> None:
+        """Hold Chroma's purge of its queue; beside a running server or without one, as often as one likes."""
+        try:
+            with self.access:  # never beside a capture in this process: its close would drop this one's locks
+                hold(self._beside.data / DATABASE)
+        except ChromakeepError as error:
+            self._observer(Noted(f"the queue is not held: {error.message}; snapshots go on without it", "warning"))
+
+    def release(self) -> None:
+        """Leave the directory as Chroma would, without that counting as a change. Nobody may be writing."""
+        if self.access.acquire(timeout=1):
+            try:
+                before = signature(self._beside.data).to_json()
+                if release(self._beside.data / DATABASE) and before == self._beside.state.captured:
+                    self._beside.remember(captured=signature(self._beside.data).to_json())
+            finally:
+                self.access.release()
+
+    def _published(self, copy: Path) -> None:
+        """Remember which rows of the queue the snapshot that was made of ``copy`` has in its indexes."""
+        with Catalog(copy) as catalog:
+            self._applied = {e.topic: min(e.metadata_seq, e.vector_seq or 0) for e in catalog.entries}
+
+    def _purge(self) -> None:
+        """Take those rows out of the queue. Only when there is a change to keep: it is one itself."""
+        if self._applied and not self._ending.is_set():
+            try:
+                purge(self._beside.data / DATABASE, self._applied)
+            except ChromakeepError as error:
+                self._observer(Noted(f"the queue was not purged: {error.message}", "warning"))
+
+    def _relieve(self) -> None:
+        """Where snapshots fail and the disk fills up, rows that no snapshot has are not held any longer."""
+        usage = shutil.disk_usage(self._beside.data)
+        with suppress(ChromakeepError), self.access:
+            if usage.free < LOW * usage.total and release(self._beside.data / DATABASE):
+                said = (
+                    f"{usage.free / 1e9:.1f} GB of the disk are left and no snapshot succeeds: Chroma's queue is let go"
+                )
+                self._observer(Noted(said, "warning"))
+
     def _live(self) -> None:
         failures = 0
-        while not self._ending.wait(self._pause(failures)):
-            failures = 0 if self._attempt() else failures + 1
+        while not self._ending.is_set():
+            self._wake.wait(self._pause(failures))
+            self._wake.clear()
+            if not self._ending.is_set():
+                failures = 0 if self._attempt() else failures + 1
         self._attempt()
         self._done.set()
 
@@ -80,6 +137,7 @@ class Keeping:
         if failure:
             again = "" if self._ending.is_set() else ", it will be tried again"
             self._observer(Noted(f"snapshot failed{again}: {failure}", "warning"))
+            self._relieve()
         return failure is None
 
     def _snapshot(self) -> None:
@@ -91,6 +149,8 @@ class Keeping:
         if self._repository is None:
             self._repository = self._open()
         with _Reading(self.access) as reading:
+            self._purge()
+            before = signature(self._beside.data).to_json()
 
             def watch(event: Event) -> None:
                 # What follows the capture works on the copy: a rescue need not wait for an upload.
@@ -101,7 +161,12 @@ class Keeping:
             # That the last collection was deleted is a state too, where there was one before.
             emptied = self.newest is not None
             done = backup(
-                self._beside.data, self._repository, stage=self._stage, allow_empty=emptied, observer=watch
+                self._beside.data,
+                self._repository,
+                stage=self._stage,
+                allow_empty=emptied,
+                published=self._published,
+                observer=watch,
             )
         self.taken += 1
         self.newest, self.newest_at, self.collections = done.snapshot, time.monotonic(), done.collections
@@ -116,6 +181,7 @@ class Keeping:
     def finish(self, timeout: float, hurry: threading.Event) -> bool:
         """Take a last snapshot if something changed; whether it was done, or not needed, in time."""
         self._ending.set()
+        self._wake.set()
         self.start()
         deadline = time.monotonic() + timeout
         while not self._done.wait(0.05):

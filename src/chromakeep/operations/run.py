@@ -167,6 +167,7 @@ class _Service:
         self.restarts = 0
         self.hopeless: set[str] = set()  # collections that stay broken whatever was done
         self.collections: tuple[Collection, ...] = ()
+        self.uncovered = False  # the directory may hold what neither a snapshot nor the queue could make again
 
     def _new_keeping(self) -> Keeping:
         stage = self.settings.stage or self.beside.stage
@@ -179,9 +180,11 @@ class _Service:
 
         def work() -> Booted:
             booted = boot(self.beside, self.settings.open_repository, observer=self.observer)
-            if booted.outcome == FOUND and signature(self.beside.data).to_json() != self.beside.state.verified:
-                self.check()
             if booted.outcome == FOUND:
+                now = signature(self.beside.data).to_json()
+                self.uncovered = now != self.beside.state.captured
+                if now != self.beside.state.verified:
+                    self.check()
                 return replace(booted, collections=contents(self.beside.data))
             return booted
 
@@ -201,6 +204,7 @@ class _Service:
                     observer=self.observer,
                 )
                 self.observer(Noted(report.line(), "warning"))
+                self.uncovered = True
         return findings
 
     def _unless_stopped(self, work: Callable[[], T]) -> T | None:
@@ -268,6 +272,8 @@ class _Service:
             inherit=(self.lock,),
         )
         self.beside.remember(verified=None, keeper=Process.of(os.getpid()), server=None)
+        if self.keeping:
+            self.keeping.hold()
         try:
             server.start(stop=self.stop)
         except ServerFailed as error:
@@ -282,7 +288,11 @@ class _Service:
             )
         )
         if self.keeping:
+            self.keeping.hold()  # of a directory that the server has only now begun
             self.keeping.start()
+            if self.uncovered:
+                self.keeping.soon()
+                self.uncovered = False
         reason = self._watch(server)
         if reason and server.returncode is None:
             server.stop(5.0)
@@ -331,6 +341,8 @@ class _Service:
         data = self.beside.data
         if code == 0:
             with suppress(NotAChromaDirectory):
+                if self.keeping:
+                    self.keeping.release()
                 self.beside.remember(verified=signature(data).to_json(), server=None)
         elif code == -signal.SIGKILL:
             self.observer(Noted("the server had to be killed: the next start will check the directory", "warning"))
