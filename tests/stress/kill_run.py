@@ -6,8 +6,8 @@ Each round starts ``chromakeep run`` and ends it at a random moment: SIGKILL of 
 SIGTERM. After a SIGTERM the last snapshot is restored and compared with everything acknowledged, and now and then the
 directory is deleted, so that the next round boots from the repository. After the last round the directory is compared.
 
-A kill inside a persist can take the only id map of what was acknowledged since the last snapshot; the queue, whose purge
-is held until a snapshot has it, makes it again. Whatever is missing, named by a rescue or not, fails the run.
+A kill inside a persist can take the only id map of what was acknowledged since the last snapshot; the queue, which is
+held until a snapshot has it, makes it again. Whatever is missing, named by a rescue or not, fails the run.
 """
 
 from __future__ import annotations
