@@ -51,13 +51,17 @@ ABSURD = 1 << 30  # bytes; link_lists.bin holds one level in sixteen of data_lev
 
 @dataclass(frozen=True)
 class Capture:
-    """What a capture did. ``pause``: the longest that it kept writers waiting, in seconds; 0 in WAL mode."""
+    """What a capture did. ``pause``: the longest that it kept writers waiting, in seconds; 0 in WAL mode.
+
+    ``counter`` is SQLite's change counter of the state that was copied; -1 in WAL mode, where it does not count.
+    """
 
     path: Path
     pause: float
     attempts: int
     copied_bytes: int
     method: str  # "reflink" where files that were not there before could be cloned, else "copy"
+    counter: int = -1
 
 
 def capture(source: Path, into: Path, *, timeout: float = 30.0, observer: Observer = ignore) -> Capture:
@@ -101,6 +105,7 @@ class _Capturing:
         self.started = time.monotonic()
         self.copied, self.pause = 0, 0.0
         self.reflink = False
+        self.counter = -1
         self.approached: float | None = None  # when the first pass over the database had ended
         self.overtaken: float | None = None  # when an attempt failed for the first time
         self.seen: dict[str, tuple[Stamps, float]] = {}  # when each segment's present stamps were first seen
@@ -125,7 +130,7 @@ class _Capturing:
                         hint="try again with a longer timeout, or while fewer writers are at work",
                     ) from None
                 time.sleep(RETRY)
-        return Capture(self.into, self.pause, attempt, self.copied, "reflink" if self.reflink else "copy")
+        return Capture(self.into, self.pause, attempt, self.copied, "reflink" if self.reflink else "copy", self.counter)
 
     def _begin(self) -> None:
         """Announce the size, and fail now rather than half-way if the disk cannot hold it."""
@@ -256,6 +261,7 @@ class _Capturing:
                         self._overtake(copied, segments(connection))
                     else:
                         self._still(copied)
+                    self.counter = int.from_bytes(now[1], "big")
                     size, patches, changed = now[0].size, list[Patch](), 0
                     if now != before:
                         size, patches, changed = self.copier.differences(database.descriptor, target, limit=PATCHES)

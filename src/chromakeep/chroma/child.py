@@ -36,4 +36,4 @@ def main(source: str, into: str, timeout: str) -> None:
     except errors.ChromakeepError as error:
         print(json.dumps({"error": errors.flat(error)}))
     else:
-        print(json.dumps({n: getattr(result, n) for n in ("pause", "attempts", "copied_bytes", "method")}))
+        print(json.dumps({n: getattr(result, n) for n in ("pause", "attempts", "copied_bytes", "method", "counter")}))

@@ -100,10 +100,7 @@ def _refuse_strange_files(name: str, entries: tuple[FileEntry, ...]) -> None:
 def _is_plain(part: str) -> bool:
     """Whether one part of a path is a name that stays where it is put, on any system."""
     return (
-        part not in ("", ".", "..")
-        and part.isprintable()
-        and not set(part) & set("\\:")
-        and len(part.encode()) <= 255
+        part not in ("", ".", "..") and part.isprintable() and not set(part) & set("\\:") and len(part.encode()) <= 255
     )
 
 

@@ -1,0 +1,173 @@
+"""Tail: what was committed to a live database since the last look, a whole number of commits at a time.
+
+Everything that Chroma is told goes into ``embeddings_queue`` (records) or into the small tables of the catalog; all the
+rest of the database follows from these by replay. With the purge held (``chroma.purge``) no row leaves the queue unseen
+but with its collection. A look is one read transaction: a SHARED lock while new rows are read, and no longer.
+
+A topic's row numbers only rise. Numbers are used again only when a collection is deleted whose rows are the last of
+all: then the row where the last look ended is gone or another topic's, and all topics are looked through.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections import Counter
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from chromakeep.changes import CREATED, DELETED, RENAMED, WROTE, Change, Moment, Row, Table
+from chromakeep.chroma.locking import LiveDatabase
+from chromakeep.chroma.queue import ADD, DELETE, UPDATE, UPSERT
+from chromakeep.chroma.signature import Stamp, settled
+from chromakeep.errors import SourceError
+
+TABLES = ("tenants", "databases", "collections", "collection_metadata", "segments", "segment_metadata")
+TOPIC = "persistent://default/default/"
+AT_ONCE = 8 << 20  # bytes of rows in one change: what a look holds in memory
+BUSY = 30.0  # seconds to wait for the lock
+_COLUMNS = "seq_id, created_at, operation, topic, CAST(id AS BLOB), vector, encoding, CAST(metadata AS BLOB)"
+
+Rows = dict[int, tuple[Any, ...]]  # of a table, by row number
+Tables = dict[str, tuple[tuple[str, ...], Rows]]  # columns and rows
+
+
+class Tail:
+    """Looks at one database, which must be in rollback mode. Not for several threads."""
+
+    def __init__(self, database: Path, applied: dict[str, int] | None = None) -> None:
+        """``applied`` gives by topic the last row that the other side has; of topics it does not name it has none.
+
+        The first change is ``whole``. Raises what ``LiveDatabase`` raises, and ``SourceError`` for WAL mode.
+        """
+        self._live = LiveDatabase(database.resolve())
+        if self._live.wal:
+            self._live.close()
+            raise SourceError(
+                f"{database} is in WAL mode, which log shipping does not follow",
+                hint="sqlite3 chroma.sqlite3 'PRAGMA journal_mode=DELETE' while Chroma is stopped",
+            )
+        self._path = database
+        self._seen = dict(applied or {})
+        self._last: tuple[int, str] | None = None
+        self._tables: Tables = {}
+        self._looked: tuple[Stamp | None, bytes] | None = None
+        self._time = ""
+        self._whole, self._more = True, False
+        self._counts: Counter[tuple[str, int]] = Counter()  # rows of the changes that lead to the next state
+
+    def close(self) -> None:
+        """Let go of the database. Not while this process holds a lock on it elsewhere (see ``locking``)."""
+        self._live.close()
+
+    def changed(self) -> bool:
+        """Whether anything may have been committed since the last look. Costs one ``fstat``."""
+        return self._more or self._looked is None or self._live.stamp() != self._looked
+
+    def look(self) -> Change | None:
+        """The next change; None if there is none. After one with ``more`` look again at once.
+
+        Raises ``SourceBusy``, ``SourceError``, ``SourceBroken``.
+        """
+        with self._live.shared(time.monotonic() + BUSY) as connection:
+            found = self._live.stamp()
+            counter = int.from_bytes(found[1], "big")
+            rows, more = self._rows(connection)
+            self._counts.update((row.topic, row.operation) for row in rows)
+            self._time = max(self._time, datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
+            change = Change(self._time.replace("+00:00", "Z"), counter, rows, more=True)
+            if not more:
+                tables, before = self._catalog(connection), self._tables
+                change = Change(
+                    change.time,
+                    counter,
+                    rows,
+                    _differences(before, tables, whole=self._whole),
+                    _moments(before, tables, self._counts),
+                    whole=self._whole,
+                )
+        # A write within the clock's tick of this look need not move the file's time: then it is looked at once more.
+        self._looked = found if found[0] and settled([found[0]]) else None
+        self._more = more
+        for row in rows:
+            self._seen[row.topic] = row.seq
+        if rows:
+            self._last = rows[-1].seq, rows[-1].topic
+        if not more:
+            self._tables = tables
+            alive = {TOPIC + str(row[0]) for row in tables["collections"][1].values()}
+            self._seen = {topic: seq for topic, seq in self._seen.items() if topic in alive}
+            nothing = not rows and not change.tables and not self._whole
+            self._whole = False
+            self._counts.clear()
+            if nothing:
+                return None
+        return change
+
+    def _rows(self, connection: sqlite3.Connection) -> tuple[tuple[Row, ...], bool]:
+        """New rows, some MiB at a time, and whether there are more."""
+        found: list[Row] = []
+        size = 0
+        for values in connection.execute(*self._query(connection)):
+            row = Row(*values)
+            if row.seq <= self._seen.get(row.topic, 0):
+                continue
+            if size > AT_ONCE:
+                return tuple(found), True
+            found.append(row)
+            size += len(row.id) + len(row.vector or b"") + len(row.metadata or b"") + 100
+        return tuple(found), False
+
+    def _query(self, connection: sqlite3.Connection) -> tuple[str, tuple[int, ...]]:
+        if self._last:
+            seq, topic = self._last
+            at = connection.execute("SELECT topic FROM embeddings_queue WHERE seq_id = ?", (seq,)).fetchone()
+            if at == (topic,):
+                return f"SELECT {_COLUMNS} FROM embeddings_queue WHERE seq_id > ? ORDER BY seq_id", (seq,)
+        return f"SELECT {_COLUMNS} FROM embeddings_queue ORDER BY seq_id", ()
+
+    def _catalog(self, connection: sqlite3.Connection) -> Tables:
+        found = {}
+        for name in TABLES:
+            cursor = connection.execute(f"SELECT rowid, * FROM {name}")
+            columns = tuple(column[0] for column in cursor.description[1:])
+            found[name] = columns, {row[0]: row[1:] for row in cursor}
+        return found
+
+
+def _moments(before: Tables, after: Tables, counts: Counter[tuple[str, int]]) -> tuple[Moment, ...]:
+    had, have = _named(before), _named(after)
+    found: list[Moment] = []
+    if before:
+        found += [Moment(CREATED, id_, *have[id_]) for id_ in have.keys() - had.keys()]
+        found += [Moment(DELETED, id_, *had[id_]) for id_ in had.keys() - have.keys()]
+        found += [Moment(RENAMED, id_, *have[id_]) for id_ in have.keys() & had.keys() if have[id_] != had[id_]]
+    for topic in {topic for topic, _ in counts}:
+        if names := have.get(id_ := topic.removeprefix(TOPIC)):
+            added = counts[topic, ADD] + counts[topic, UPSERT]
+            found.append(Moment(WROTE, id_, *names, added, counts[topic, UPDATE], counts[topic, DELETE]))
+    return tuple(sorted(found))
+
+
+def _named(tables: Tables) -> dict[str, tuple[str, str, str]]:
+    """Tenant, database and name of each collection, by its id."""
+    if not tables:
+        return {}
+    columns, rows = tables["databases"]
+    where = [columns.index(name) for name in ("id", "tenant_id", "name")]
+    databases = {row[where[0]]: (str(row[where[1]]), str(row[where[2]])) for row in rows.values()}
+    columns, rows = tables["collections"]
+    where = [columns.index(name) for name in ("id", "database_id", "name")]
+    return {str(row[where[0]]): (*databases.get(row[where[1]], ("", "")), str(row[where[2]])) for row in rows.values()}
+
+
+def _differences(before: Tables, after: Tables, *, whole: bool) -> dict[str, Table]:
+    found = {}
+    for name, (columns, rows) in after.items():
+        had = {} if whole else before[name][1]
+        put = tuple((number, *row) for number, row in rows.items() if had.get(number) != row)
+        gone = tuple(sorted(had.keys() - rows.keys()))
+        if put or gone or whole:
+            found[name] = Table(columns, put, gone)
+    return found
