@@ -226,6 +226,14 @@ class RefusedToServe(ChromakeepError):
     http_status = 503
 
 
+class LeaseLost(ChromakeepError):
+    """Another instance writes to the repository now; what this one would still acknowledge could be lost."""
+
+    code = "lease-lost"
+    exit_status = 20
+    http_status = 503
+
+
 Flat = tuple[str, str, "str | None"]  # an error on its way between processes: class, message, hint
 
 

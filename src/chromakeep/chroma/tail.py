@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from chromakeep.changes import CREATED, DELETED, RENAMED, WROTE, Change, Moment, Row, Table
-from chromakeep.chroma.locking import LiveDatabase
+from chromakeep.chroma.locking import HotJournal, LiveDatabase
 from chromakeep.chroma.queue import ADD, DELETE, UPDATE, UPSERT
 from chromakeep.chroma.signature import Stamp, settled
-from chromakeep.errors import SourceError
+from chromakeep.errors import SourceBusy, SourceError
 
 TABLES = ("tenants", "databases", "collections", "collection_metadata", "segments", "segment_metadata")
 TOPIC = "persistent://default/default/"
@@ -53,7 +53,7 @@ class Tail:
         self._last: tuple[int, str] | None = None
         self._tables: Tables = {}
         self._looked: tuple[Stamp | None, bytes] | None = None
-        self._time = ""
+        self._time, self._counter = "", -1
         self._whole, self._more = True, False
         self._counts: Counter[tuple[str, int]] = Counter()  # rows of the changes that lead to the next state
 
@@ -65,11 +65,20 @@ class Tail:
         """Whether anything may have been committed since the last look. Costs one ``fstat``."""
         return self._more or self._looked is None or self._live.stamp() != self._looked
 
-    def look(self) -> Change | None:
+    def look(self, *, final: bool = False) -> Change | None:
         """The next change; None if there is none. After one with ``more`` look again at once.
 
-        Raises ``SourceBusy``, ``SourceError``, ``SourceBroken``.
+        ``final``: a commit that changed nothing here still gives a change, so that its counter is known.
+
+        Raises ``SourceBusy`` (also while a writer that died left a transaction to be undone by the next one),
+        ``SourceError``, ``SourceBroken``.
         """
+        try:
+            return self._look(final)
+        except HotJournal:
+            raise SourceBusy(f"{self._path}: its writer died in a transaction") from None
+
+    def _look(self, final: bool) -> Change | None:
         with self._live.shared(time.monotonic() + BUSY) as connection:
             found = self._live.stamp()
             counter = int.from_bytes(found[1], "big")
@@ -98,7 +107,9 @@ class Tail:
             self._tables = tables
             alive = {TOPIC + str(row[0]) for row in tables["collections"][1].values()}
             self._seen = {topic: seq for topic, seq in self._seen.items() if topic in alive}
-            nothing = not rows and not change.tables and not self._whole
+            still = not final or counter == self._counter
+            nothing = not rows and not change.tables and not self._whole and still
+            self._counter = counter
             self._whole = False
             self._counts.clear()
             if nothing:

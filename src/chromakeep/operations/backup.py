@@ -50,7 +50,8 @@ def backup(
     *,
     stage: Path | None = None,
     allow_empty: bool = False,
-    published: Callable[[Path], None] = lambda copy: None,
+    line: tuple[int, int] | None = None,
+    published: Callable[[Path, int], None] = lambda copy, counter: None,
     observer: Observer = ignore,
 ) -> BackupResult:
     """Take a snapshot of ``source``, in use or not, and publish it in ``repository``.
@@ -58,7 +59,8 @@ def backup(
     The directory is captured to ``stage`` (kept for the next time, which then copies only what differs) or to a
     temporary place beside it; the capture is validated (SQLite quick check, every segment's structure, a vector for
     every id) while it is stored; only then is the snapshot created. Until that moment the repository shows nothing.
-    ``published`` is called afterwards with the copy that is now a snapshot, while it is there.
+    ``published`` is called afterwards with the copy that is now a snapshot, while it is there, and SQLite's change
+    counter of that state. ``line`` is the epoch and number of a segment of the log that is not younger than this call.
 
     Raises what ``capture`` raises; ``SourceBroken`` for a capture that does not validate; ``NotAChromaDirectory`` for
     a store without any collection unless ``allow_empty`` (an empty backup is found out when it is too late);
@@ -72,8 +74,10 @@ def backup(
             try:
                 with aside(captured.path) as validating:
                     validating.go(ALL)
-                    done = _publish(source, captured, moment, repository, validating, allow_empty, started, observer)
-                published(captured.path)
+                    done = _publish(
+                        source, captured, moment, repository, validating, allow_empty, line, started, observer
+                    )
+                published(captured.path, captured.counter)
                 return done
             except RepositoryBusy as e:
                 if attempt == ATTEMPTS:
@@ -93,6 +97,7 @@ def _publish(
     repository: Repository,
     validating: Aside,
     allow_empty: bool,
+    line: tuple[int, int] | None,
     started: float,
     observer: Observer,
 ) -> BackupResult:
@@ -130,6 +135,9 @@ def _publish(
             new_bytes=new,
             seconds=round(time.monotonic() - started, 3),
             pause_seconds=round(captured.pause, 6),
+            epoch=line[0] if line else None,
+            counter=captured.counter,
+            log_number=line[1] if line else 0,
         )
         session.commit(snapshot)
     except BaseException:

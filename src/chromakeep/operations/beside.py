@@ -58,6 +58,10 @@ class State(msgspec.Struct, frozen=True):
     keeper: Process | None = None
     server: Process | None = None
     swap: Swap | None = None
+    epoch: int = 0  # of the log that this directory was last written to
+
+
+_STATE = msgspec.json.Decoder(State)
 
 
 class Beside:
@@ -131,7 +135,7 @@ class Beside:
     def _read(self) -> State:
         try:
             with (self.root / "state.json").open("rb") as file:
-                return msgspec.json.decode(file.read(_MAX_STATE), type=State)
+                return _STATE.decode(file.read(_MAX_STATE))
         except (OSError, msgspec.MsgspecError):
             return State()  # nothing known: the directory is checked
 

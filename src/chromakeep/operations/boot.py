@@ -11,7 +11,8 @@
 | index files only   | given                  | some             | restored, what is there kept aside            |
 
 "Empty" is also a database without any collection that was never served here: what an image or a start without
-repository leaves behind must not hide the snapshots.
+repository leaves behind must not hide the snapshots. And a directory that another instance has overtaken: it is kept
+aside.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from chromakeep.errors import ChromakeepError, RefusedToServe, RepositoryNotFoun
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.beside import DATABASE, Beside
 from chromakeep.records import Collection
+from chromakeep.repository.log import Log
+from chromakeep.repository.route import Route, latest
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository, Snapshot
@@ -69,6 +72,8 @@ class Booted:
     seconds: float
     snapshot: str | None = None
     kept: str | None = None
+    moment: str | None = None  # of the state that was restored
+    way: Route | None = None  # how
 
 
 def look(data: Path, *, served_before: bool) -> str:
@@ -93,24 +98,27 @@ def boot(
     beside: Beside,
     open_repository: Callable[[], Repository] | None,
     *,
+    stale: bool = False,
     observer: Observer = ignore,
 ) -> Booted:
     """Put the directory in place. Raises ``RefusedToServe`` rather than start empty where it should not be.
 
-    The directory must be this process's alone (``Beside.take``).
+    ``stale``: another instance has written to the repository since this directory was last served; it counts as
+    empty, and what it holds is kept aside. The directory must be this process's alone (``Beside.take``).
     """
     started = time.monotonic()
-    evidence = Evidence(look(beside.data, served_before=beside.state.keeper is not None), open_repository is not None)
+    found = EMPTY if stale else look(beside.data, served_before=beside.state.keeper is not None)
+    evidence = Evidence(found, open_repository is not None)
     if decide(evidence) == FOUND:
         return Booted(FOUND, (), time.monotonic() - started)
-    snapshot: Snapshot | None = None
+    way: Route | None = None
     repository: Repository | None = None
     failure: ChromakeepError | None = None
     if open_repository is not None:
         try:
             repository = open_repository()
-            snapshot = choose(repository.snapshots(), str(beside.data))
-            evidence = Evidence(evidence.directory, True, snapshot is not None)
+            way = latest(Log(repository), candidates(repository.snapshots(), str(beside.data)))
+            evidence = Evidence(evidence.directory, True, way is not None)
         except RepositoryNotFound as error:
             failure = error
             evidence = Evidence(evidence.directory, True, False)
@@ -124,13 +132,14 @@ def boot(
             raise
         except ChromakeepError as error:
             failure = error
-    kept: str | None = None
+    kept, moment, collections = None, None, tuple[Collection, ...]()
     if decide(evidence) == RESTORE:
         from chromakeep.operations.restore import restore
 
-        assert repository is not None and snapshot is not None
+        assert repository is not None and way is not None
         try:
-            kept = restore(repository, snapshot.id, beside.data, replace=True, observer=observer).old
+            done = restore(repository, way, beside.data, replace=True, observer=observer)
+            kept, collections, moment = done.old, done.collections, done.moment
             evidence = Evidence(evidence.directory, True, True, True)
         except ChromakeepError as error:
             failure = error
@@ -139,19 +148,25 @@ def boot(
     if outcome == REFUSE:
         raise _refusal(beside.data, evidence, failure)
     assert outcome in (FRESH, RESTORED)
-    collections = snapshot.collections if snapshot else ()
-    return Booted(outcome, collections, time.monotonic() - started, snapshot.id if snapshot else None, kept)
+    seconds = time.monotonic() - started
+    return Booted(outcome, collections, seconds, way.snapshot.id if way else None, kept, moment, way)
 
 
 def choose(snapshots: list[Snapshot], source: str) -> Snapshot | None:
-    """The newest snapshot of this directory; in a repository of one directory the newest, whatever its path was.
+    """The newest of the ``candidates``."""
+    found = candidates(snapshots, source)
+    return found[-1] if found else None
+
+
+def candidates(snapshots: list[Snapshot], source: str) -> list[Snapshot]:
+    """The snapshots of this directory, oldest first; in a repository of one directory all, whatever its path was.
 
     Raises ``RefusedToServe`` where the repository holds several other directories: a guess could serve a stranger's.
     """
     own = [s for s in snapshots if s.source == source]
     others = sorted({s.source for s in snapshots})
     if own or len(others) <= 1:
-        return own[-1] if own else snapshots[-1] if snapshots else None
+        return own or snapshots
     raise RefusedToServe(
         f"{source} is empty and the repository holds snapshots of {', '.join(others[:5])}, none of it",
         hint=f"choose one: chromakeep restore REPO@SNAPSHOT {source}",

@@ -19,7 +19,10 @@ from chromakeep.chroma.signature import signature
 from chromakeep.errors import ChromakeepError, NotAChromaDirectory
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
+from chromakeep.operations.ship import Shipping
 from chromakeep.records import Collection
+from chromakeep.repository.lease import Lease
+from chromakeep.repository.log import Log
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
@@ -54,6 +57,9 @@ class Keeping:
         )  # fmt: skip
         self._repository: Repository | None = None
         self._applied: dict[str, int] = {}  # by topic, of the newest snapshot
+        self._counter = -1  # SQLite's, of that state
+        self.lease: Lease | None = None  # set: what is committed between snapshots goes into the log
+        self.shipping: Shipping | None = None
         self._ending, self._wake = threading.Event(), threading.Event()
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, name="keep", daemon=True)
@@ -66,6 +72,31 @@ class Keeping:
     def soon(self) -> None:
         """Have the next look now."""
         self._wake.set()
+
+    def ship(self, base: str | None) -> None:
+        """Begin the log on a snapshot that has all of the directory but what its queue still holds, or (None) on the
+        end of the log before, from which the directory was made. Without effect without a lease, or with a log already.
+        """
+        if self.lease is None or self.shipping is not None:
+            return
+        data = self._beside.data
+        try:
+            with self.access:
+                made = Shipping(data / DATABASE, self.lease, source=str(data), base=base, observer=self._observer)
+        except ChromakeepError as error:
+            self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
+            self.lease = None
+            return
+        made.start()
+        self.shipping = made
+        self._beside.remember(epoch=self.lease.epoch)
+
+    def begin_anew(self) -> None:
+        """The directory was replaced: end the log, and let the next snapshot begin another one."""
+        if self.shipping and self.lease:
+            with self.access:
+                self.shipping.close()
+            self.shipping, self.lease = None, Lease.take(self.lease.repository)
 
     def hold(self) -> None:
         """Hold Chroma's purge of its queue; beside a running server or without one, as often as one likes."""
@@ -85,13 +116,16 @@ class Keeping:
             finally:
                 self.access.release()
 
-    def _published(self, copy: Path) -> None:
+    def _published(self, copy: Path, counter: int) -> None:
         """Remember which rows of the queue the snapshot that was made of ``copy`` has in its indexes."""
+        self._counter = counter
         with Catalog(copy) as catalog:
             self._applied = {e.topic: min(e.metadata_seq, e.vector_seq or 0) for e in catalog.entries}
 
     def _purge(self) -> None:
         """Take those rows out of the queue. Only when there is a change to keep: it is one itself."""
+        if self.shipping and self.shipping.counter < self._counter:
+            return  # the log has not all of that state yet
         if self._applied and not self._ending.is_set():
             try:
                 purge(self._beside.data / DATABASE, self._applied)
@@ -141,6 +175,8 @@ class Keeping:
         return failure is None
 
     def _snapshot(self) -> None:
+        if self.shipping and self.shipping.lost.is_set():
+            return
         from chromakeep.operations.backup import backup
 
         before = signature(self._beside.data).to_json()
@@ -164,13 +200,15 @@ class Keeping:
                 self._beside.data,
                 self._repository,
                 stage=self._stage,
-                allow_empty=emptied,
+                allow_empty=emptied or self.lease is not None,  # a log needs something to build on
+                line=self.shipping.line if self.shipping else None,
                 published=self._published,
                 observer=watch,
             )
         self.taken += 1
         self.newest, self.newest_at, self.collections = done.snapshot, time.monotonic(), done.collections
         self._beside.remember(captured=before, snapshot=done.snapshot)
+        self.ship(done.snapshot)
         self._observer(
             Noted(
                 f"snapshot {done.snapshot}: {_megabytes(done.new_bytes)} new of {_megabytes(done.total_bytes)}"
@@ -179,15 +217,22 @@ class Keeping:
         )
 
     def finish(self, timeout: float, hurry: threading.Event) -> bool:
-        """Take a last snapshot if something changed; whether it was done, or not needed, in time."""
+        """Ship what is left and take a last snapshot if something changed. Nobody may be writing.
+
+        Whether all is in the repository in time: for that the log alone is enough.
+        """
+        deadline = time.monotonic() + timeout
+        shipped = self.shipping is not None and self.shipping.finish(timeout)
+        if self.lease and not self.shipping:
+            with suppress(ChromakeepError):
+                Log(self.lease.repository).finish(self.lease.epoch, 1)  # nobody has to wait for this instance
         self._ending.set()
         self._wake.set()
         self.start()
-        deadline = time.monotonic() + timeout
         while not self._done.wait(0.05):
             if time.monotonic() > deadline or hurry.is_set():
-                return False
-        return self.failure is None
+                return shipped
+        return shipped or self.failure is None
 
 
 class _Reading:

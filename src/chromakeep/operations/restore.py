@@ -12,9 +12,10 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from chromakeep.chroma.apply import apply
 from chromakeep.chroma.aside import ALL, Aside, aside
 from chromakeep.chroma.catalog import Catalog
-from chromakeep.chroma.inspection import Inspection
+from chromakeep.chroma.inspection import Inspection, inspect
 from chromakeep.chroma.subset import keep_only
 from chromakeep.chroma.writers import writers
 from chromakeep.errors import (
@@ -28,8 +29,10 @@ from chromakeep.errors import (
 from chromakeep.events import Observer, PhaseStarted, Progressed, ignore
 from chromakeep.operations import place
 from chromakeep.records import Collection
+from chromakeep.repository.log import Log
 from chromakeep.repository.reader import SnapshotReader
 from chromakeep.repository.repository import Repository
+from chromakeep.repository.route import Route, find
 from chromakeep.repository.snapshots import FileEntry, Snapshot
 
 DATABASE = "chroma.sqlite3"
@@ -39,9 +42,13 @@ HEADROOM = 16 << 20  # bytes of disk that a restore leaves free
 
 @dataclass(frozen=True, slots=True)
 class RestoreResult:
-    """What is in place now. ``old``: where the former content is kept; ``fetched_bytes``: read from the store."""
+    """What is in place now: ``snapshot`` with the log up to ``moment`` (RFC 3339), if there is one.
+
+    ``old``: where the former content is kept; ``fetched_bytes``: read from the store, without the log.
+    """
 
     snapshot: str
+    moment: str
     target: str
     old: str | None
     total_bytes: int
@@ -63,7 +70,7 @@ class RollbackResult:
 
 def restore(
     repository: Repository,
-    selector: str | None,
+    selector: str | Route | None,
     target: Path,
     *,
     collections: Sequence[str] | None = None,
@@ -72,11 +79,12 @@ def restore(
     dry_run: bool = False,
     observer: Observer = ignore,
 ) -> RestoreResult:
-    """Restore a snapshot to ``target``.
+    """Restore a snapshot, or the state at an instant, to ``target``. ``selector`` as in ``route.find``.
 
     The files are rebuilt in a fresh directory beside it, each byte verified against the snapshot; then the records of
     every collection are read from them and compared, by digest of ids, vectors, documents and metadata, with what was
-    recorded at the backup; all is synced; only then does the directory take its place, in one step. What was there is
+    recorded at the backup; what the log has since is put into the queue, from which Chroma's first read replays it;
+    all is synced; only then does the directory take its place, in one step. What was there is
     kept as ``NAME.old-TIME``. Bytes that the present content already holds are taken from there, not fetched. On any
     error ``target`` is as it was.
 
@@ -85,13 +93,15 @@ def restore(
     """
     started = time.monotonic()
     target = target.resolve()  # a link stays a link: what it points to is replaced
-    snapshot = repository.find(selector)
+    way = selector if isinstance(selector, Route) else find(repository, selector)
+    snapshot, moment = way.snapshot, way.snapshot.time
     wanted = _wanted(snapshot, collections)
     total = sum(f.size for f in snapshot.files)
     was_empty = _check_target(target, replace)
     if dry_run:
         old = None if was_empty or discard_old else str(place.kept_as(target))
-        return RestoreResult(snapshot.id, str(target), old, total, 0, 0.0, wanted, dry_run=True)
+        moment = way.until or moment
+        return RestoreResult(snapshot.id, moment, str(target), old, total, 0, 0.0, wanted, dry_run=True)
     with _refusing_full_disk(target):
         _check_room(target, total)
         fresh = place.beside(target, "restoring")
@@ -103,6 +113,8 @@ def restore(
                 _rebuild(reader, snapshot, fresh, local, some, inspecting, observer)
                 found = inspecting.result()
             compare(found, wanted)
+            if way.legs:
+                moment, wanted = _follow(fresh, way, Log(repository), some) or (moment, wanted)
             kept = place.install(fresh, target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -112,6 +124,7 @@ def restore(
     seconds = round(time.monotonic() - started, 3)
     return RestoreResult(
         snapshot.id,
+        moment,
         str(target),
         str(kept) if kept else None,
         total,
@@ -151,6 +164,25 @@ def compare(found: Inspection, recorded: Sequence[Collection]) -> None:
             raise VerificationFailed(f"collection {collection.name!r}: {', '.join(differ)} differ from the snapshot")
     if have:
         raise VerificationFailed(f"the restored directory holds {len(have)} collections that the snapshot does not")
+
+
+def _follow(
+    fresh: Path, way: Route, log: Log, some: tuple[Collection, ...] | None
+) -> tuple[str, tuple[Collection, ...]] | None:
+    """Bring a restored snapshot up by the log, and look that it is whole; the moment reached and what is there then.
+
+    None where the log has nothing more.
+    """
+    last = apply(fresh, way.changes(log))
+    if last is None:
+        return None
+    if some is not None:
+        keep_only(fresh, {c.id for c in some})
+    found = inspect(fresh, digests=False, quick_check=False)
+    if found.problems:
+        raise VerificationFailed(f"the restored directory is not whole: {found.problems[0].message}")
+    place.sync(fresh / DATABASE)
+    return last.time, found.collections
 
 
 def _wanted(snapshot: Snapshot, names: Sequence[str] | None) -> tuple[Collection, ...]:

@@ -17,6 +17,8 @@ from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
 from chromakeep.chroma.server import ChromaServer, port_is_free
 from chromakeep.chroma.signature import signature
 from chromakeep.errors import (
+    ChromakeepError,
+    LeaseLost,
     NotAChromaDirectory,
     PartialFailure,
     ServerFailed,
@@ -24,16 +26,21 @@ from chromakeep.errors import (
 )
 from chromakeep.events import Noted, Observer, ServerLine, ignore
 from chromakeep.operations.beside import Beside, Process
-from chromakeep.operations.boot import FOUND, Booted, boot, contents, summary
+from chromakeep.operations.boot import DATA, FOUND, RESTORED, Booted, boot, contents, look, summary
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.platform import describe, ignored_variables
+from chromakeep.operations.reign import Reigning
 from chromakeep.operations.rescue import Findings, examine, rescue
 from chromakeep.operations.watch import Watching
 from chromakeep.records import Collection
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
+    from chromakeep.repository.lease import Lease
 
+ASYNC, SNAPSHOTS = "async", "snapshots"
+PATIENCE = 5.0  # seconds that a store may take to answer before a directory with data is served without it
+START_AGAIN = "start it again: it then waits its turn, with the other's data; what is here is kept aside"
 GOOD = 60.0  # seconds of serving after which the back-off starts anew
 HURRIED = 1.0  # seconds that a server has to end after a second signal: a kill in a write can break a collection
 LONGEST_WAIT = 30.0  # seconds between two starts at most
@@ -44,6 +51,7 @@ T = TypeVar("T")
 class RunSettings:
     """What to run. Times in seconds; ``arguments`` are those after ``--`` (see ``chroma.command.parse_options``).
 
+    ``durability``: ``async`` (what is committed goes into the log within a fraction of a second) or ``snapshots``.
     ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
     ``stage`` None keeps the working copy beside the data. More than ``deaths`` deaths of the server within ``window``
     seconds end the run.
@@ -53,6 +61,7 @@ class RunSettings:
     open_repository: Callable[[], Repository] | None = None
     create_repository: Callable[[], Repository] | None = None
     every: float = 60.0
+    durability: str = ASYNC
     grace: float = 10.0
     ephemeral: bool = False
     arguments: tuple[str, ...] = ()
@@ -167,6 +176,8 @@ class _Service:
         self.restarts = 0
         self.hopeless: set[str] = set()  # collections that stay broken whatever was done
         self.collections: tuple[Collection, ...] = ()
+        self.reigning: Reigning | None = None  # the lease is still waited for
+        self.base: str | None = None  # the snapshot that the directory was, None: the end of the log
         self.uncovered = False  # the directory may hold what neither a snapshot nor the queue could make again
 
     def _new_keeping(self) -> Keeping:
@@ -179,16 +190,68 @@ class _Service:
         """Boot and check; None when told to stop meanwhile."""
 
         def work() -> Booted:
-            booted = boot(self.beside, self.settings.open_repository, observer=self.observer)
+            lease = self._reign()
+            after = lease.after if lease else None
+            stale = after is not None and 0 < self.beside.state.epoch < after[0]
+            if stale and look(self.beside.data, served_before=True) == DATA:
+                self.observer(
+                    Noted(
+                        f"another instance has written since {self.beside.data} was served: it is replaced", "warning"
+                    )
+                )
+            booted = boot(self.beside, self.settings.open_repository, stale=stale, observer=self.observer)
+            self.uncovered = True
+            if (way := booted.way) and booted.outcome == RESTORED:
+                ends = way.legs[-1].epoch if way.legs else None
+                self.base, self.uncovered = None if ends else way.snapshot.id, after is not None and ends != after[0]
             if booted.outcome == FOUND:
                 now = signature(self.beside.data).to_json()
-                self.uncovered = now != self.beside.state.captured
+                self.base, self.uncovered = self.beside.state.snapshot, now != self.beside.state.captured
                 if now != self.beside.state.verified:
                     self.check()
                 return replace(booted, collections=contents(self.beside.data))
             return booted
 
         return self._unless_stopped(work)
+
+    def _reign(self) -> Lease | None:
+        """Wait until no other instance writes to the repository; None where there is none yet, or no log is wanted."""
+        if self.keeping is None or self.settings.durability == SNAPSHOTS:
+            return None
+        assert self.settings.open_repository
+        try:
+            repository = self.settings.open_repository()
+        except ChromakeepError:
+            return None  # the boot tells
+        if not repository.config.conditional_put:
+            said = "this store settles no races: no log is written, only snapshots are taken"
+            self.observer(Noted(said, "warning"))
+            return None
+        waiting = Reigning(repository, stop=self.stop, observer=self.observer)
+        deadline = time.monotonic() + PATIENCE
+        while not waiting.done.wait(0.02) and not self.stop.is_set():
+            if time.monotonic() > deadline and not waiting.other and self._may_start_without(repository):
+                said = "the repository does not answer: serving what is here; the log begins when it does"
+                self.observer(Noted(said, "warning"))
+                self.reigning = waiting
+                return None
+        self.keeping.lease = waiting.lease
+        return waiting.lease
+
+    def _may_start_without(self, repository: Repository) -> bool:
+        """Whether no snapshot is needed, so that nothing of another instance's can be served."""
+        return look(self.beside.data, served_before=False) == DATA or not repository.snapshot_names()
+
+    def _late_lease(self) -> None:
+        """The repository answers at last: begin the log, unless another instance has written to it meanwhile."""
+        waiting, self.reigning = self.reigning, None
+        if waiting is None or waiting.lease is None or self.keeping is None:
+            return
+        after = waiting.lease.after
+        if after is not None and after[0] > self.beside.state.epoch:
+            raise LeaseLost("another instance has written to this repository", hint=START_AGAIN)
+        self.keeping.lease = waiting.lease
+        self.keeping.soon()
 
     def check(self) -> Findings:
         """Find what is broken and rebuild it, while no snapshot reads the directory."""
@@ -205,6 +268,8 @@ class _Service:
                 )
                 self.observer(Noted(report.line(), "warning"))
                 self.uncovered = True
+                if self.keeping:
+                    self.keeping.begin_anew()
         return findings
 
     def _unless_stopped(self, work: Callable[[], T]) -> T | None:
@@ -293,6 +358,8 @@ class _Service:
             if self.uncovered:
                 self.keeping.soon()
                 self.uncovered = False
+            else:
+                self.keeping.ship(self.base)
         reason = self._watch(server)
         if reason and server.returncode is None:
             server.stop(5.0)
@@ -325,6 +392,14 @@ class _Service:
             while not server.exited.wait(0.05):
                 if self.stop.is_set():
                     return None
+                try:
+                    if self.keeping and self.keeping.shipping and self.keeping.shipping.lost.is_set():
+                        raise LeaseLost("another instance has taken over this repository", hint=START_AGAIN)
+                    if self.reigning and self.reigning.done.is_set():
+                        self._late_lease()
+                except LeaseLost:
+                    server.kill()  # whatever it would acknowledge from now on is lost
+                    raise
                 if watching.verdict:
                     self.hopeless |= set(watching.broken)  # a check that changes nothing is not repeated for ever
                     return watching.verdict

@@ -46,6 +46,9 @@ class _Encoded(msgspec.Struct, frozen=True):
     entries: bytes
 
 
+_DECODER = msgspec.msgpack.Decoder(_Encoded)  # see ``snapshots._DECODER``
+
+
 @dataclass(slots=True)
 class IndexPart:
     """The contents of one index object: packs, and for each block its id and place."""
@@ -61,7 +64,7 @@ class IndexPart:
     def decode(name: str, payload: bytes) -> IndexPart:
         """Parse a payload; anything out of bounds is ``CorruptObject``."""
         try:
-            raw = msgspec.msgpack.decode(payload, type=_Encoded)
+            raw = _DECODER.decode(payload)
         except (msgspec.MsgspecError, ValueError) as e:  # a name that is not UTF-8 is a UnicodeDecodeError
             raise CorruptObject(name, f"is not an index ({e})") from None
         if len(raw.entries) % ENTRY.itemsize:

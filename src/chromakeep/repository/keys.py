@@ -79,6 +79,9 @@ class Slot(msgspec.Struct, frozen=True):
     created: str
 
 
+SLOT = msgspec.json.Decoder(Slot)
+
+
 def _stretch(password: str, kdf: dict[str, int | str], salt: bytes) -> bytes:
     """Key-encryption key from a password, by the memory-hard function the slot names."""
     cost = {k: v for k, v in kdf.items() if k != "name"}

@@ -27,7 +27,7 @@ from chromakeep.errors import (
 from chromakeep.repository import snapshots as snapshots_
 from chromakeep.repository.blocks import decode
 from chromakeep.repository.index import Index, IndexPart, Place
-from chromakeep.repository.keys import Keys, Slot, new_master, unwrap, wrap
+from chromakeep.repository.keys import SLOT, Keys, Slot, new_master, unwrap, wrap
 from chromakeep.repository.packs import Stored, open_block
 from chromakeep.repository.sealed import seal, unseal
 from chromakeep.repository.snapshots import Snapshot, now, rfc3339, select
@@ -60,6 +60,9 @@ class Condemned(msgspec.Struct, frozen=True):
     merged: str  # the index that takes their place: of merged ones, writers believe only those named here
     packs: tuple[str, ...]
     superseded: tuple[str, ...]
+
+
+_CONFIG, _CONDEMNED = msgspec.json.Decoder(Config), msgspec.json.Decoder(Condemned)
 
 
 class Repository:
@@ -123,7 +126,7 @@ class Repository:
                     f"the repository has format {version}, this chromakeep reads up to {FORMAT}",
                     hint="upgrade chromakeep: `pip install -U chromakeep`",
                 )
-            config = msgspec.json.decode(payload, type=Config)
+            config = _CONFIG.decode(payload)
         except (msgspec.MsgspecError, ValueError) as e:
             raise CorruptObject("config", f"is not a configuration ({e})") from None
         if unknown := set(config.features) - FEATURES:
@@ -210,7 +213,7 @@ class Repository:
             if not info.name.endswith(".done"):
                 try:
                     payload = unseal("G", info.name, self.store.get(info.name), self.keys)
-                    found[info.name] = msgspec.json.decode(payload, type=Condemned)
+                    found[info.name] = _CONDEMNED.decode(payload)
                 except ObjectNotFound:
                     continue  # finished and removed between the listing and now
                 except (msgspec.MsgspecError, ValueError) as e:
@@ -337,7 +340,7 @@ def slots(repository: Repository) -> Iterator[tuple[str, Slot]]:
 def read_slot(store: Store, name: str) -> Slot:
     """One slot by its object's name."""
     try:
-        return msgspec.json.decode(unseal("K", name, store.get(name), None), type=Slot)
+        return SLOT.decode(unseal("K", name, store.get(name), None))
     except (msgspec.MsgspecError, ValueError) as e:
         raise CorruptObject(name, f"is not a key ({e})") from None
 

@@ -33,6 +33,7 @@ class SessionInfo(msgspec.Struct, frozen=True):
     started: str
 
 
+_DECODER = msgspec.json.Decoder(SessionInfo)
 _mine: set[str] = set()  # sessions of this process
 
 
@@ -85,7 +86,7 @@ def open_sessions(repository: Repository) -> dict[str, SessionInfo | None]:
             continue
         try:
             payload = unseal("N", name, repository.store.get(name), repository.keys)
-            found[identity] = msgspec.json.decode(payload, type=SessionInfo)
+            found[identity] = _DECODER.decode(payload)
         except ObjectNotFound:
             continue
         except (msgspec.MsgspecError, ValueError, VerificationFailed):

@@ -37,6 +37,10 @@ class Snapshot(msgspec.Struct, frozen=True):
     new_bytes: int
     seconds: float
     pause_seconds: float = 0.0
+    # of one that a log goes on from: the epoch, SQLite's change counter, and a segment whose state is not later
+    epoch: int | None = None
+    counter: int = -1
+    log_number: int = 0
 
     @property
     def records(self) -> int:
@@ -44,6 +48,8 @@ class Snapshot(msgspec.Struct, frozen=True):
         return sum(c.count for c in self.collections)
 
 
+# Made here, not at the first use: two threads that make one at a time crash the interpreter (seen with msgspec 0.22).
+_DECODER = msgspec.json.Decoder(Snapshot)
 TOMBSTONE = b"fenced"  # payload of an object that stands where a snapshot would: its session can no longer commit
 LONGEST_ROW, MOST_COLUMNS = 16 << 20, 16  # bytes; a vector of four million dimensions
 LARGEST_TOMBSTONE = 256  # bytes; what is larger in a listing is a snapshot and need not be read to know it
@@ -69,7 +75,7 @@ def decode(name: str, payload: bytes) -> Snapshot | None:
     if payload == TOMBSTONE:
         return None
     try:
-        found = msgspec.json.decode(payload, type=Snapshot)
+        found = _DECODER.decode(payload)
     except (msgspec.MsgspecError, ValueError) as e:
         raise CorruptObject(name, f"is not a snapshot ({e})") from None
     _refuse_strange_files(name, found.files)
@@ -120,12 +126,7 @@ def select(snapshots: list[Snapshot], selector: str | None) -> Snapshot:
         return found[0]
     if found:
         raise UsageError(f"{text} is the beginning of {len(found)} snapshots", hint="give more of the id")
-    if "T" in text or text.count("-") == 2:
-        try:
-            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-        except ValueError:
-            raise SnapshotNotFound(f"no snapshot {text}", hint="list them: chromakeep snapshots REPO") from None
-        moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    if moment := instant(text):
         before = [s for s in snapshots if datetime.fromisoformat(s.time.replace("Z", "+00:00")) <= moment]
         if before:
             return before[-1]
@@ -135,4 +136,15 @@ def select(snapshots: list[Snapshot], selector: str | None) -> Snapshot:
     raise SnapshotNotFound(f"no snapshot {text}", hint="list them: chromakeep snapshots REPO")
 
 
-__all__ = ["Collection", "Column", "FileEntry", "Snapshot", "decode", "encode", "now", "rfc3339", "select"]
+def instant(selector: str) -> datetime | None:
+    """The instant that a selector names (RFC 3339; a date alone is its first moment; no zone is UTC), else None."""
+    if "T" not in selector and selector.count("-") != 2:
+        return None
+    try:
+        found = datetime.fromisoformat(selector.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+
+
+__all__ = ["Collection", "Column", "FileEntry", "Snapshot", "decode", "encode", "instant", "now", "rfc3339", "select"]

@@ -1,0 +1,82 @@
+"""Reign: wait until this instance may write to the repository, and take the lease."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from chromakeep.errors import ChromakeepError, LeaseLost, StoreUnavailable
+from chromakeep.events import Noted, Observer, ignore
+from chromakeep.operations.ship import LAPSE
+from chromakeep.repository.lease import Holder, Lease, holder, newest
+from chromakeep.repository.log import Log
+from chromakeep.repository.repository import Repository
+
+WATCH = 0.3  # seconds between two looks at the holder
+UNREACHABLE = 2.0  # seconds between two tries of a repository that cannot be reached
+
+
+def reign(
+    repository: Repository,
+    *,
+    stop: threading.Event,
+    lapse: float = LAPSE,
+    address: str | None = None,
+    waiting: Callable[[Holder], None] = lambda holder: None,
+    observer: Observer = ignore,
+) -> Lease | None:
+    """Take the lease as soon as nobody else holds it: at once where the last holder has let go or is known to be gone,
+    else when it has shown no sign of life for ``lapse`` seconds of this machine's clock. None when ``stop`` is set.
+
+    ``waiting`` is called with the holder at every look while another one reigns.
+    """
+    seen: Holder | None = None
+    since, told = time.monotonic(), 0
+    while not stop.is_set():
+        try:
+            epoch = newest(repository)
+            found = holder(repository, epoch) if epoch else None
+            if found is None or found.gone or Log(repository).end(epoch)[1] or time.monotonic() - since > lapse:
+                return Lease.take(repository, address=address)
+        except LeaseLost:
+            continue  # another one was quicker: watch that one
+        except StoreUnavailable as error:
+            observer(Noted(f"the repository cannot be reached: {error.message}; trying again", "warning"))
+            seen, since = None, time.monotonic()  # nothing was seen meanwhile, so nothing can have lapsed
+            stop.wait(UNREACHABLE)
+            continue
+        if found != seen:
+            seen, since = found, time.monotonic()
+        if told != epoch:
+            told = epoch
+            who = f"{found.hostname}, process {found.pid}"
+            observer(Noted(f"another instance writes to this repository ({who}): waiting until it stops"))
+        waiting(found)
+        stop.wait(WATCH)
+    return None
+
+
+class Reigning:
+    """``reign`` in a thread of its own. ``done``: ``lease`` is there, or None if ``stop`` was set or the store refused.
+
+    ``other`` is the instance that holds the lease now, as far as one is known.
+    """
+
+    def __init__(self, repository: Repository, *, stop: threading.Event, observer: Observer = ignore) -> None:
+        self.done, self.lease, self.other = threading.Event(), None, None
+        self._repository, self._stop, self._observer = repository, stop, observer
+        threading.Thread(target=self._work, name="reign", daemon=True).start()
+
+    lease: Lease | None
+    other: Holder | None
+
+    def _work(self) -> None:
+        try:
+            self.lease = reign(self._repository, stop=self._stop, waiting=self._wait, observer=self._observer)
+        except ChromakeepError as error:
+            self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
+        self.done.set()
+
+    def _wait(self, holder: Holder) -> None:
+        self.other = holder

@@ -1,0 +1,229 @@
+"""Ship: every commit of a live database goes into the log, a fraction of a second after it was made.
+
+One thread looks whether anything was committed (a ``stat``), reads what it was in one read transaction and puts it as
+one segment; however many writers there were meanwhile, they share it. A second one shows that this instance lives, and
+finds out when another has taken over. What cannot be put is tried again for as long as it takes; the rest stays in the
+queue, so memory is bounded by one segment.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from chromakeep.changes import Change
+from chromakeep.chroma.tail import Tail
+from chromakeep.errors import ChromakeepError, LeaseLost, StoreError
+from chromakeep.events import Noted, Observer, ignore
+from chromakeep.repository.lease import Lease
+from chromakeep.repository.log import Log, Segment
+
+LOOK = 0.05  # seconds between two looks; with a put of 50 ms a commit is in the bucket after 0.1 s
+RENEW = 2.5  # seconds between two signs of life
+LAPSE = 10.0  # seconds without one after which another instance may take over
+SLOWEST = 5.0  # seconds between two tries of a put that fails
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far the log is: epoch, last segment, seconds that it lags, seconds for which puts have failed (or None)."""
+
+    epoch: int
+    number: int
+    lag: float
+    failing: float | None
+
+
+class Shipping:
+    """Ships into the epoch of ``lease``. ``base`` names the snapshot it builds on, None: ``lease.after``.
+
+    ``lost`` is set when another instance has taken over; nothing is shipped from then on.
+    """
+
+    def __init__(
+        self,
+        database: Path,
+        lease: Lease,
+        *,
+        source: str,
+        base: str | None,
+        observer: Observer = ignore,
+    ) -> None:
+        self.lease, self.lost = lease, threading.Event()
+        self.counter = -1  # SQLite's, of the newest state in the log
+        self.number = 0
+        self._log = Log(lease.repository)
+        self._tail = Tail(database)
+        self._source, self._base, self._observer = source, base, observer
+        self._wake, self._ending, self._closed = threading.Event(), threading.Event(), threading.Event()
+        self._waiting: list[Future[None]] = []
+        self._lock = threading.Lock()
+        self._behind: float | None = None  # monotonic; when something not yet shipped was first seen
+        self._failing: float | None = None
+        self._renewed = time.monotonic()
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for target, name in ((self._ship, "ship"), (self._renew, "lease"))
+        ]
+
+    def start(self) -> None:
+        """Begin."""
+        for thread in self._threads:
+            thread.start()
+
+    # -- asked from other threads --------------------------------------------------------------------------------
+
+    def shipped(self) -> Future[None]:
+        """Done when everything committed before this call is in the log; fails with ``LeaseLost``."""
+        ticket: Future[None] = Future()
+        with self._lock:
+            if self.lost.is_set() or self._closed.is_set():
+                ticket.set_exception(LeaseLost("this instance does not write to the repository any more"))
+                return ticket
+            self._waiting.append(ticket)
+        self._wake.set()
+        return ticket
+
+    @property
+    def line(self) -> tuple[int, int]:
+        """Epoch and number of the last segment."""
+        return self.lease.epoch, self.number
+
+    @property
+    def standing(self) -> Standing:
+        """How far the log is now."""
+        now, behind, failing = time.monotonic(), self._behind, self._failing
+        return Standing(*self.line, now - behind if behind else 0.0, now - failing if failing else None)
+
+    @property
+    def sure(self) -> bool:
+        """Whether nobody can have taken over yet: the last sign of life is fresh. Of a frozen process it is not."""
+        return not self.lost.is_set() and time.monotonic() - self._renewed < LAPSE
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def finish(self, timeout: float) -> bool:
+        """Ship what is left, which is what changed since the last look, and let the next instance take over at once.
+
+        Whether all of it is in the log. Nobody may be writing.
+        """
+        self._ending.set()
+        self._wake.set()
+        done = self._closed.wait(timeout) and not self.lost.is_set() and self._behind is None
+        if done:
+            with suppress(StoreError, LeaseLost):
+                self._log.finish(self.lease.epoch, self.number + 1)
+        return done
+
+    def close(self) -> None:
+        """Let go of the database. Not while this process holds a lock on it (``chroma.locking``)."""
+        self._ending.set()
+        self._wake.set()
+        self._closed.wait(SLOWEST)
+        self._tail.close()
+
+    # -- the threads ---------------------------------------------------------------------------------------------
+
+    def _ship(self) -> None:
+        try:
+            while not self._ending.is_set():
+                self._wake.wait(LOOK)
+                self._wake.clear()
+                self._round()
+            self._round(final=True)
+        except LeaseLost as error:
+            self._give_up(error)
+        except _Ended:
+            pass
+        finally:
+            self._closed.set()
+            self._fail_waiting(LeaseLost("this instance has stopped"))
+
+    def _round(self, *, final: bool = False) -> None:
+        with self._lock:
+            tickets, self._waiting = self._waiting, []
+        try:
+            if tickets or final or self._tail.changed():
+                begun = time.monotonic()
+                self._behind = self._behind or begun
+                while (change := self._try(partial(self._tail.look, final=final))) is not None:
+                    self._try(partial(self._put, change))
+                    if not change.more:
+                        break
+                self._behind = None
+            for ticket in tickets:
+                ticket.set_result(None)
+        except BaseException:
+            with self._lock:
+                self._waiting = tickets + self._waiting
+            raise
+
+    def _put(self, change: Change) -> None:
+        first = self.number == 0
+        segment = Segment(
+            (change,),
+            base=self._base if first else None,
+            after=self.lease.after if first and self._base is None else None,
+            source=self._source if first else None,
+        )
+        self._log.append(self.lease.epoch, self.number + 1, segment)
+        self.number += 1
+        if not change.more:
+            self.counter = change.counter
+
+    def _try(self, work: Callable[[], Change | None]) -> Change | None:
+        """Until it succeeds; at the end only until the time is up (``_Ended``)."""
+        wait = 0.1
+        while True:
+            try:
+                found = work()
+            except LeaseLost:
+                raise
+            except ChromakeepError as error:
+                if self._failing is None:
+                    self._failing = time.monotonic()
+                    self._observer(Noted(f"the log is not written: {error}; trying again", "warning"))
+                if self._ending.wait(wait) and wait > 1:
+                    raise _Ended from None
+                wait = min(wait * 2, SLOWEST)
+            else:
+                if self._failing is not None:
+                    seconds = time.monotonic() - self._failing
+                    self._failing = None
+                    self._observer(Noted(f"the log is written again, after {seconds:.1f} s"))
+                return found
+
+    def _renew(self) -> None:
+        while not self._closed.wait(RENEW):
+            try:
+                self.lease.renew()
+                self._renewed = time.monotonic()
+            except LeaseLost as error:
+                self._give_up(error)
+                return
+            except ChromakeepError:
+                continue  # the other thread tells
+
+    def _give_up(self, error: LeaseLost) -> None:
+        if not self.lost.is_set():
+            self.lost.set()
+            self._ending.set()
+            self._wake.set()
+            self._observer(Noted(error.message, "warning"))
+        self._fail_waiting(error)
+
+    def _fail_waiting(self, error: LeaseLost) -> None:
+        with self._lock:
+            tickets, self._waiting = self._waiting, []
+        for ticket in tickets:
+            ticket.set_exception(error)
+
+
+class _Ended(Exception):
+    """The time to ship what is left is up."""

@@ -1,0 +1,125 @@
+"""The lease: which of several instances writes. One epoch a reign, ``lease/<epoch>``, taken by put-if-absent.
+
+The holder puts its object anew every few seconds. An instance that watches it may take over when the holder has let go,
+or when the object has not changed for a time *by the watcher's own clock*: clocks of two machines are never compared.
+Taking too early does no harm beyond a change of holder: what makes it safe is that the taker ends the log of all epochs
+before (``log.fence``), and the holder finds that out at its next put.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import msgspec
+
+from chromakeep.errors import CorruptObject, LeaseLost, ObjectExists, ObjectNotFound
+from chromakeep.repository.log import Log
+from chromakeep.repository.repository import Repository
+from chromakeep.repository.sealed import seal, unseal
+from chromakeep.repository.sessions import process_exists
+from chromakeep.repository.snapshots import now, rfc3339
+
+PREFIX = "lease/"
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds an epoch. ``beat`` rises with each renewal; ``address`` is where it serves, for those who forward.
+
+    ``world`` names the machine's boot and the namespace in which ``pid`` is a process: each container has its own.
+    """
+
+    epoch: int
+    hostname: str
+    pid: int
+    started: str
+    world: str = ""
+    beat: int = 0
+    address: str | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is known that its process is no more: only where we would see it."""
+        return bool(self.world) and self.world == world() and not process_exists(self.pid)
+
+
+_DECODER = msgspec.json.Decoder(Holder)
+
+
+def world() -> str:
+    """Which process numbers ours is comparable with; empty where the system does not tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def name_of(epoch: int) -> str:
+    """The name of an epoch's object."""
+    return f"{PREFIX}{epoch:08d}"
+
+
+def newest(repository: Repository) -> int:
+    """The highest epoch that was ever taken, 0 if none."""
+    found = [o.name.removeprefix(PREFIX) for o in repository.store.list(PREFIX)]
+    return max((int(n) for n in found if n.isdigit()), default=0)
+
+
+def holder(repository: Repository, epoch: int) -> Holder | None:
+    """Who holds an epoch; None where that object is gone. Raises ``CorruptObject``."""
+    name = name_of(epoch)
+    try:
+        payload = unseal("H", name, repository.store.get(name), repository.keys)
+        return _DECODER.decode(payload)
+    except ObjectNotFound:
+        return None
+    except (msgspec.MsgspecError, ValueError) as error:
+        raise CorruptObject(name, f"is no lease ({error})") from None
+
+
+class Lease:
+    """An epoch that is ours until somebody takes the next one."""
+
+    def __init__(self, repository: Repository, mine: Holder, after: tuple[int, int] | None) -> None:
+        self.repository, self.epoch = repository, mine.epoch
+        self.after = after  # the last segment of all epochs before, on which this one builds; None where there is none
+        self._mine = mine
+
+    @staticmethod
+    def take(repository: Repository, *, address: str | None = None) -> Lease:
+        """Take the next epoch and end all before it.
+
+        Raises ``LeaseLost`` when another instance was quicker.
+        """
+        epoch = newest(repository) + 1
+        mine = Holder(epoch, socket.gethostname(), os.getpid(), rfc3339(now()), world(), address=address)
+        try:
+            _put(repository, mine, if_absent=True)
+        except ObjectExists:
+            if holder(repository, epoch) != mine:
+                raise LeaseLost("another instance was quicker to take over") from None
+        log, after = Log(repository), None
+        for earlier in sorted({*log.epochs(), epoch - 1} - {0}, reverse=True):
+            if earlier >= epoch:
+                raise LeaseLost("another instance was quicker to take over")
+            last = log.fence(earlier)
+            if last:
+                after = earlier, last
+                break  # it was begun, and whoever began it had ended those before
+        return Lease(repository, mine, after)
+
+    def renew(self) -> None:
+        """Show that this instance lives, and look whether another has taken over: then ``LeaseLost``."""
+        if newest(self.repository) > self.epoch:
+            raise LeaseLost(
+                "another instance has taken over this repository", hint="this one must not acknowledge any more"
+            )
+        self._mine = msgspec.structs.replace(self._mine, beat=self._mine.beat + 1)
+        _put(self.repository, self._mine, if_absent=False)
+
+
+def _put(repository: Repository, mine: Holder, *, if_absent: bool) -> None:
+    name = name_of(mine.epoch)
+    repository.store.put(name, seal("H", name, msgspec.json.encode(mine), repository.keys), if_absent=if_absent)

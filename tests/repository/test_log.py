@@ -1,0 +1,218 @@
+"""The log and the lease: one writer at a time, whatever it was doing when another took over; the way to a moment."""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import replace
+
+import msgspec
+import pytest
+
+from chromakeep.changes import Change, Row
+from chromakeep.errors import CorruptObject, LeaseLost, MissingObject
+from chromakeep.repository import Repository
+from chromakeep.repository import lease as lease_
+from chromakeep.repository.lease import Lease, holder, newest
+from chromakeep.repository.log import Log, Segment, name_of, parse_name
+from chromakeep.repository.route import Route, latest
+from chromakeep.repository.snapshots import Snapshot
+from chromakeep.store.memory import MemoryStore
+
+
+@pytest.fixture
+def repository() -> Repository:
+    return Repository.create(MemoryStore())
+
+
+def at(second: int) -> str:
+    return f"2026-08-01T12:{second // 60:02d}:{second % 60:02d}.000Z"
+
+
+def change(second: int, counter: int, *, whole: bool = False) -> Change:
+    row = Row(counter, "", 0, "topic", b"id\0\xc3\xbc", b"\1\2\3\4", "FLOAT32", b"{}")
+    return Change(at(second), counter, (row,), whole=whole)
+
+
+def snapshot(name: str, second: int, *, epoch: int | None = None, counter: int = -1, number: int = 0) -> Snapshot:
+    return Snapshot(
+        id=name, time=at(second), source="/d", hostname="", program_version="", chroma_version="", parent=None,
+        collections=(), files=(), total_bytes=0, new_bytes=0, seconds=0, epoch=epoch, counter=counter,
+        log_number=number,
+    )  # fmt: skip
+
+
+def seconds(route: Route | None, log: Log) -> tuple[str, list[int]]:
+    """The snapshot and the seconds of the changes that lead from it."""
+    assert route
+    times = [c.time for c in route.changes(log)]
+    return route.snapshot.id, [int(t[14:16]) * 60 + int(t[17:19]) for t in times]
+
+
+@pytest.mark.parametrize("password", [None, "secret"])
+def test_segments_come_back_as_they_were(password: str | None) -> None:
+    """Texts with NUL and of any bytes, vectors, numbers: equal, in order; encrypted where the repository is."""
+    store = MemoryStore()
+    log = Log(Repository.create(store, password=password))
+    segments = [Segment((change(n, n),), base="b" if n == 1 else None) for n in range(1, 6)]
+    for number, segment in enumerate(segments, 1):
+        assert log.append(3, number, segment) > 0
+    again = Log(Repository.open(store, password=password))
+    assert list(again.segments(3)) == list(enumerate(segments, 1))
+    assert list(again.segments(3, 3)) == list(enumerate(segments, 1))[3:]
+    assert again.epochs() == [3] and again.end(3) == (5, False)
+    assert (b"FLOAT32" in store.get(name_of(3, 1))) is False or password is None
+
+
+def test_names_are_what_they_say() -> None:
+    """Only what was made by ``name_of`` is a segment's name."""
+    assert parse_name(name_of(7, 123)) == (7, 123)
+    for name in ("log/7/123", "log/00000007/x", "log/00000007/0000000123/1", "logs/00000007/0000000123", "log/a"):
+        assert parse_name(name) is None
+
+
+def test_a_gap_and_damage_are_told(repository: Repository) -> None:
+    """A missing segment, one under another's name, one that is no segment."""
+    log = Log(repository)
+    for number in (1, 2, 4):
+        log.append(1, number, Segment((change(number, number),)))
+    with pytest.raises(MissingObject, match="0000000003"):
+        list(log.segments(1))
+    repository.store.put(name_of(1, 3), repository.store.get(name_of(1, 2)))
+    with pytest.raises(CorruptObject):
+        list(log.segments(1))
+    repository.put_sealed("L", name_of(1, 3), msgspec.msgpack.encode({"changes": 7}), if_absent=False)
+    with pytest.raises(CorruptObject, match="no segment"):
+        list(log.segments(1))
+
+
+def test_a_lost_answer_is_no_lost_lease(repository: Repository) -> None:
+    """The same segment twice is once; another one under its name is the end."""
+    log = Log(repository)
+    one = Segment((change(1, 1),))
+    log.append(1, 1, one)
+    log.append(1, 1, one)
+    with pytest.raises(LeaseLost):
+        log.append(1, 1, Segment((change(2, 2),)))
+
+
+def test_whoever_takes_over_ends_what_was_before(repository: Repository) -> None:
+    """The former holder's next put fails, and the new one builds on all that was put before."""
+    first = Lease.take(repository)
+    assert (first.epoch, first.after) == (1, None)
+    log = Log(repository)
+    for number in (1, 2, 3):
+        log.append(1, number, Segment((change(number, number),), base="s"))
+    first.renew()
+    second = Lease.take(repository)
+    assert (second.epoch, second.after) == (2, (1, 3))
+    with pytest.raises(LeaseLost):
+        log.append(1, 4, Segment((change(4, 4),)))
+    with pytest.raises(LeaseLost):
+        first.renew()
+    third = Lease.take(repository)  # the second did nothing: what counts is still the first's
+    assert third.after == (1, 3)
+    log.append(3, 1, Segment((change(5, 5),), after=third.after))
+    log.finish(3, 2)
+    assert Lease.take(repository).after == (3, 1)
+    assert log.end(3) == (1, True) and log.end(2) == (0, True)
+
+
+def test_a_put_beside_a_takeover_is_before_it_or_fails(repository: Repository) -> None:
+    """Writers that never stop, takers at any moment: what a writer was told is in the log its successor reads."""
+    log, chance = Log(repository), random.Random(4)
+    acknowledged: list[tuple[int, int]] = []
+    built: list[tuple[int, int] | None] = []
+
+    def reign() -> None:
+        try:
+            lease = Lease.take(repository)
+        except LeaseLost:
+            return
+        built.append(lease.after)
+        number = 1
+        try:
+            while number < 400:
+                log.append(lease.epoch, number, Segment((change(1, number),), after=lease.after))
+                acknowledged.append((lease.epoch, number))
+                number += 1
+        except LeaseLost:
+            return
+
+    threads = []
+    for _ in range(12):
+        thread = threading.Thread(target=reign)
+        thread.start()
+        threads.append(thread)
+        threading.Event().wait(chance.uniform(0, 0.03))
+    for thread in threads:
+        thread.join()
+    # from the end back: each epoch builds on the last segment of the one before, and nothing acknowledged is beyond it
+    at_: tuple[int, int] | None = Lease.take(repository).after
+    reached: dict[int, int] = {}
+    while at_:
+        reached[at_[0]] = at_[1]
+        opening = log.read(at_[0], 1)
+        assert opening
+        at_ = opening.after
+    for epoch, number in acknowledged:
+        assert number <= reached[epoch]
+    assert len(reached) > 1
+
+
+def test_a_watcher_sees_the_holder_beat(repository: Repository) -> None:
+    """The object changes with each renewal, and says who and where."""
+    assert newest(repository) == 0 and holder(repository, 1) is None
+    lease = Lease.take(repository, address="http://10.0.0.1:8000")
+    before = holder(repository, 1)
+    lease.renew()
+    after = holder(repository, 1)
+    assert before and after and before != after and replace_beat(before) == replace_beat(after)
+    assert after.address == "http://10.0.0.1:8000" and not after.gone
+    assert msgspec.structs.replace(after, pid=2**22 + 1).gone
+    assert not msgspec.structs.replace(after, pid=2**22 + 1, world="another container's").gone
+
+
+def replace_beat(one: lease_.Holder) -> lease_.Holder:
+    return msgspec.structs.replace(one, beat=0)
+
+
+def test_the_way_to_a_moment(repository: Repository) -> None:
+    """One epoch on a snapshot, one after it, one with snapshots of its own: every moment by the nearest snapshot."""
+    log = Log(repository)
+    base = snapshot("base", 10)
+    log.append(1, 1, Segment((change(11, 1, whole=True),), base="base"))
+    log.append(1, 2, Segment((change(12, 2),)))
+    log.fence(1)
+    log.append(2, 1, Segment((change(20, 9, whole=True),), after=(1, 2)))
+    for number in range(2, 8):
+        log.append(2, number, Segment((change(20 + number, 9 + number),)))
+    own = snapshot("own", 25, epoch=2, counter=13, number=3)
+    late = snapshot("late", 40, epoch=2, counter=99, number=7)  # published by a writer that has lost its lease
+    snapshots = [base, own, late]
+    assert seconds(latest(log, snapshots), log)[0] == "late"  # the epoch is not over
+    log.fence(2)
+    assert seconds(latest(log, snapshots), log) == ("own", [25, 26, 27])
+    assert seconds(latest(log, snapshots, at(26)), log) == ("own", [25, 26])
+    assert seconds(latest(log, snapshots, at(24)), log) == ("base", [11, 12, 20, 22, 23, 24])
+    assert seconds(latest(log, snapshots, at(12)), log) == ("base", [11, 12])
+    assert seconds(latest(log, snapshots, at(10)), log) == ("base", [])
+    assert latest(log, snapshots, at(9)) is None
+    foreign = snapshot("foreign", 50)
+    assert seconds(latest(log, [*snapshots, foreign]), log) == ("foreign", [])
+    assert seconds(latest(log, [*snapshots, replace_time(foreign, 15)]), log) == ("own", [25, 26, 27])
+    assert seconds(latest(log, [own]), log) == ("own", [25, 26, 27])
+    assert latest(log, []) is None
+
+
+def replace_time(one: Snapshot, second: int) -> Snapshot:
+    return msgspec.structs.replace(one, time=at(second))
+
+
+def test_what_goes_on_is_not_cut(repository: Repository) -> None:
+    """A change that lies past the moment is left out with all that follows it."""
+    log = Log(repository)
+    log.append(1, 1, Segment((change(1, 1, whole=True), replace(change(2, 2), more=True), change(3, 3)), base="base"))
+    base = snapshot("base", 0)
+    assert seconds(latest(log, [base], at(2)), log) == ("base", [1, 2])
+    assert seconds(latest(log, [base]), log) == ("base", [1, 2, 3])
