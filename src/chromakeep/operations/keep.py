@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 from chromakeep.chroma.catalog import DATABASE, Catalog
 from chromakeep.chroma.purge import hold, purge, release
 from chromakeep.chroma.signature import signature
-from chromakeep.errors import ChromakeepError, NotAChromaDirectory
+from chromakeep.errors import ChromakeepError, LeaseLost, NotAChromaDirectory
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.ship import Shipping
 from chromakeep.records import Collection
-from chromakeep.repository.lease import Lease
+from chromakeep.repository.lease import Lease, newest
 from chromakeep.repository.log import Log
 
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ class Keeping:
         self._repository: Repository | None = None
         self._applied: dict[str, int] = {}  # by topic, of the newest snapshot
         self._counter = -1  # SQLite's, of that state
+        self.awaited = False  # the repository was not there yet, and so there is no lease
+        self._overtaken = False
         self.lease: Lease | None = None  # set: what is committed between snapshots goes into the log
         self.shipping: Shipping | None = None
         self._ending, self._wake = threading.Event(), threading.Event()
@@ -90,6 +92,21 @@ class Keeping:
         made.start()
         self.shipping = made
         self._beside.remember(epoch=self.lease.epoch)
+
+    @property
+    def lost(self) -> bool:
+        """Whether another instance writes to the repository: nothing that is committed here may be acknowledged."""
+        return self._overtaken or bool(self.shipping and self.shipping.lost.is_set())
+
+    def _claim(self, repository: Repository) -> None:
+        """Take the lease of a repository that was not there when this instance began, if nobody else was quicker."""
+        if not self.awaited or self.lease:
+            return
+        self.awaited = False
+        if newest(repository):
+            self._overtaken = True
+            raise LeaseLost("another instance began to write to this repository at the same time")
+        self.lease = Lease.take(repository)
 
     def begin_anew(self) -> None:
         """The directory was replaced: end the log, and let the next snapshot begin another one."""
@@ -175,7 +192,7 @@ class Keeping:
         return failure is None
 
     def _snapshot(self) -> None:
-        if self.shipping and self.shipping.lost.is_set():
+        if self.lost:
             return
         from chromakeep.operations.backup import backup
 
@@ -184,6 +201,7 @@ class Keeping:
             return
         if self._repository is None:
             self._repository = self._open()
+            self._claim(self._repository)
         with _Reading(self.access) as reading:
             self._purge()
             before = signature(self._beside.data).to_json()

@@ -21,6 +21,7 @@ from chromakeep.errors import (
     LeaseLost,
     NotAChromaDirectory,
     PartialFailure,
+    RepositoryNotFound,
     ServerFailed,
     UsageError,
 )
@@ -221,6 +222,9 @@ class _Service:
         assert self.settings.open_repository
         try:
             repository = self.settings.open_repository()
+        except RepositoryNotFound:
+            self.keeping.awaited = True
+            return None
         except ChromakeepError:
             return None  # the boot tells
         if not repository.config.conditional_put:
@@ -393,7 +397,7 @@ class _Service:
                 if self.stop.is_set():
                     return None
                 try:
-                    if self.keeping and self.keeping.shipping and self.keeping.shipping.lost.is_set():
+                    if self.keeping and self.keeping.lost:
                         raise LeaseLost("another instance has taken over this repository", hint=START_AGAIN)
                     if self.reigning and self.reigning.done.is_set():
                         self._late_lease()

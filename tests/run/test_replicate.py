@@ -1,0 +1,141 @@
+"""Replication: what was committed outlives the disk; one instance writes at a time; any second can be restored."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from chromakeep.chroma.client import ChromaClient
+from chromakeep.errors import LeaseLost
+from chromakeep.operations.restore import restore
+from chromakeep.repository import Repository
+from chromakeep.repository.lease import newest
+from chromakeep.repository.log import Log
+from chromakeep.repository.snapshots import now, rfc3339
+from chromakeep.store.local import LocalStore
+from run.running import add, create, eventually, held, process, running
+
+LONG = 3600.0  # seconds between snapshots: all else must come from the log
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Path:
+    """The repository's folder."""
+    path = tmp_path / "repository"
+    path.mkdir()
+    Repository.create(LocalStore(path))
+    return path
+
+
+def logged(keep: Path) -> int:
+    """Rows in the newest epoch of the log."""
+    log = Log(Repository.open(LocalStore(keep)))
+    epochs = log.epochs()
+    return sum(len(c.rows) for _, s in log.segments(epochs[-1]) for c in s.changes) if epochs else 0
+
+
+def test_a_killed_run_without_its_disk_comes_back_with_what_was_logged(tmp_path: Path, keep: Path) -> None:
+    """SIGKILL, the data directory and all beside it gone: the next boot restores the snapshot and the log."""
+    data = tmp_path / "data"
+    with process(data, keep, every=LONG) as (run, port, log):
+        client = ChromaClient("127.0.0.1", port)
+        eventually(lambda: "serving on" in log.read_text(), "the server")
+        one, two = create(client, "one", sync_threshold=20), create(client, "two")
+        for start in range(0, 200, 10):
+            add(client, one, start, 10)
+        add(client, two, 0, 5)
+        client.delete(one, ["i0", "i1"])
+        eventually(lambda: logged(keep) >= 207, "the log")
+        run.kill()
+        run.wait()
+    shutil.rmtree(data)
+    shutil.rmtree(tmp_path / ".data.chromakeep")
+    assert len(Repository.open(LocalStore(keep)).snapshots()) == 1
+    with running(data, keep, every=LONG) as again:
+        again.until("restored: 203 records in 2 collections")
+        again.until("serving on")
+        assert again.client.count(one) == 198 and again.client.count(two) == 5
+        add(again.client, one, 500, 10)
+        again.end()
+    assert held(data, one).keys() == {f"i{n}" for n in (*range(2, 200), *range(500, 510))}
+
+
+def test_two_that_begin_at_once_where_nothing_is_do_not_both_go_on(tmp_path: Path) -> None:
+    """No repository yet: whoever is second to make it stops."""
+    keep = tmp_path / "repository"
+    keep.mkdir()
+    with running(tmp_path / "one", keep, every=LONG) as one, running(tmp_path / "two", keep, every=LONG) as two:
+        eventually(lambda: not (one.thread.is_alive() and two.thread.is_alive()), "one of them stops")
+        assert one.thread.is_alive() or two.thread.is_alive()
+        assert isinstance(one.error or two.error, LeaseLost)
+
+
+def test_any_second_can_be_restored(tmp_path: Path, keep: Path) -> None:
+    """A moment before a mistake, by its time; and the newest state, while the server goes on."""
+    data = tmp_path / "data"
+    with running(data, keep, every=LONG) as one:
+        one.until("serving on")
+        ref = create(one.client, "one")
+        eventually(lambda: Log(Repository.open(LocalStore(keep))).epochs(), "the log")
+        add(one.client, ref, 0, 50)
+        eventually(lambda: logged(keep) >= 50, "the log")
+        time.sleep(0.01)
+        before = rfc3339(now())
+        time.sleep(0.01)
+        one.client.delete(ref, [f"i{n}" for n in range(40)])
+        eventually(lambda: logged(keep) >= 90, "the log")
+        repository = Repository.open(LocalStore(keep))
+        done = restore(repository, before, tmp_path / "then")
+        assert done.moment <= before and [c.count for c in done.collections] == [50]
+        assert held(tmp_path / "then", ref).keys() == {f"i{n}" for n in range(50)}
+        restore(repository, None, tmp_path / "now")
+        assert held(tmp_path / "now", ref).keys() == {f"i{n}" for n in range(40, 50)}
+        alone = restore(repository, repository.snapshots()[0].id, tmp_path / "snapshot")
+        assert sum(c.count for c in alone.collections) == 0
+
+
+def test_a_second_instance_waits_and_takes_over_at_once(tmp_path: Path, keep: Path) -> None:
+    """While the first serves the second does not; after SIGTERM it restores what the first had to the last write."""
+    with running(tmp_path / "one", keep, every=LONG) as first:
+        first.until("serving on")
+        ref = create(first.client, "one")
+        add(first.client, ref, 0, 20)
+        eventually(lambda: logged(keep) >= 20, "the log")
+        with running(tmp_path / "two", keep, every=LONG) as second:
+            second.until("another instance writes to this repository")
+            add(first.client, ref, 20, 20)
+            first.end()
+            second.until("restored: 40 records")
+            second.until("serving on")
+            assert second.client.count(ref) == 40
+            assert newest(Repository.open(LocalStore(keep))) == 2
+
+
+def test_a_frozen_holder_that_wakes_up_stops(tmp_path: Path, keep: Path) -> None:
+    """SIGSTOP past its time: another takes over; continued, the first ends with a status of its own, and when it is
+    started again on its old disk it takes the other's data."""
+    one = tmp_path / "one"
+    with process(one, keep, every=LONG) as (run, port, log):
+        client = ChromaClient("127.0.0.1", port)
+        eventually(lambda: "serving on" in log.read_text(), "the server")
+        ref = create(client, "one")
+        add(client, ref, 0, 10)
+        eventually(lambda: logged(keep) >= 10, "the log")
+        os.kill(run.pid, signal.SIGSTOP)
+        with running(tmp_path / "two", keep, every=LONG) as second:
+            second.until("serving on")
+            add(second.client, ref, 10, 10)
+            os.kill(run.pid, signal.SIGCONT)
+            assert run.wait(60) == 20, log.read_text()[-2000:]
+            second.end()
+    with running(one, keep, every=LONG) as again:
+        again.until("it is replaced")
+        again.until("restored: 20 records")
+        again.until("serving on")
+        assert again.client.count(ref) == 20
+    assert list(tmp_path.glob("one.old-*"))
