@@ -81,11 +81,11 @@ class ClientSide(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client has closed its sending side; it may still read, if nothing that it sent is wanting."""
         self._eof = True
-        if self._lingering or self._body is not None:
-            if self._exchange:
-                self._exchange.abort()
-            return False
-        if self._exchange:
+        exchange = self._exchange
+        if exchange and not self._lingering:
+            if exchange.taking:  # and what was there has been taken
+                exchange.abort()
+                return False
             # It may as well have closed everything: nobody can tell. So it has not all the time of the world.
             self._deadline = self._service.loop.time() + self._service.limits.half_closed
             return True
@@ -198,6 +198,9 @@ class ClientSide(asyncio.Protocol):
             data = bytes(self._buffer)
             self._buffer.clear()
             self._pass(self._exchange, data)
+        if self._eof and self._exchange and self._exchange.taking:
+            self._exchange.abort()
+            self.close()
         self._balance()
 
     def body_unwanted(self) -> None:
@@ -276,7 +279,7 @@ class ClientSide(asyncio.Protocol):
     def answered(self, *, keep: bool) -> None:
         """The answer of the running request has been sent."""
         self._exchange, self._body_held = None, False
-        if not keep:
+        if not keep or self._service.closing:
             self._last()
             return
         self._body = None

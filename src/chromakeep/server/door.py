@@ -148,6 +148,8 @@ def listening(host: str, port: int) -> list[socket.socket]:
     """Sockets on every address of ``host``. Raises ``ServerFailed`` with one line of why not."""
     found: list[socket.socket] = []
     failure: OSError | None = None
+    if not 0 <= port <= 65535:
+        raise ServerFailed(f"cannot listen on {host}:{port}: no such port")
     try:
         addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         for family, kind, protocol, _, address in dict.fromkeys(addresses):
@@ -161,7 +163,7 @@ def listening(host: str, port: int) -> list[socket.socket]:
                 break
         if not found and failure:
             raise failure
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         for one in found:
             one.close()
         raise _explained(host, port, error) from None

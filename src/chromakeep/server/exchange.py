@@ -110,7 +110,7 @@ class Exchange:
     def answer_begins(self, answer: AnswerHead) -> None:
         """The head of the answer has come."""
         self._answer = answer
-        self._close = self._close or self._service.closing or not self._sent_all
+        self._close = self._close or not self._sent_all
         if self.taking:  # a backend that answers before the body has ended wants no more of it
             self.taking = False
             self._client.body_unwanted()
@@ -122,6 +122,7 @@ class Exchange:
 
     def _release(self) -> None:
         assert self._answer
+        self._close = self._close or self._service.closing
         framed = self._head.modern and self._answer.length is None
         self._out = relayed(self._answer, chunked=framed, close=self._close)
 
@@ -133,7 +134,9 @@ class Exchange:
         if self._out:
             payload = self._out + payload
             self._out = b""
-        if payload:
+        if self._upstream.lost and not last:
+            self._out = payload  # it died while the gate thought: nothing need leave of what will not be whole
+        elif payload:
             self.started = True
             self._client.send(payload)
         if last and not self.over:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, cast
 
 from chromakeep.server.answer_head import MOST, parse_answer
@@ -131,10 +133,22 @@ class Upstream(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.lost = True
         self._pool.forget(self)
+        if error is not None and self.exchange is not None and not self.spoke:
+            self._last_words()
         exchange = self.exchange
         if exchange is not None and not exchange.holding:  # else ``go_on`` finds out
             self.exchange = None
             exchange.upstream_lost(self)
+
+    def _last_words(self) -> None:
+        """Read what came before a send failed: a refusal of the body, as Chroma's 413, which the transport drops."""
+        connection = self.transport.get_extra_info("socket")
+        words = b""
+        with suppress(OSError):
+            while len(words) < BUFFER and (more := os.read(connection.fileno(), BUFFER)):
+                words += more
+        if words:
+            self.data_received(words)
 
     def pause_writing(self) -> None:
         self.full = True
