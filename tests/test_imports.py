@@ -17,7 +17,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chroma": CORE | {"chroma"},
     "testing": CORE | {"store", "testing"},
     "operations": CORE | NOUNS | {"operations"},
-    "cli": CORE | NOUNS | {"operations", "cli"},
+    "server": CORE | {"server"},
+    "cli": CORE | NOUNS | {"operations", "server", "cli"},
     "__main__": {"cli"},
 }
 

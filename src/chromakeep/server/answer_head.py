@@ -1,0 +1,86 @@
+"""The head of the backend's answer: read as strictly as a request's, and written again for the client."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import httptools
+
+from chromakeep.server.fields import HOP, Fields, Malformed, check, length_of, tokens
+
+MOST = 256 << 10  # bytes of a head
+_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
+
+
+@dataclass(slots=True)
+class AnswerHead:
+    """An answer as far as it is known before its body."""
+
+    status: int
+    reason: bytes
+    fields: Fields  # that may be passed on
+    length: int | None  # of the body that follows; None: chunked
+    bodiless: bool  # 1xx, 204, 304, or to HEAD: none follows whatever the fields say
+    reusable: bool  # the backend keeps the connection
+
+
+class _Seen:
+    __slots__ = ("fields",)
+
+    def __init__(self) -> None:
+        self.fields: Fields = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name, value.strip(b" \t")))
+
+
+def parse_answer(head: bytes, method: str) -> AnswerHead:
+    """The head of the answer to a request of that method. Raises ``Malformed``.
+
+    An answer that ends with its connection is malformed here: its end cannot be told from the backend's death.
+    """
+    check(head)
+    line = _LINE.fullmatch(head, 0, head.index(b"\r\n"))
+    if not line:
+        raise Malformed("not a status line")
+    status = int(line[2])
+    if status == 101:
+        raise Malformed("an upgrade nobody asked for")
+    seen = _Seen()
+    try:
+        httptools.HttpResponseParser(seen).feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError as error:
+        raise Malformed(str(error)) from None
+    lengths, codings, connection = [], [], []
+    for name, value in seen.fields:
+        lowered = name.lower()
+        if lowered == b"content-length":
+            lengths.append(value)
+        elif lowered == b"transfer-encoding":
+            codings.append(value)
+        elif lowered == b"connection":
+            connection.append(value)
+    length = length_of(lengths, codings)
+    bodiless = method == "HEAD" or status < 200 or status in (204, 304)
+    if not (lengths or codings or bodiless):
+        raise Malformed("an answer without a length")
+    words = tokens(connection)
+    dropped = HOP | (words - {b"content-length"})
+    kept = [(name, value) for name, value in seen.fields if name.lower() not in dropped]
+    reusable = line[1] == b"1" and b"close" not in words
+    return AnswerHead(status, line[3] or b"", kept, 0 if bodiless else length, bodiless, reusable)
+
+
+def relayed(answer: AnswerHead, *, chunked: bool, close: bool) -> bytes:
+    """The head for the client; ``chunked`` says how the body will be framed if the answer's own is not counted."""
+    lines = [b"HTTP/1.1 %d %s\r\n" % (answer.status, answer.reason)]
+    lines += [b"%s: %s\r\n" % field for field in answer.fields]
+    if chunked:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    if close:
+        lines.append(b"connection: close\r\n")
+    lines.append(b"\r\n")
+    return b"".join(lines)

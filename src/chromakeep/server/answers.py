@@ -1,0 +1,51 @@
+"""Answers of our own, in Chroma's words: ``{"error": ..., "message": ...}``."""
+
+from __future__ import annotations
+
+import json
+import math
+from http import HTTPStatus
+
+from chromakeep.server.gate import Page, Refusal
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_NAMES = {400: "InvalidArgumentError", 404: "NotFoundError", 429: "RateLimitError", 500: "InternalError"}
+
+
+def refusal(status: int, message: str, *, retry_after: float | None = None) -> Refusal:
+    """A refusal under the name that Chroma gives errors of this status."""
+    return Refusal(status, _NAMES.get(status, "ChromaError"), message, retry_after)
+
+
+BACKEND_DOWN = refusal(503, "Chroma is not running: it is starting, or starting again", retry_after=1.0)
+BACKEND_BROKE = refusal(502, "Chroma ended the connection without an answer; a write may or may not have been done")
+BACKEND_ODD = refusal(502, "Chroma's answer is not HTTP/1.1 as this door takes it; a write may have been done")
+BACKEND_CUT = refusal(502, "Chroma ended in the middle of its answer; a write may or may not have been done")
+FAILED = refusal(500, "the door failed over this request; its log says why")
+FULL = refusal(503, "too many connections", retry_after=1.0)
+
+
+def page_bytes(page: Page, *, head_only: bool, close: bool) -> bytes:
+    """A page as an HTTP/1.1 answer."""
+    return _answer(page.status, page.content_type, page.body, "", head_only=head_only, close=close)
+
+
+def refusal_bytes(refused: Refusal, *, head_only: bool, close: bool) -> bytes:
+    """A refusal as an HTTP/1.1 answer with one line of JSON."""
+    body = json.dumps({"error": refused.error, "message": refused.message}).encode()
+    more = ""
+    if refused.retry_after is not None:
+        more = f"retry-after: {max(0, math.ceil(refused.retry_after))}\r\n"  # the field has whole seconds only
+    return _answer(refused.status, "application/json", body, more, head_only=head_only, close=close)
+
+
+def _answer(status: int, content_type: str, body: bytes, more: str, *, head_only: bool, close: bool) -> bytes:
+    try:
+        reason = HTTPStatus(status).phrase
+    except ValueError:
+        reason = ""
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n"
+        f"cache-control: no-store\r\n{more}{'connection: close' + chr(13) + chr(10) if close else ''}\r\n"
+    )
+    return head.encode("latin-1") + (b"" if head_only else body)

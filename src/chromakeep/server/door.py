@@ -1,0 +1,205 @@
+"""The door: listens, and lives in a thread with an event loop of its own (uvloop's where it is installed)."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+
+from chromakeep.errors import ServerFailed
+from chromakeep.events import Observer, ignore
+from chromakeep.server.client_side import ClientSide
+from chromakeep.server.gate import Gate, Page
+from chromakeep.server.limits import Limits
+from chromakeep.server.service import Service
+from chromakeep.server.upstream import Pool
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
+
+_DEFAULT = Limits()
+_SWEEP = 0.5  # seconds between looks at the deadlines
+_BACKLOG = 1024
+_OTHER_FILES = 128  # of the process: what a door may not take
+
+
+class Door:
+    """Passes HTTP/1.1 from ``host:port`` to ``backend`` (address, port), writes through ``gate``.
+
+    ``pages`` are answered here to GET and HEAD of exactly their path; they run in the door's thread and must not block.
+    ``observer`` is told in that thread about failures of the gate, of pages and of the backend's HTTP.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        backend: tuple[str, int],
+        *,
+        gate: Gate | None = None,
+        pages: Mapping[str, Callable[[], Page]] = {},
+        limits: Limits = _DEFAULT,
+        observer: Observer = ignore,
+    ) -> None:
+        self.host, self.port = host, port  # with port 0, the one the system chose, once started
+        self._backend, self._gate, self._pages, self._observer = backend, gate, dict(pages), observer
+        self._limits = limits
+        self._sockets: list[socket.socket] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._service: Service | None = None
+        self._drain = 0.0
+        self._failure: Exception | None = None
+        self._stopping: asyncio.Event | None = None
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="door", daemon=True)
+
+    def start(self) -> None:
+        """Listen and serve. Raises ``ServerFailed`` when it cannot listen there. Once per door."""
+        self._sockets = listening(self.host, self.port)
+        self.port = int(self._sockets[0].getsockname()[1])
+        self._thread.start()
+        self._started.wait()
+        if self._failure:
+            raise ServerFailed(f"cannot serve on {self.host}:{self.port}: {self._failure}") from self._failure
+
+    def stop(self, drain: float) -> None:
+        """Take no new connections, close idle ones, give requests under way ``drain`` seconds, then cut them.
+
+        Returns when all are closed. Does nothing when it is not running; from any thread but the door's own.
+        """
+        loop, stopping = self._loop, self._stopping
+        if not self._started.is_set() or loop is None or stopping is None:
+            return
+        self._drain = drain
+        with suppress(RuntimeError):  # the loop has just been closed by another stop
+            loop.call_soon_threadsafe(stopping.set)
+        self._thread.join()
+
+    def _live(self) -> None:
+        try:
+            loop = new_loop()
+            try:
+                loop.run_until_complete(self._serve(loop))
+            finally:
+                loop.close()
+        except Exception as error:
+            self._failure = error
+        finally:
+            self._started.set()
+            for one in self._sockets:
+                one.close()
+
+    async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        limits = affordable(self._limits)
+        pool = Pool(loop, self._backend, limits.connect)
+        service = Service(loop, pool, limits, self._gate, self._pages, self._observer)
+        self._stopping = stopping = asyncio.Event()
+        servers = [
+            await loop.create_server(lambda: ClientSide(service), sock=one, backlog=_BACKLOG) for one in self._sockets
+        ]
+        self._loop = loop
+        self._started.set()
+        sweeping = loop.create_task(_sweep(service))
+        await stopping.wait()
+        for server in servers:
+            server.close()
+        service.closing = True
+        for client in list(service.clients):
+            client.wind_up()
+        end = loop.time() + self._drain
+        while service.clients and loop.time() < end:
+            await asyncio.sleep(0.01)
+        for client in list(service.clients):
+            client.cut()
+        pool.close()
+        sweeping.cancel()
+        for _ in range(3):  # transports tell of their end in a later round of the loop
+            await asyncio.sleep(0)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+async def _sweep(service: Service) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP)
+        now = service.loop.time()
+        for client in list(service.clients):
+            client.expire(now)
+
+
+def new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's if it can be imported: half the time of a request."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def listening(host: str, port: int) -> list[socket.socket]:
+    """Sockets on every address of ``host``. Raises ``ServerFailed`` with one line of why not."""
+    found: list[socket.socket] = []
+    failure: OSError | None = None
+    if not 0 <= port <= 65535:
+        raise ServerFailed(f"cannot listen on {host}:{port}: no such port")
+    try:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(addresses):
+            try:
+                found.append(_listening(family, kind, protocol, address))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                failure = error  # a name may have an address of a family this machine does not speak
+            if not port:
+                break
+        if not found and failure:
+            raise failure
+    except (OSError, UnicodeError) as error:
+        for one in found:
+            one.close()
+        raise _explained(host, port, error) from None
+    return found
+
+
+def _listening(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
+    one = socket.socket(family, kind, protocol)
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        one.bind(address)
+        one.listen(_BACKLOG)
+        one.setblocking(False)
+    except BaseException:
+        one.close()
+        raise
+    return one
+
+
+def _explained(host: str, port: int, error: Exception) -> ServerFailed:
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return ServerFailed(f"{host}:{port} is in use by another program", hint="stop it, or choose another port")
+    if isinstance(error, socket.gaierror | UnicodeError):
+        why = error.strerror if isinstance(error, OSError) else "no host name"
+        return ServerFailed(f"cannot listen on {host!r}: {why}", hint="0.0.0.0 is every interface")
+    why = error.strerror if isinstance(error, OSError) else str(error)
+    return ServerFailed(f"cannot listen on {host}:{port}: {why}")
+
+
+def affordable(limits: Limits) -> Limits:
+    """The limits with no more connections than the process may have files open, two for each."""
+    if resource is None:
+        return limits
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return limits
+    return replace(limits, connections=max(1, min(limits.connections, (soft - _OTHER_FILES) // 2)))

@@ -1,0 +1,251 @@
+"""One request and its answer: gate, backend, body one way, answer the other way.
+
+Of a write with a gate: ``admit`` is asked before a connection to the backend is taken; when the head of the answer has
+come it is held back, and with it all that follows, until ``acknowledge`` has said yes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from chromakeep.server import answers
+from chromakeep.server.answer_head import AnswerHead, relayed
+from chromakeep.server.bodies import LAST_CHUNK, chunk
+from chromakeep.server.gate import Refusal, Request
+from chromakeep.server.request_head import RequestHead
+from chromakeep.server.routes import is_safe, is_write
+from chromakeep.server.service import Service
+from chromakeep.server.upstream import Upstream
+
+if TYPE_CHECKING:
+    from chromakeep.server.client_side import ClientSide
+
+
+class Exchange:
+    """Begins with ``begin`` and ends with one call of ``ClientSide.answered``, or by ``abort``."""
+
+    __slots__ = (
+        "_answer", "_client", "_close", "_gate", "_head", "_lead", "_out", "_request", "_retried", "_sent_all",
+        "_service", "_task", "_upstream", "holding", "method", "over", "started", "taking",
+    )  # fmt: skip
+
+    def __init__(self, service: Service, client: ClientSide, head: RequestHead) -> None:
+        self.method = head.method
+        self.taking = False  # the backend may be sent (more of) the body
+        self.holding = False  # the answer is held back until the gate has spoken
+        self.started = False  # bytes of the answer have been given to the client
+        self.over = False
+        self._service, self._client, self._head = service, client, head
+        write = service.gate is not None and is_write(head.method, head.target.partition("?")[0])
+        self._gate = service.gate if write else None
+        self._request = Request(head.method, head.target, True, head.fields, client.peer) if write else None
+        self._upstream: Upstream | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._lead = b""  # head of the request while it waits for the first bytes of the body
+        self._out = b""  # head of the answer while it waits for the first bytes of its body
+        self._answer: AnswerHead | None = None
+        self._close = not head.keep
+        self._sent_all = head.length == 0
+        self._retried = False
+
+    # From the client to the backend
+
+    def begin(self) -> None:
+        """Ask the gate, or go on."""
+        if self._gate:
+            self._run(self._admit)
+        else:
+            self._connect()
+
+    def _connect(self) -> None:
+        upstream = None if self._retried else self._service.pool.take()
+        if upstream:
+            self._use(upstream)
+        else:
+            self._run(self._dial)
+
+    async def _dial(self) -> None:
+        try:
+            upstream = await self._service.pool.open()
+        except OSError:
+            self._refuse(answers.BACKEND_DOWN)
+            return
+        if self.over:  # the cancellation came too late to stop the dialling
+            upstream.give_back(False)
+        else:
+            self._use(upstream)
+
+    def _use(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        upstream.carry(self)
+        self._lead = self._head.forward
+        if not self._sent_all:
+            self.taking = True
+            self._client.body_wanted()  # sends what is there, and the head with it
+        if self._lead and self._upstream is upstream:
+            upstream.transport.write(self._lead)
+            self._lead = b""
+
+    def send_body(self, payload: bytes, *, last: bool) -> None:
+        """Pass part of the body on. Only while ``taking``."""
+        assert self._upstream
+        if self._head.length is None:
+            payload = (chunk(payload) if payload else b"") + (LAST_CHUNK if last else b"")
+        if self._lead:
+            payload = self._lead + payload
+            self._lead = b""
+        if last:
+            self._sent_all, self.taking = True, False
+        if payload:
+            self._upstream.transport.write(payload)
+
+    def upstream_full(self, full: bool) -> None:
+        """The backend does not keep up, or does again."""
+        self._client.hold_body(full)
+
+    # From the backend to the client
+
+    def answer_begins(self, answer: AnswerHead) -> None:
+        """The head of the answer has come."""
+        self._answer = answer
+        self._close = self._close or not self._sent_all
+        if self.taking:  # a backend that answers before the body has ended wants no more of it
+            self.taking = False
+            self._client.body_unwanted()
+        if self._gate:
+            self.holding = True
+            self._run(self._acknowledge)
+        else:
+            self._release()
+
+    def _release(self) -> None:
+        assert self._answer
+        self._close = self._close or self._service.closing
+        framed = self._head.modern and self._answer.length is None
+        self._out = relayed(self._answer, chunked=framed, close=self._close)
+
+    def answer_goes_on(self, payload: bytes, *, last: bool) -> None:
+        """Part of the answer's body has come."""
+        assert self._answer and self._upstream
+        if self._answer.length is None and self._head.modern:
+            payload = (chunk(payload) if payload else b"") + (LAST_CHUNK if last else b"")
+        if self._out:
+            payload = self._out + payload
+            self._out = b""
+        if self._upstream.lost and not last:
+            self._out = payload  # it died while the gate thought: nothing need leave of what will not be whole
+        elif payload:
+            self.started = True
+            self._client.send(payload)
+        if last and not self.over:
+            upstream, self._upstream = self._upstream, None
+            upstream.give_back(self._answer.reusable and self._sent_all)
+            self._end(keep=not self._close)
+
+    def flush(self) -> None:
+        """No more has come for now."""
+        if self._out:
+            self.started = True
+            self._client.send(self._out)
+            self._out = b""
+
+    def pause_answer(self, paused: bool) -> None:
+        """The client does not keep up, or does again."""
+        if self._upstream and not self.holding:
+            self._upstream.pause(paused)
+
+    def upstream_lost(self, upstream: Upstream) -> None:
+        """The backend ended the connection before the end of the answer."""
+        self._upstream = None
+        stale = upstream.used and not upstream.spoke and not self._retried
+        if stale and is_safe(self.method) and self._head.length == 0:
+            self._retried = True  # it was closing the idle connection when we took it
+            self._connect()
+        elif upstream.spoke:
+            self._fail(answers.BACKEND_CUT)
+        else:
+            self._fail(answers.BACKEND_BROKE)
+
+    def answer_malformed(self, why: str) -> None:
+        """The backend's answer cannot be passed on (any further)."""
+        self._service.warn(f"door: Chroma's answer to {self.method} is not HTTP as it should be: {why}")
+        self._fail(answers.BACKEND_ODD)
+
+    # The gate
+
+    async def _admit(self) -> None:
+        assert self._gate and self._request
+        refusal = await self._ask(self._gate.admit, self._request)
+        if refusal:
+            self._refuse(refusal)
+        else:
+            self._connect()
+
+    async def _acknowledge(self) -> None:
+        assert self._gate and self._request
+        refusal = await self._ask(self._gate.acknowledge, self._request)
+        if refusal:
+            self._refuse(refusal)
+            return
+        assert self._upstream
+        self.holding = False
+        self._release()
+        self._upstream.pause(False)
+        self._upstream.go_on()
+
+    async def _ask(self, question: Callable[[Request], Awaitable[Refusal | None]], request: Request) -> Refusal | None:
+        try:
+            return await question(request)
+        except (Exception, asyncio.CancelledError) as error:
+            if self.over:
+                raise
+            self._service.warn(f"door: the gate failed: {type(error).__name__}: {error}")
+            return answers.FAILED
+
+    def _run(self, step: Callable[[], Awaitable[None]]) -> None:
+        async def guarded() -> None:
+            try:
+                await step()
+            except Exception as error:
+                if not self.over:
+                    self._service.warn(f"door: {type(error).__name__}: {error}")
+                    self._fail(answers.FAILED)
+
+        self._task = self._service.loop.create_task(guarded())
+
+    # The end
+
+    def _fail(self, refusal: Refusal) -> None:
+        if self.started:
+            self.abort()
+            self._client.cut()
+        else:
+            self._refuse(refusal)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer in the backend's place."""
+        self._out = b""
+        self._drop_upstream()
+        self.holding = self.taking = False
+        keep = not self._close and not self._service.closing and self._client.skip_body()
+        self.started = True
+        self._client.send(answers.refusal_bytes(refusal, head_only=self.method == "HEAD", close=not keep))
+        self._end(keep=keep)
+
+    def abort(self) -> None:
+        """The client went away or is sent away: stop everything, say nothing."""
+        self.over, self.taking = True, False
+        if self._task:
+            self._task.cancel()
+        self._drop_upstream()
+
+    def _drop_upstream(self) -> None:
+        upstream, self._upstream = self._upstream, None
+        if upstream:
+            upstream.give_back(False)
+
+    def _end(self, *, keep: bool) -> None:
+        self.over, self.taking = True, False
+        self._client.answered(keep=keep)

@@ -1,0 +1,129 @@
+"""The head of a request: read strictly, and written again for the backend.
+
+What the backend reads is written here from what was understood here, so that the two cannot understand different
+things. Names are in lower case. Fields of the hop are dropped, those that ``connection`` names too. So are
+``forwarded``, ``x-forwarded-*`` and ``x-real-ip``: Chroma reads none of them, and from a client they are only a claim.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import httptools
+
+from chromakeep.server.fields import HOP, Fields, Malformed, check, length_of, tokens
+from chromakeep.server.limits import Limits
+
+_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
+_LINE = re.compile(rb"([A-Z-]{1,32}) ([\x21-\x7e]+) HTTP/(\d)\.(\d)")
+_HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
+_CLAIMS = frozenset({b"forwarded", b"x-real-ip"})
+_FRAMED = frozenset({b"content-length", b"expect"})  # written anew, or answered here
+
+
+@dataclass(slots=True)
+class RequestHead:
+    """A request as far as it is known before its body."""
+
+    method: str
+    target: str
+    fields: tuple[tuple[bytes, bytes], ...]  # as sent, names in lower case
+    length: int | None  # of the body in bytes; None: chunked
+    modern: bool  # HTTP/1.1, not 1.0
+    keep: bool  # the client means to go on with the connection
+    expects: bool  # the client waits for 100 before it sends the body
+    forward: bytes  # the head for the backend, with its empty line
+
+
+class _Seen:
+    __slots__ = ("fields", "whole")
+
+    def __init__(self) -> None:
+        self.fields: Fields = []
+        self.whole = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.fields.append((name.lower(), value.strip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        self.whole = True
+
+
+def parse_request(head: bytes, limits: Limits) -> RequestHead:
+    """A head of at most ``limits.head_bytes``, with its empty line. Raises ``Malformed`` with the status to answer."""
+    check(head)
+    line = _LINE.fullmatch(head, 0, head.index(b"\r\n"))
+    if not line:
+        raise Malformed("not a request line")
+    method, target = line[1].decode(), line[2].decode()
+    if (line[3], line[4]) not in ((b"1", b"1"), (b"1", b"0")):
+        raise Malformed("only HTTP/1.1 and HTTP/1.0 are spoken here", 505)
+    if method not in _METHODS:
+        raise Malformed("a method that Chroma does not know", 501)
+    if not target.startswith("/") or "#" in target:
+        raise Malformed("the target must be a path")
+    seen = _read(head, limits)
+    return _understood(method, target, line[4] == b"1", tuple(seen.fields))
+
+
+def _read(head: bytes, limits: Limits) -> _Seen:
+    lines = head.count(b"\r\n") - 2
+    if lines > limits.fields:
+        raise Malformed("too many header fields", 431)
+    seen = _Seen()
+    try:
+        httptools.HttpRequestParser(seen).feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError as error:
+        raise Malformed(f"not HTTP: {error}") from None
+    if not seen.whole or len(seen.fields) != lines:
+        raise Malformed("header fields that cannot be told apart")
+    return seen
+
+
+def _understood(method: str, target: str, modern: bool, fields: tuple[tuple[bytes, bytes], ...]) -> RequestHead:
+    hosts, lengths, codings, expects, connection = [], [], [], [], []
+    kept = [f"{method} {target} HTTP/1.1\r\n".encode()]
+    for name, value in fields:
+        if name in HOP:
+            if name == b"connection":
+                connection.append(value)
+            elif name == b"transfer-encoding":
+                codings.append(value)
+            elif name == b"upgrade" and value.lower() != b"h2c":
+                # h2c is only offered (Java's client always does) and may be ignored; others have no use without it.
+                raise Malformed("no protocol to upgrade to", 501)
+            continue
+        if name == b"host":
+            hosts.append(value)
+        elif name == b"content-length":
+            lengths.append(value)
+        elif name == b"expect":
+            expects.append(value.lower())
+    if len(hosts) > 1 or (modern and not hosts) or (hosts and not _HOST.fullmatch(hosts[0])):
+        raise Malformed("host is missing, doubled or no host")
+    if codings and not modern:
+        raise Malformed("transfer-encoding in HTTP/1.0")
+    if expects and expects != [b"100-continue"]:
+        raise Malformed("an expectation other than 100-continue", 417)
+    length = length_of(lengths, codings)
+    words = tokens(connection)
+    for name, value in fields:
+        if name in HOP or name in _FRAMED or name in _CLAIMS or name.startswith(b"x-forwarded-"):
+            continue
+        if name in words and name != b"host":
+            continue
+        kept += (name, b": ", value, b"\r\n")
+    if not hosts:
+        kept.append(b"host: chroma\r\n")  # HTTP/1.0 needs none, what we write does
+    if length is None:
+        kept.append(b"transfer-encoding: chunked\r\n")
+    elif lengths:
+        kept.append(b"content-length: %d\r\n" % length)
+    kept.append(b"\r\n")
+    return RequestHead(
+        method, target, fields, length, modern, modern and b"close" not in words, bool(expects) and modern,
+        b"".join(kept),
+    )  # fmt: skip

@@ -1,0 +1,34 @@
+"""What all connections of one door share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from chromakeep.events import Noted, Observer
+from chromakeep.server.gate import Gate, Page
+from chromakeep.server.limits import Limits
+from chromakeep.server.upstream import Pool
+
+if TYPE_CHECKING:
+    from chromakeep.server.client_side import ClientSide
+
+
+@dataclass(slots=True)
+class Service:
+    """Used in the thread of ``loop`` only."""
+
+    loop: asyncio.AbstractEventLoop
+    pool: Pool
+    limits: Limits
+    gate: Gate | None
+    pages: Mapping[str, Callable[[], Page]]
+    observer: Observer
+    clients: set[ClientSide] = field(default_factory=set)
+    closing: bool = False  # no connection is kept after the request it carries
+
+    def warn(self, message: str) -> None:
+        """One line for whoever watches."""
+        self.observer(Noted(message, "warning"))

@@ -1,0 +1,301 @@
+"""How exchanges end before their time: clients, backends and doors that go away, and those that are too slow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from chromakeep.server import Door, Limits
+from server.wires import GET, OK, Backend, Scripted, Wire, post
+
+Open = Callable[..., Door]
+Knock = Callable[[Door], Wire]
+
+
+def test_no_backend(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """503 in Chroma's words with a time to come back, for reads and writes, over a kept connection."""
+    backend.close()
+    client = knock(open_door(gate=Scripted()))
+    for sent in (GET, post(b"x" * 1000), GET):
+        client.send(sent)
+        answer = client.answer()
+        assert (answer.status, answer.fields["retry-after"], "connection" in answer.fields) == (503, "1", False)
+        assert set(json.loads(answer.body)) == {"error", "message"}
+
+
+def used(backend: Backend, client: Wire) -> Wire:
+    """A backend's connection that has served one request and is kept."""
+    client.send(GET)
+    wire = backend.accept()
+    wire.until()
+    wire.send(OK)
+    assert client.answer().status == 200
+    return wire
+
+
+def test_a_stale_connection_is_tried_once_again_for_what_is_safe(
+    backend: Backend, open_door: Open, knock: Knock
+) -> None:
+    """On a new connection, and when that ends without an answer too, the client hears 502."""
+    client = knock(open_door())
+    wire = used(backend, client)
+    client.send(GET)
+    wire.until()
+    wire.close()
+    second = backend.accept()
+    second.until()
+    second.send(OK)
+    assert client.answer().body == b"ok"
+    client.send(GET)
+    second.until()
+    second.reset()
+    third = backend.accept()
+    third.until()
+    third.close()
+    assert client.answer().status == 502
+    assert backend.unasked()
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [post(), b"POST /x HTTP/1.1\r\nhost: h\r\n\r\n", b"GET /x HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\nab"],
+    ids=["write", "write without a body", "read with a body"],
+)
+def test_a_stale_connection_is_502_for_all_else(
+    sent: bytes, backend: Backend, open_door: Open, knock: Knock
+) -> None:
+    """A write is never sent twice."""
+    client = knock(open_door())
+    wire = used(backend, client)
+    client.send(sent)
+    wire.until()
+    wire.close()
+    assert client.answer().status == 502
+    assert backend.unasked()
+
+
+def test_part_of_an_answer_is_not_tried_again(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """Nor is a first connection's failure: that is no race."""
+    client = knock(open_door())
+    wire = used(backend, client)
+    client.send(GET)
+    wire.until()
+    wire.send(b"HTTP/1.1 200 OK\r\ncontent")
+    wire.close()
+    assert client.answer().status == 502
+    client.send(GET)
+    wire = backend.accept()
+    wire.until()
+    wire.close()
+    assert client.answer().status == 502
+    assert backend.unasked()
+
+
+def test_an_idle_connection_that_the_backend_closed_is_not_used(
+    backend: Backend, open_door: Open, knock: Knock
+) -> None:
+    """Nor one on which it spoke unasked: not even a write meets it."""
+    client = knock(open_door())
+    wire = used(backend, client)
+    wire.close()
+    other = used(backend, client)
+    other.send(b"HTTP/1.1 408 Timeout\r\ncontent-length: 0\r\n\r\n")
+    assert other.gone()
+    client.send(post())
+    last = backend.accept()
+    last.until()
+    last.send(OK)
+    assert client.answer().body == b"ok"
+
+
+def test_bytes_after_an_answer_belong_to_nobody(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """They are not the answer to the next request."""
+    client = knock(open_door())
+    client.send(GET)
+    wire = backend.accept()
+    wire.until()
+    wire.send(OK + OK.replace(b"ok", b"NO"))
+    assert client.answer().body == b"ok"
+    assert wire.gone()
+    client.send(GET)
+    wire = backend.accept()
+    wire.until()
+    wire.send(OK)
+    assert client.answer().body == b"ok"
+
+
+BROKEN = [
+    b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n",
+    b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf!!0\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("part", BROKEN)
+@pytest.mark.parametrize("line", [b"GET /x HTTP/1.1", b"GET /x HTTP/1.0"])
+@pytest.mark.parametrize("end", [Wire.close, Wire.reset])
+def test_a_broken_answer_looks_broken(
+    part: bytes, line: bytes, end: Callable[[Wire], None], backend: Backend, open_door: Open, knock: Knock
+) -> None:
+    """A reset: even a client of 1.0, to whom an end is the end of the body, does not take half for the whole."""
+    client = knock(open_door())
+    client.send(line + b"\r\nhost: h\r\n\r\n")
+    wire = backend.accept()
+    wire.until()
+    head, end_of_head, body = part.partition(b"\r\n\r\n")
+    wire.send(head + end_of_head)
+    client.until()
+    wire.send(body)
+    end(wire)
+    with pytest.raises(ConnectionResetError):
+        client.rest()
+
+
+def test_a_backend_that_dies_during_an_upload(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """502, which the client can read although it still sends."""
+    client = knock(open_door())
+    client.send(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 1000)
+    wire = backend.accept()
+    wire.until()
+    wire.close()
+    client.send(b"x" * 500_000)
+    assert client.answer().status == 502
+
+
+def test_a_client_that_goes_ends_its_upload(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """Closed or reset: the backend sees a body that is broken off, not one that waits for ever."""
+    for end in (Wire.close, Wire.reset):
+        client = knock(open_door())
+        client.send(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 10\r\n\r\nhalf")
+        wire = backend.accept()
+        wire.until()
+        wire.exactly(4)
+        end(client)
+        assert wire.gone()
+
+
+def test_a_client_that_goes_ends_its_wait(backend: Backend, open_door: Open, knock: Knock) -> None:
+    client = knock(open_door())
+    client.send(post(b"{}", "/x/query"))
+    wire = backend.accept()
+    wire.until()
+    client.reset()
+    assert wire.gone()
+
+
+def test_a_client_that_goes_ends_its_download(backend: Backend, open_door: Open, knock: Knock) -> None:
+    client = knock(open_door())
+    client.send(GET)
+    wire = backend.accept()
+    wire.until()
+    wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n" + b"x" * 100_000)
+    client.until()
+    client.close()
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        while True:
+            wire.send(b"x" * 100_000)
+
+
+def test_a_client_that_has_closed_its_sending_side_is_answered(
+    backend: Backend, open_door: Open, knock: Knock
+) -> None:
+    """All it asked for, then the connection ends."""
+    client = knock(open_door())
+    client.send(post() + GET + GET[:9])
+    client.half_close()
+    wire = backend.accept()
+    wire.until()
+    wire.exactly(2)
+    wire.send(OK)
+    wire.until()
+    wire.send(OK)
+    assert [client.answer().body, client.answer().body] == [b"ok", b"ok"]
+    assert client.rest() == b""
+
+
+def test_such_a_client_is_not_waited_for_forever(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """It may have gone altogether: then the backend's work is for nobody."""
+    client = knock(open_door(limits=Limits(half_closed=0.1)))
+    client.send(post(b"{}", "/x/query"))
+    wire = backend.accept()
+    wire.until()
+    client.close()
+    assert wire.gone()
+
+
+SLOW = {
+    "nothing": (b"", Limits(head=0.1)),
+    "a head": (b"GET /x HT", Limits(head=0.1)),
+    "a second head": (GET + b"GET /x HT", Limits(head=0.1)),
+    "a body": (b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nhalf", Limits(body=0.1)),
+    "a slow body": (b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 900\r\n\r\n" + b"x" * 800, Limits(body=0.1)),
+    "another request": (GET, Limits(idle=0.1)),
+}
+
+
+@pytest.mark.parametrize("owed", SLOW)
+def test_what_a_client_owes_is_not_waited_for_forever(
+    owed: str, backend: Backend, open_door: Open, knock: Knock
+) -> None:
+    """408 for half a request, and no word to a client that has asked for nothing."""
+    sent, limits = SLOW[owed]
+    if sent.startswith(GET):
+        backend.serve()
+    client = knock(open_door(limits=limits))
+    client.send(sent)
+    if sent.startswith(GET):
+        assert client.answer().status == 200
+    if owed not in ("nothing", "another request"):
+        assert client.answer().status == 408
+    assert client.rest() == b""
+
+
+def test_a_client_that_does_not_take_its_answer_is_cut(backend: Backend, open_door: Open, knock: Knock) -> None:
+    client = knock(open_door(limits=Limits(stall=0.1)))
+    client.send(GET)
+    wire = backend.accept()
+    wire.until()
+    with pytest.raises((ConnectionResetError, BrokenPipeError)):
+        wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n")
+        while True:
+            wire.send(b"x" * 1_000_000)
+    with pytest.raises(ConnectionResetError):
+        client.rest()
+
+
+def test_a_backend_may_take_its_time(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """No limit is on the backend's thinking: chromadb's clients have none, and a batch may take minutes."""
+    short = Limits(head=0.1, idle=0.1, body=0.1, stall=0.1, linger=0.1)
+    door = open_door(limits=short)
+    client, witness = knock(door), knock(door)
+    client.send(post())
+    wire = backend.accept()
+    wire.until()
+    for _ in range(2):
+        assert witness.gone()
+        witness = knock(door)
+    wire.send(OK)
+    assert client.answer().body == b"ok"
+
+
+def test_connections_are_counted(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """One too many is told so; when others have gone there is room again."""
+    backend.serve()
+    door = open_door(limits=Limits(connections=2))
+    one, two, three = knock(door), knock(door), knock(door)
+    answer = three.answer()
+    assert (answer.status, answer.fields["retry-after"]) == (503, "1")
+    one.send(b"GET /x HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+    assert one.rest().endswith(b"ok")
+    three.close()
+    while True:
+        four = knock(door)
+        four.send(GET)
+        if four.answer().status == 200:
+            break
+        four.close()
+    two.send(GET)
+    assert two.answer().status == 200
