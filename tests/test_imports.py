@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "chromakeep"
-CORE = {"errors", "events", "records", "addresses", "layout", "__init__"}
+CORE = {"errors", "events", "records", "addresses", "layout", "changes", "__init__"}
 NOUNS = {"store", "repository", "chroma"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(CORE, CORE),
@@ -17,7 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "chroma": CORE | {"chroma"},
     "testing": CORE | {"store", "testing"},
     "operations": CORE | NOUNS | {"operations"},
-    "server": CORE | {"server"},
+    "server": CORE | {"operations", "server"},
     "cli": CORE | NOUNS | {"operations", "server", "cli"},
     "__main__": {"cli"},
 }

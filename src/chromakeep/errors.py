@@ -226,6 +226,14 @@ class RefusedToServe(ChromakeepError):
     http_status = 503
 
 
+class NotNow(ChromakeepError):
+    """This instance does not take writes at the moment; that passes."""
+
+    code = "not-now"
+    exit_status = 11
+    http_status = 503
+
+
 class LeaseLost(ChromakeepError):
     """Another instance writes to the repository now; what this one would still acknowledge could be lost."""
 

@@ -180,8 +180,8 @@ def running(data: Path, repository: Path | None = None, **settings: object) -> I
     """A run on ``data`` with a repository in a folder, both made where they are missing."""
     port = free_port()
     if repository is not None:
-        settings["open_repository"] = lambda: Repository.open(LocalStore(repository))
-        settings["create_repository"] = lambda: Repository.create(LocalStore(repository))
+        settings.setdefault("open_repository", lambda: Repository.open(LocalStore(repository)))
+        settings.setdefault("create_repository", lambda: Repository.create(LocalStore(repository)))
     made = RunSettings(
         data,
         arguments=("--host", "127.0.0.1", "--port", str(port)),

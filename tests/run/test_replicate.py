@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
 from chromakeep.chroma.client import ChromaClient
-from chromakeep.errors import LeaseLost
+from chromakeep.errors import LeaseLost, ServerAnswered, StoreUnavailable
 from chromakeep.operations.restore import restore
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import newest
 from chromakeep.repository.log import Log
 from chromakeep.repository.snapshots import now, rfc3339
+from chromakeep.server.front import open_door
 from chromakeep.store.local import LocalStore
 from run.running import add, create, eventually, held, process, running
+
+
+class Slow(LocalStore):
+    """A store whose puts take a while, or fail while ``broken`` is set."""
+
+    seconds = 0.05
+    broken = threading.Event()
+
+    def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        time.sleep(self.seconds)
+        if self.broken.is_set():
+            raise StoreUnavailable("the bucket is away")
+        super().put(name, data, if_absent=if_absent)
+
+
+def synchronous(keep: Path) -> dict[str, object]:
+    """Settings of a run that acknowledges what is in a slow bucket."""
+    Slow.broken.clear()
+    return {
+        "every": LONG,
+        "door": open_door,
+        "durability": "sync",
+        "open_repository": lambda: Repository.open(Slow(keep)),
+    }
+
 
 LONG = 3600.0  # seconds between snapshots: all else must come from the log
 
@@ -139,3 +170,86 @@ def test_a_frozen_holder_that_wakes_up_stops(tmp_path: Path, keep: Path) -> None
         again.until("serving on")
         assert again.client.count(ref) == 20
     assert list(tmp_path.glob("one.old-*"))
+
+
+def test_sync_acknowledges_what_is_in_the_bucket(tmp_path: Path, keep: Path) -> None:
+    """After every answer the log has the write, whatever became of this instance: eight writers at once share puts."""
+    with running(tmp_path / "data", keep, **synchronous(keep)) as one:
+        one.until("serving on")
+        ref = create(one.client, "one")
+
+        def write(writer: int) -> None:
+            client = ChromaClient("127.0.0.1", one.port)
+            for n in range(5):
+                add(client, ref, writer * 100 + n, 1)
+                found = logged_ids(keep)
+                assert f"i{writer * 100 + n}".encode() in found
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, range(8)))
+        changes = [c for _, s in Log(Repository.open(LocalStore(keep))).segments(1) for c in s.changes if c.rows]
+        assert len(changes) < 40
+        status = json.loads(urlopen(f"http://127.0.0.1:{one.port}/_keep/status").read())
+        assert status["role"] == "serving" and status["durability"] == "sync" and status["lag_seconds"] < 5
+        assert urlopen(f"http://127.0.0.1:{one.port}/readyz").status == 200
+
+
+def logged_ids(keep: Path) -> set[bytes]:
+    """Ids in the log."""
+    log = Log(Repository.open(LocalStore(keep)))
+    return {r.id for e in log.epochs() for _, s in log.segments(e) for c in s.changes for r in c.rows}
+
+
+def test_without_a_bucket_a_synchronous_write_waits(tmp_path: Path, keep: Path) -> None:
+    """Away for a moment: the write is answered when the bucket is back, and nothing was lost or done twice."""
+    with running(tmp_path / "data", keep, **synchronous(keep)) as one:
+        one.until("serving on")
+        ref = create(one.client, "one")
+        add(one.client, ref, 0, 1)
+        Slow.broken.set()
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(add, ChromaClient("127.0.0.1", one.port), ref, 1, 1)
+            one.until("the log is not written")
+            time.sleep(0.5)
+            assert not waiting.done() and b"i1" not in logged_ids(keep)
+            Slow.broken.clear()
+            waiting.result(30)
+        assert b"i1" in logged_ids(keep)
+        one.until("the log is written again")
+
+
+def test_an_async_run_goes_on_without_a_bucket_and_catches_up(tmp_path: Path, keep: Path) -> None:
+    """Writes are answered meanwhile; afterwards the log has them all."""
+    settings = {**synchronous(keep), "durability": "async"}
+    with running(tmp_path / "data", keep, **settings) as one:
+        one.until("serving on")
+        ref = create(one.client, "one")
+        add(one.client, ref, 0, 1)
+        eventually(lambda: b"i0" in logged_ids(keep), "the log")
+        Slow.broken.set()
+        for n in range(1, 60):
+            add(one.client, ref, n, 1)
+        one.until("the log is not written")
+        assert b"i59" not in logged_ids(keep)
+        Slow.broken.clear()
+        eventually(lambda: logged_ids(keep) >= {f"i{n}".encode() for n in range(60)}, "the log")
+
+
+def test_who_waits_refuses_writes_and_says_so(tmp_path: Path, keep: Path) -> None:
+    """503 and not ready while another instance serves; both right once it has taken over."""
+    with running(tmp_path / "one", keep, every=LONG, door=open_door) as first:
+        first.until("serving on")
+        ref = create(first.client, "one")
+        eventually(lambda: Log(Repository.open(LocalStore(keep))).epochs(), "the log")
+        with running(tmp_path / "two", keep, every=LONG, door=open_door) as second:
+            second.until("another instance writes")
+            with pytest.raises(ServerAnswered, match="stands by") as refused:
+                add(second.client, ref, 0, 1)
+            assert refused.value.status == 503
+            with pytest.raises(HTTPError):
+                urlopen(f"http://127.0.0.1:{second.port}/readyz")
+            assert urlopen(f"http://127.0.0.1:{second.port}/healthz").status == 200
+            first.end()
+            second.until("serving on")
+            add(second.client, ref, 0, 1)
+            assert urlopen(f"http://127.0.0.1:{second.port}/readyz").status == 200

@@ -94,6 +94,11 @@ class Keeping:
         self._beside.remember(epoch=self.lease.epoch)
 
     @property
+    def age(self) -> float | None:
+        """Seconds since the newest snapshot of this run; None if there is none."""
+        return round(time.monotonic() - self.newest_at, 1) if self.newest_at else None
+
+    @property
     def lost(self) -> bool:
         """Whether another instance writes to the repository: nothing that is committed here may be acknowledged."""
         return self._overtaken or bool(self.shipping and self.shipping.lost.is_set())

@@ -7,14 +7,14 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
-from chromakeep.chroma.server import ChromaServer, port_is_free
+from chromakeep.chroma.server import ChromaServer, free_port, port_is_free
 from chromakeep.chroma.signature import signature
 from chromakeep.errors import (
     ChromakeepError,
@@ -28,6 +28,18 @@ from chromakeep.errors import (
 from chromakeep.events import Noted, Observer, ServerLine, ignore
 from chromakeep.operations.beside import Beside, Process
 from chromakeep.operations.boot import DATA, FOUND, RESTORED, Booted, boot, contents, look, summary
+from chromakeep.operations.duty import (
+    ASYNC,
+    SERVING,
+    SNAPSHOTS,
+    STARTING,
+    STOPPING,
+    WAITING,
+    Doorway,
+    Duty,
+    Front,
+    OpenDoor,
+)
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.platform import describe, ignored_variables
 from chromakeep.operations.reign import Reigning
@@ -39,10 +51,10 @@ if TYPE_CHECKING:
     from chromakeep.repository import Repository
     from chromakeep.repository.lease import Lease
 
-ASYNC, SNAPSHOTS = "async", "snapshots"
 PATIENCE = 5.0  # seconds that a store may take to answer before a directory with data is served without it
 START_AGAIN = "start it again: it then waits its turn, with the other's data; what is here is kept aside"
 GOOD = 60.0  # seconds of serving after which the back-off starts anew
+DRAIN = 2.0  # seconds that requests under way have to end
 HURRIED = 1.0  # seconds that a server has to end after a second signal: a kill in a write can break a collection
 LONGEST_WAIT = 30.0  # seconds between two starts at most
 T = TypeVar("T")
@@ -52,7 +64,9 @@ T = TypeVar("T")
 class RunSettings:
     """What to run. Times in seconds; ``arguments`` are those after ``--`` (see ``chroma.command.parse_options``).
 
-    ``durability``: ``async`` (what is committed goes into the log within a fraction of a second) or ``snapshots``.
+    ``durability``: ``async`` (what is committed goes into the log within a fraction of a second), ``sync`` (a write is
+    acknowledged only then) or ``snapshots``. ``door`` opens the port and passes requests on to the server, which then
+    listens on loopback; None: the server has the port itself.
     ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
     ``stage`` None keeps the working copy beside the data. More than ``deaths`` deaths of the server within ``window``
     seconds end the run.
@@ -63,6 +77,8 @@ class RunSettings:
     create_repository: Callable[[], Repository] | None = None
     every: float = 60.0
     durability: str = ASYNC
+    door: OpenDoor | None = None
+    hold_writes: float = 0.0
     grace: float = 10.0
     ephemeral: bool = False
     arguments: tuple[str, ...] = ()
@@ -120,12 +136,14 @@ def run(
         beside.tidy()
         _report(settings, beside, options, observer, env)
         service = _Service(settings, beside, lock, options, program, env, observer, stop, hurry or threading.Event())
-        booted = service.prepare()
-        if booted:
-            observer(Noted(f"{booted.outcome}: {summary(booted.collections)}, in {time.monotonic() - started:.1f} s"))
-            service.serve(booted.collections)
-        else:  # what a killed run has left in the directory is worth a snapshot all the same
-            service.end(None)
+        with service.open_door():
+            booted = service.prepare()
+            if booted:
+                seconds = time.monotonic() - started
+                observer(Noted(f"{booted.outcome}: {summary(booted.collections)}, in {seconds:.1f} s"))
+                service.serve(booted.collections)
+            else:  # what a killed run has left in the directory is worth a snapshot all the same
+                service.end(None)
         return RunResult(
             booted.outcome if booted else "stopped before serving",
             service.keeping.taken if service.keeping else 0,
@@ -174,6 +192,11 @@ class _Service:
         self.settings, self.beside, self.lock, self.options, self.program = settings, beside, lock, options, program
         self.env, self.observer, self.stop, self.hurry = env, observer, stop, hurry
         self.keeping = self._new_keeping() if settings.open_repository else None
+        self.duty = Duty(settings.durability if self.keeping else SNAPSHOTS, self.keeping)
+        self.door: Doorway | None = None
+        self.front = options  # what clients see
+        if settings.door:
+            self.options = replace(options, host="127.0.0.1", port=free_port())
         self.restarts = 0
         self.hopeless: set[str] = set()  # collections that stay broken whatever was done
         self.collections: tuple[Collection, ...] = ()
@@ -184,6 +207,21 @@ class _Service:
     def _new_keeping(self) -> Keeping:
         stage = self.settings.stage or self.beside.stage
         return Keeping(self.beside, self._repository, every=self.settings.every, stage=stage, observer=self.observer)
+
+    @contextmanager
+    def open_door(self) -> Iterator[None]:
+        """The port, from before there is anything to serve until all is done."""
+        if self.settings.door is None:
+            yield
+            return
+        backend = self.options.host, self.options.port
+        front = Front(self.front.host, self.front.port, backend, self.duty, self.settings.hold_writes, self.observer)
+        self.door = self.settings.door(front)
+        self.door.start()
+        try:
+            yield
+        finally:
+            self.door.stop(0.0)
 
     # -- before serving ----------------------------------------------------------------------------------------------
 
@@ -234,6 +272,7 @@ class _Service:
         waiting = Reigning(repository, stop=self.stop, observer=self.observer)
         deadline = time.monotonic() + PATIENCE
         while not waiting.done.wait(0.02) and not self.stop.is_set():
+            self.duty.role = WAITING if waiting.other else STARTING
             if time.monotonic() > deadline and not waiting.other and self._may_start_without(repository):
                 said = "the repository does not answer: serving what is here; the log begins when it does"
                 self.observer(Noted(said, "warning"))
@@ -352,7 +391,7 @@ class _Service:
             return server, None
         self.observer(
             Noted(
-                f"serving on http://{self.options.host}:{self.options.port}"
+                f"serving on http://{self.front.host}:{self.front.port}"
                 f" (process {server.pid}, ready in {time.monotonic() - begun:.1f} s)"
             )
         )
@@ -364,7 +403,9 @@ class _Service:
                 self.uncovered = False
             else:
                 self.keeping.ship(self.base)
+        self.duty.role = SERVING
         reason = self._watch(server)
+        self.duty.role = STOPPING if self.stop.is_set() else STARTING
         if reason and server.returncode is None:
             server.stop(5.0)
         return server, reason
@@ -416,6 +457,8 @@ class _Service:
     def end(self, server: ChromaServer | None) -> None:
         """Stop the server, take the last snapshot, remember that all is well; within ``grace`` seconds of the stop."""
         deadline = time.monotonic() + self.settings.grace
+        if self.door:
+            self.door.stop(min(DRAIN, self.settings.grace * 0.2))
         code = self._stop(server, self.settings.grace * 0.4) if server else None
         data = self.beside.data
         if code == 0:

@@ -66,7 +66,7 @@ class Shipping:
         self._lock = threading.Lock()
         self._behind: float | None = None  # monotonic; when something not yet shipped was first seen
         self._failing: float | None = None
-        self._renewed = time.monotonic()
+        self._renewed = self._refused = time.monotonic()
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for target, name in ((self._ship, "ship"), (self._renew, "lease"))
@@ -103,8 +103,10 @@ class Shipping:
 
     @property
     def sure(self) -> bool:
-        """Whether nobody can have taken over yet: the last sign of life is fresh. Of a frozen process it is not."""
-        return not self.lost.is_set() and time.monotonic() - self._renewed < LAPSE
+        """Whether the last sign of life is fresh, or just now failed for want of a bucket, in which nobody else could
+        have taken over either. Not so in a process that was frozen.
+        """
+        return not self.lost.is_set() and time.monotonic() - max(self._renewed, self._refused) < LAPSE
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -207,8 +209,8 @@ class Shipping:
             except LeaseLost as error:
                 self._give_up(error)
                 return
-            except ChromakeepError:
-                continue  # the other thread tells
+            except ChromakeepError:  # the other thread tells
+                self._refused = time.monotonic()
 
     def _give_up(self, error: LeaseLost) -> None:
         if not self.lost.is_set():

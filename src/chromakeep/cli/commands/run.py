@@ -20,7 +20,19 @@ from chromakeep.cli.settings import KEYS, PREFIX
 
 @command(
     "run",
-    keys=("data", "repository", "every", "grace", "ephemeral", "host", "port", "chroma", "stage"),
+    keys=(
+        "data",
+        "repository",
+        "every",
+        "durability",
+        "hold_writes",
+        "grace",
+        "ephemeral",
+        "host",
+        "port",
+        "chroma",
+        "stage",
+    ),
     service=True,
     example="""
         chromakeep run --data ./chroma --repository s3://bucket/prefix
@@ -35,6 +47,9 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     DATA is restored from the repository when it is empty, served by a supervised `chroma run`, and captured into the
     repository whenever something changed.
 
+    Between snapshots every commit goes into the repository's log: --durability async within a fraction of a second,
+    sync before the write is acknowledged; snapshots keeps no log.
+
     What follows -- goes to `chroma run`. On SIGTERM the server is stopped, a last snapshot is taken, and all ends
     within --grace; a second signal hastens the end.
     """
@@ -46,6 +61,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     signal.signal(signal.SIGTERM, asked)
     signal.signal(signal.SIGINT, asked)
 
+    from chromakeep.operations.duty import SNAPSHOTS
     from chromakeep.operations.run import RunSettings
     from chromakeep.operations.run import run as operation
 
@@ -56,6 +72,10 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
         settings.secret()
     listen = [word for key in ("host", "port") if (value := settings.text(key)) for word in (KEYS[key].flag, value)]
     stage = settings.text("stage")
+    durability = str(settings.value("durability"))
+    open_door = None
+    if address and durability != SNAPSHOTS:
+        from chromakeep.server.front import open_door  # type: ignore[assignment]
     theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
     done = operation(
         RunSettings(
@@ -63,6 +83,9 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
             open_repository=partial(call.repository, address) if address else None,
             create_repository=partial(call.create, address) if address else None,
             every=settings.value("every"),
+            durability=durability,
+            door=open_door,
+            hold_writes=settings.value("hold_writes"),
             grace=settings.value("grace"),
             ephemeral=settings.value("ephemeral"),
             arguments=(*listen, *chroma_options),

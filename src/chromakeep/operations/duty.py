@@ -1,0 +1,105 @@
+"""Duty: what one instance owes its clients at the moment: whether it takes writes, and when it may acknowledge one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Protocol
+
+from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
+from chromakeep.events import Observer, ignore
+from chromakeep.operations.keep import Keeping
+from chromakeep.operations.ship import Shipping
+
+STARTING, WAITING, SERVING, STOPPING = "starting", "waiting", "serving", "stopping"
+ASYNC, SYNC, SNAPSHOTS = "async", "sync", "snapshots"
+GIVEN_UP = 10.0  # seconds without a bucket after which writes are refused that could only wait for it
+
+
+class Duty:
+    """Asked from any thread; told by the run. ``durability`` as in ``RunSettings``."""
+
+    def __init__(self, durability: str, keeping: Keeping | None) -> None:
+        self.role = STARTING
+        self.durability = durability
+        self._keeping = keeping
+
+    @property
+    def shipping(self) -> Shipping | None:
+        """The log that is being written, None before it has begun."""
+        return self._keeping.shipping if self._keeping else None
+
+    @property
+    def sync(self) -> bool:
+        """Whether a write is acknowledged only when it is in the bucket."""
+        return self.durability == SYNC
+
+    def refusal(self) -> ChromakeepError | None:
+        """Why no write may be taken now, nor one be acknowledged that was; ``LeaseLost`` will not pass, others may."""
+        if self._keeping and self._keeping.lost:
+            return LeaseLost("another instance writes to this store now")
+        if self.role == WAITING:
+            return NotNow("another instance takes the writes; this one stands by")
+        if self.role != SERVING:
+            return NotNow(f"this instance is {self.role}")
+        if not (shipping := self.shipping):
+            return None
+        if not shipping.sure:
+            return NotNow("this instance was frozen and does not know yet whether it still may write")
+        failing = shipping.standing.failing
+        if self.sync and failing is not None and failing > GIVEN_UP:
+            return NotNow(f"the repository cannot be reached (for {failing:.0f} s), and a write is kept there first")
+        return None
+
+    def shipped(self) -> Future[None] | None:
+        """Done when everything committed so far is in the bucket; None while the log has not begun."""
+        return self.shipping.shipped() if self.shipping else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether this instance serves as it should."""
+        return self.role == SERVING and self.refusal() is None
+
+    def status(self) -> dict[str, object]:
+        """What there is to know, for a page: role, durability, and how far the log is (``ship.Standing``)."""
+        known: dict[str, object] = {"role": self.role, "durability": self.durability}
+        if why := self.refusal():
+            known["refuses_writes"] = why.message
+        if self._keeping:
+            known |= {"snapshot": self._keeping.newest, "snapshot_age_seconds": self._keeping.age}
+        if shipping := self.shipping:
+            standing = shipping.standing
+            known |= {
+                "epoch": standing.epoch,
+                "segment": standing.number,
+                "lag_seconds": round(standing.lag, 3),
+                "failing_seconds": standing.failing and round(standing.failing, 3),
+            }
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """What a door needs to know: where to listen, what is behind it, and whom to ask.
+
+    ``hold`` is for how many seconds a write that is refused for now is held before it is answered.
+    """
+
+    host: str
+    port: int
+    backend: tuple[str, int]
+    duty: Duty
+    hold: float
+    observer: Observer = ignore
+
+
+class Doorway(Protocol):
+    """A listening door (``chromakeep.server.Door``)."""
+
+    def start(self) -> None: ...
+
+    def stop(self, drain: float) -> None: ...
+
+
+OpenDoor = Callable[[Front], Doorway]

@@ -1,0 +1,84 @@
+"""Front: a door whose gate asks the run behind it, and the pages that tell how it stands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import Future
+
+from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
+from chromakeep.operations.duty import Duty, Front
+from chromakeep.server.answers import refusal
+from chromakeep.server.door import Door
+from chromakeep.server.gate import Page, Refusal, Request
+
+POLL = 0.02  # seconds between two questions while a write is held
+PATIENCE = 30.0  # seconds for which an answer waits for the bucket
+RETRY = 1.0  # seconds after which a client is told to try again
+
+
+class DutyGate:
+    """Writes pass while the duty allows, and are answered when it is done."""
+
+    def __init__(self, duty: Duty, hold: float) -> None:
+        self._duty, self._hold = duty, hold
+
+    async def admit(self, request: Request) -> Refusal | None:
+        """Hold the write for a while, or refuse it with 503 and Retry-After."""
+        return await self._allowed(self._hold)
+
+    async def acknowledge(self, request: Request) -> Refusal | None:
+        """With ``sync``, wait until the log has it. No answer passes that another instance may have made void."""
+        if self._duty.sync:
+            try:
+                await asyncio.wait_for(self._shipped(), PATIENCE)
+            except asyncio.TimeoutError:
+                return refusal(
+                    503, "the write is done here but not in the bucket yet: it may be lost", retry_after=RETRY
+                )
+            except ChromakeepError as error:
+                return _refused(error)
+        return await self._allowed(PATIENCE)
+
+    async def _allowed(self, patience: float) -> Refusal | None:
+        end = asyncio.get_running_loop().time() + patience
+        while (why := self._duty.refusal()) is not None:
+            if isinstance(why, LeaseLost) or asyncio.get_running_loop().time() > end:
+                return _refused(why)
+            await asyncio.sleep(POLL)
+        return None
+
+    async def _shipped(self) -> None:
+        ticket: Future[None] | None
+        while (ticket := self._duty.shipped()) is None:
+            if (why := self._duty.refusal()) and not isinstance(why, NotNow):
+                raise why
+            await asyncio.sleep(POLL)
+        await asyncio.wrap_future(ticket)
+
+
+def _refused(error: ChromakeepError) -> Refusal:
+    return refusal(error.http_status, error.message, retry_after=RETRY)
+
+
+def open_door(front: Front) -> Door:
+    """The door of a run. ``/healthz``: this process lives; ``/readyz``: it serves; ``/_keep/status``: how it stands."""
+    duty = front.duty
+
+    def status() -> Page:
+        return Page(json.dumps(duty.status()).encode())
+
+    def ready() -> Page:
+        return Page(json.dumps(duty.status()).encode(), status=200 if duty.ready else 503)
+
+    def healthy() -> Page:
+        return Page(b'{"ok":true}')
+
+    return Door(
+        front.host,
+        front.port,
+        front.backend,
+        gate=DutyGate(duty, front.hold),
+        pages={"/healthz": healthy, "/readyz": ready, "/_keep/status": status},
+        observer=front.observer,
+    )
