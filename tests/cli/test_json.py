@@ -50,6 +50,7 @@ def test_each_documented_object_is_the_real_one(cli: Cli, chroma: Path) -> None:
     assert step("prune", "keep", "--keep-last", "1")["removed"] == [first["snapshot"]]
     assert [s["id"] for s in cli.json("snapshots", "keep")["snapshots"]] == [second["snapshot"]]
     step("unlock", "keep")
+    step("history", "keep")
     step("config show")
     failure = cli.json("backup", "nowhere", "keep", status=15)
     same_fields(failure, documented("backup", ok=False))

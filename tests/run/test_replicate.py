@@ -21,10 +21,11 @@ from chromakeep.operations.restore import restore
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import newest
 from chromakeep.repository.log import Log
+from chromakeep.repository.moments import happenings
 from chromakeep.repository.snapshots import now, rfc3339
 from chromakeep.server.front import open_door
 from chromakeep.store.local import LocalStore
-from run.running import add, create, eventually, held, process, running
+from run.running import DATABASE, add, create, eventually, held, process, running
 
 
 class Slow(LocalStore):
@@ -126,6 +127,13 @@ def test_any_second_can_be_restored(tmp_path: Path, keep: Path) -> None:
         assert held(tmp_path / "then", ref).keys() == {f"i{n}" for n in range(50)}
         restore(repository, None, tmp_path / "now")
         assert held(tmp_path / "now", ref).keys() == {f"i{n}" for n in range(40, 50)}
+        gone = create(one.client, "gone")
+        add(one.client, gone, 0, 7)
+        eventually(lambda: logged(keep) >= 97, "the log")
+        one.client.request("DELETE", f"{DATABASE}/collections/gone")
+        eventually(lambda: any(h.kind == "deleted" for h in happenings(repository)), "the log")
+        restore(repository, "before:gone-deleted", tmp_path / "before")
+        assert held(tmp_path / "before", gone).keys() == {f"i{n}" for n in range(7)}
         alone = restore(repository, repository.snapshots()[0].id, tmp_path / "snapshot")
         assert sum(c.count for c in alone.collections) == 0
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import Counter
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from chromakeep.errors import SourceBusy, SourceError
 
 TABLES = ("tenants", "databases", "collections", "collection_metadata", "segments", "segment_metadata")
 TOPIC = "persistent://default/default/"
+TICK = timedelta(milliseconds=1)
 AT_ONCE = 8 << 20  # bytes of rows in one change: what a look holds in memory
 BUSY = 30.0  # seconds to wait for the lock
 _COLUMNS = "seq_id, created_at, operation, topic, CAST(id AS BLOB), vector, encoding, CAST(metadata AS BLOB)"
@@ -36,9 +37,10 @@ Tables = dict[str, tuple[tuple[str, ...], Rows]]  # columns and rows
 class Tail:
     """Looks at one database, which must be in rollback mode. Not for several threads."""
 
-    def __init__(self, database: Path, applied: dict[str, int] | None = None) -> None:
+    def __init__(self, database: Path, applied: dict[str, int] | None = None, *, since: datetime | None = None) -> None:
         """``applied`` gives by topic the last row that the other side has; of topics it does not name it has none.
 
+        Times of changes rise from one to the next, whatever the clock does, and are after ``since``.
         The first change is ``whole``. Raises what ``LiveDatabase`` raises, and ``SourceError`` for WAL mode.
         """
         self._live = LiveDatabase(database.resolve())
@@ -53,7 +55,7 @@ class Tail:
         self._last: tuple[int, str] | None = None
         self._tables: Tables = {}
         self._looked: tuple[Stamp | None, bytes] | None = None
-        self._time, self._counter = "", -1
+        self._time, self._counter = since or datetime.fromtimestamp(0, timezone.utc), -1
         self._whole, self._more = True, False
         self._counts: Counter[tuple[str, int]] = Counter()  # rows of the changes that lead to the next state
 
@@ -84,8 +86,9 @@ class Tail:
             counter = int.from_bytes(found[1], "big")
             rows, more = self._rows(connection)
             self._counts.update((row.topic, row.operation) for row in rows)
-            self._time = max(self._time, datetime.now(timezone.utc).isoformat(timespec="milliseconds"))
-            change = Change(self._time.replace("+00:00", "Z"), counter, rows, more=True)
+            self._time = max(self._time + TICK, datetime.now(timezone.utc))
+            moment = self._time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            change = Change(moment, counter, rows, more=True)
             if not more:
                 tables, before = self._catalog(connection), self._tables
                 change = Change(

@@ -10,7 +10,7 @@ import click
 
 from chromakeep import __version__
 from chromakeep.cli import failures
-from chromakeep.cli.commands import configuration, directory, key, repository, restore, run
+from chromakeep.cli.commands import configuration, directory, history, key, repository, restore, run
 
 EXAMPLE = """
   \b
@@ -54,6 +54,7 @@ for _command in (
     restore.restore,
     restore.rollback,
     repository.snapshots,
+    history.history,
     directory.show,
     repository.check,
     repository.prune,

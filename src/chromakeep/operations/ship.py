@@ -59,7 +59,8 @@ class Shipping:
         self.counter = -1  # SQLite's, of the newest state in the log
         self.number = 0
         self._log = Log(lease.repository)
-        self._tail = Tail(database)
+        # Clocks of two instances may differ by minutes: the log's times rise all the same.
+        self._tail = Tail(database, since=self._log.last_time(*lease.after) if lease.after else None)
         self._source, self._base, self._observer = source, base, observer
         self._wake, self._ending, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._waiting: list[Future[None]] = []

@@ -9,6 +9,7 @@ its time can never add to what its successor has already read. No clock decides.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 import msgspec
 
@@ -16,6 +17,7 @@ from chromakeep.changes import Change
 from chromakeep.errors import CorruptObject, LeaseLost, MissingObject, ObjectExists, ObjectNotFound
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.sealed import seal, unseal
+from chromakeep.repository.snapshots import instant
 
 PREFIX = "log/"
 ENDED, FENCED = b"ended", b"fenced"  # payloads of tombstones: by the writer itself, by its successor
@@ -100,6 +102,14 @@ class Log:
             return 0, False
         ended = self.read(epoch, numbers[-1]) is None
         return numbers[-1] - ended, ended
+
+    def last_time(self, epoch: int, number: int) -> datetime | None:
+        """When the state was that a segment leads to; None where it cannot be told."""
+        try:
+            found = self.read(epoch, number)
+        except MissingObject:
+            return None
+        return instant(found.changes[-1].time) if found and found.changes else None
 
     def append(self, epoch: int, number: int, segment: Segment) -> int:
         """Put the next segment; its size in bytes. Putting the very same again is no error.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from chromakeep.changes import Change
 from chromakeep.errors import MissingObject
 from chromakeep.repository.log import Log, Segment
+from chromakeep.repository.moments import SELECTOR, before
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.snapshots import Snapshot, instant, rfc3339
 
@@ -44,11 +45,14 @@ class Route:
 
 
 def find(repository: Repository, selector: str | None) -> Route:
-    """What a selector means: ``latest`` and an instant reach through the log, all others are a snapshot by itself.
+    """What a selector means: ``latest``, an instant and ``before:WHAT`` (``moments.before``) reach through the log, all
+    others are a snapshot by itself.
 
     Raises ``SnapshotNotFound``, ``UsageError``, and for a damaged snapshot ``CorruptObject``.
     """
     log = Log(repository)
+    if selector and selector.startswith(SELECTOR):
+        selector = before(repository, selector)
     moment = instant(selector) if selector else None
     if (selector in (None, "latest") or moment) and log.epochs():
         readable, _ = repository.readable_snapshots()
@@ -96,9 +100,9 @@ def _through(
         return (found, (Leg(epoch, 0, stop),)) if found else None
     if first.after is None:
         return None
-    before, number = first.after
-    opening = _first(log, before)
-    way = _through(log, before, opening, snapshots, number) if opening else None
+    earlier, number = first.after
+    opening = _first(log, earlier)
+    way = _through(log, earlier, opening, snapshots, number) if opening else None
     return (way[0], (*way[1], Leg(epoch, 0, stop))) if way else None
 
 

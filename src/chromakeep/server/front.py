@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from concurrent.futures import Future
+from contextlib import suppress
 
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
 from chromakeep.operations.duty import Duty, Front
@@ -14,6 +15,7 @@ from chromakeep.server.gate import Page, Refusal, Request
 
 POLL = 0.02  # seconds between two questions while a write is held
 PATIENCE = 30.0  # seconds for which an answer waits for the bucket
+BEFORE_DELETING = 2.0  # seconds for which the deletion of a collection waits for what it held to be in the bucket
 RETRY = 1.0  # seconds after which a client is told to try again
 
 
@@ -24,8 +26,15 @@ class DutyGate:
         self._duty, self._hold = duty, hold
 
     async def admit(self, request: Request) -> Refusal | None:
-        """Hold the write for a while, or refuse it with 503 and Retry-After."""
-        return await self._allowed(self._hold)
+        """Hold the write for a while, or refuse it with 503 and Retry-After.
+
+        What a collection held when it is deleted goes into the log first, so that one can go back to just before.
+        """
+        refused = await self._allowed(self._hold)
+        if refused is None and request.method == "DELETE":
+            with suppress(asyncio.TimeoutError, ChromakeepError):  # a bucket that is away keeps nobody from deleting
+                await asyncio.wait_for(self._shipped(), BEFORE_DELETING)
+        return refused
 
     async def acknowledge(self, request: Request) -> Refusal | None:
         """With ``sync``, wait until the log has it. No answer passes that another instance may have made void."""
