@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,3 +160,36 @@ def test_a_loader_without_a_server_gives_up(cli: Cli) -> None:
         check=False,
     )
     assert done.returncode == 1
+
+
+@pytest.mark.slow
+def test_a_directory_of_another_program_is_replicated(cli: Cli) -> None:
+    """An application that embeds Chroma, and replicate beside it: after SIGTERM all it wrote can be restored."""
+    script = """
+import sys, time, chromadb
+from pathlib import Path
+collection = chromadb.PersistentClient("data").create_collection("mine", embedding_function=None)
+for n in range(300):
+    collection.add(ids=[f"i{n}"], embeddings=[[n, 1.0]], documents=[str(n)])
+Path("written").touch()
+time.sleep(600)
+"""
+    command = cli.command("replicate", "data", "keep", "--every", "1h", "--json")
+    log = (cli.cwd / "log").open("a")
+    running = subprocess.Popen(command, cwd=cli.cwd, env=cli.environ, stdout=subprocess.PIPE, stderr=log, text=True)
+    application = subprocess.Popen([sys.executable, "-c", script], cwd=cli.cwd)
+    try:
+        deadline = time.monotonic() + 120
+        while not (cli.cwd / "written").exists():
+            assert time.monotonic() < deadline and application.poll() is None
+            time.sleep(0.1)
+        answer = stop(running, signal.SIGTERM)
+        same_fields(answer, documented("replicate"))
+        assert answer["segment"] > 1 and answer["snapshots"] >= 1
+    finally:
+        for process in (application, running):
+            process.kill()
+            process.wait()
+    shutil.rmtree(cli.cwd / "data")
+    restored = cli.json("restore", "keep", "data")
+    assert [(c["name"], c["count"]) for c in restored["collections"]] == [("mine", 300)]

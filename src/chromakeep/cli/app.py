@@ -10,7 +10,7 @@ import click
 
 from chromakeep import __version__
 from chromakeep.cli import failures
-from chromakeep.cli.commands import configuration, directory, history, key, repository, restore, run
+from chromakeep.cli.commands import configuration, directory, history, key, replicate, repository, restore, run
 
 EXAMPLE = """
   \b
@@ -50,6 +50,7 @@ def program() -> None:
 for _command in (
     repository.init,
     run.run,
+    replicate.replicate,
     directory.backup,
     restore.restore,
     restore.rollback,

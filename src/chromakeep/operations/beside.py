@@ -86,8 +86,10 @@ class Beside:
 
     # -- the lock ----------------------------------------------------------------------------------------------------
 
-    def take(self, timeout: float) -> int:
+    def take(self, timeout: float, *, alone: bool = True) -> int:
         """Become the only keeper of the directory; returns the descriptor to be inherited by the server.
+
+        Not ``alone``: another program may have the database open for writing.
 
         The lock (flock(2)) belongs to the open file, which the server inherits: while a server that outlived its
         chromakeep still runs, nobody else gets in, in another container either. A survivor is ended after ``timeout``
@@ -119,7 +121,7 @@ class Beside:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(orphan.pid, signal.SIGKILL)
             ended, deadline = True, time.monotonic() + 5
-        while others := writers(self.data):
+        while alone and (others := writers(self.data)):
             if time.monotonic() > deadline:
                 who = "; ".join(f"process {w.pid} ({w.command})" for w in others)
                 raise RefusedToServe(

@@ -233,11 +233,8 @@ class _Service:
             after = lease.after if lease else None
             stale = after is not None and 0 < self.beside.state.epoch < after[0]
             if stale and look(self.beside.data, served_before=True) == DATA:
-                self.observer(
-                    Noted(
-                        f"another instance has written since {self.beside.data} was served: it is replaced", "warning"
-                    )
-                )
+                said = f"another instance has written since {self.beside.data} was served: it is replaced"
+                self.observer(Noted(said, "warning"))
             booted = boot(self.beside, self.settings.open_repository, stale=stale, observer=self.observer)
             self.uncovered = True
             if (way := booted.way) and booted.outcome == RESTORED:
@@ -246,6 +243,8 @@ class _Service:
             if booted.outcome == FOUND:
                 now = signature(self.beside.data).to_json()
                 self.base, self.uncovered = self.beside.state.snapshot, now != self.beside.state.captured
+                if lease and self.base and lease.repository.snapshot(f"snapshots/{self.base}") is None:
+                    self.uncovered = True  # it was pruned
                 if now != self.beside.state.verified:
                     self.check()
                 return replace(booted, collections=contents(self.beside.data))
