@@ -35,6 +35,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev packages servers
 	$(BIN)/python bench/bench.py $(BENCH)
+	$(BIN)/python bench/replication.py
 
 stress: $(VENV)/.dev
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)

@@ -33,11 +33,18 @@ class Fault:
 
 
 class FaultProxy:
-    """Stands before ``upstream`` (http://host:port). Requests meet ``faults`` in turn; when none is left, none."""
+    """Stands before ``upstream`` (http://host:port). Requests meet ``faults`` in turn, and when none is left
+    ``otherwise``.
+
+    ``answered`` notes when (monotonic) each request was answered, ``took`` the seconds that its puts took.
+    """
 
     def __init__(self, upstream: str) -> None:
         self.faults: deque[Fault] = deque()
         self.requests: list[str] = []
+        self.otherwise = Fault()
+        self.answered: deque[tuple[float, str]] = deque(maxlen=100_000)
+        self.took: deque[float] = deque(maxlen=100_000)
         host = urlsplit(upstream).netloc
         proxy = self
 
@@ -53,8 +60,9 @@ class FaultProxy:
 
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                begun = time.monotonic()
                 proxy.requests.append(f"{self.command} {self.path}")
-                fault = proxy.faults.popleft() if proxy.faults else Fault()
+                fault = proxy.faults.popleft() if proxy.faults else proxy.otherwise
                 fault.meanwhile()
                 time.sleep(fault.delay)
                 self.close_connection = True
@@ -68,6 +76,9 @@ class FaultProxy:
                 answer = connection.getresponse()
                 content = answer.read()
                 connection.close()
+                proxy.answered.append((time.monotonic(), f"{self.command} {self.path}"))
+                if self.command == "PUT":
+                    proxy.took.append(time.monotonic() - begun)
                 if not fault.lost:
                     self._answer(answer.status, dict(answer.headers), content, fault.keep)
 
