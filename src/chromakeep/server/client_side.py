@@ -146,7 +146,7 @@ class ClientSide(asyncio.Protocol):
                 self._refuse(answers.refusal(431, f"a request's head has more than {limits.head_bytes} bytes"))
             elif self._buffer and not self._searched:
                 self._deadline = self._service.loop.time() + limits.head
-            if self._buffer and not whole_lines(self._buffer[:-1]):
+            if not whole_lines(self._buffer.removesuffix(b"\r")):
                 self._refuse(answers.refusal(400, "a line that does not end in CRLF"))
             self._searched = len(self._buffer)
             return False
