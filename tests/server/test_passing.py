@@ -109,8 +109,8 @@ def test_chunks_both_ways(backend: Backend, open_door: Open, knock: Knock) -> No
     client = knock(open_door())
     client.send(b"PUT /x HTTP/1.1\r\nhost: h\r\ntransfer-encoding: chunked\r\n\r\n")
     wire = backend.accept()
-    assert wire.until().endswith(b"transfer-encoding: chunked\r\n\r\n")
     client.send(b"3\r\nabc\r\n")
+    assert wire.until().endswith(b"transfer-encoding: chunked\r\n\r\n")
     assert wire.exactly(8) == b"3\r\nabc\r\n"
     client.send(b"00A\r\n0123")
     assert wire.exactly(9) == b"4\r\n0123\r\n"
@@ -164,8 +164,8 @@ def test_continue_is_said_when_the_backend_is_there(backend: Backend, open_door:
     client.send(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 4\r\nexpect: 100-Continue\r\n\r\n")
     assert client.until() == b"HTTP/1.1 100 Continue\r\n\r\n"
     wire = backend.accept()
-    assert b"expect" not in wire.until()
     client.send(b"body")
+    assert b"expect" not in wire.until()
     assert wire.exactly(4) == b"body"
     wire.send(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + OK)
     assert client.answer().body == b"ok"
