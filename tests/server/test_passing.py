@@ -144,6 +144,14 @@ def test_a_client_that_wants_the_end_gets_it(backend: Backend, open_door: Open, 
     assert client.rest() == b""
 
 
+def test_bytes_after_the_last_request_do_not_cost_its_answer(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """A reset for bytes that nobody read would take the answer away from a client that still sends."""
+    backend.serve(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n" + b"x" * 100_000)
+    client = knock(open_door())
+    client.send(b"GET /x HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n" + b"y" * 3_000_000)
+    assert len(client.answer().body) == 100_000
+
+
 def test_a_backend_that_wants_the_end_gets_it_and_the_client_stays(
     backend: Backend, open_door: Open, knock: Knock
 ) -> None:
