@@ -27,7 +27,9 @@ def test_it_listens_and_says_where(host: str, backend: Backend, knock: Knock) ->
     client = knock(door)
     client.send(GET)
     assert client.answer().body == b"ok"
+    assert door.serving
     door.stop(0)
+    assert not door.serving
     with pytest.raises(ConnectionRefusedError):
         knock(door)
 

@@ -41,7 +41,7 @@ def test_a_backend_that_does_not_read_stops_the_client(backend: Backend, open_do
     """Of 200 MB only what socket buffers hold is taken; the rest comes through unharmed when the backend reads."""
     door = open_door(pages=PAGES)
     client = knock(door)
-    client.send(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 200000000\r\n\r\n")
+    client.send(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 200000000\r\n\r\nx")
     wire = backend.accept()
     wire.until()
     taken = push(client, door, knock)

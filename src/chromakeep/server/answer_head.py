@@ -19,7 +19,7 @@ class AnswerHead:
 
     status: int
     reason: bytes
-    fields: Fields  # that may be passed on
+    fields: bytes  # that may be passed on, as lines
     length: int | None  # of the body that follows; None: chunked
     bodiless: bool  # 1xx, 204, 304, or to HEAD: none follows whatever the fields say
     reusable: bool  # the backend keeps the connection
@@ -55,32 +55,35 @@ def parse_answer(head: bytes, method: str) -> AnswerHead:
     except httptools.HttpParserError as error:
         raise Malformed(str(error)) from None
     lengths, codings, connection = [], [], []
-    for name, value in seen.fields:
-        lowered = name.lower()
-        if lowered == b"content-length":
-            lengths.append(value)
-        elif lowered == b"transfer-encoding":
-            codings.append(value)
-        elif lowered == b"connection":
-            connection.append(value)
+    kept: Fields = []
+    for field in seen.fields:
+        name = field[0].lower()
+        if name not in HOP:
+            kept.append(field)
+            if name == b"content-length":
+                lengths.append(field[1])
+        elif name == b"transfer-encoding":
+            codings.append(field[1])
+        elif name == b"connection":
+            connection.append(field[1])
     length = length_of(lengths, codings)
     bodiless = method == "HEAD" or status < 200 or status in (204, 304)
     if not (lengths or codings or bodiless):
         raise Malformed("an answer without a length")
-    words = tokens(connection)
-    dropped = HOP | (words - {b"content-length"})
-    kept = [(name, value) for name, value in seen.fields if name.lower() not in dropped]
+    words = tokens(connection) - {b"content-length"}
+    if words:
+        kept = [field for field in kept if field[0].lower() not in words]
+    fields = b"".join([b"%s: %s\r\n" % field for field in kept])
     reusable = line[1] == b"1" and b"close" not in words
-    return AnswerHead(status, line[3] or b"", kept, 0 if bodiless else length, bodiless, reusable)
+    return AnswerHead(status, line[3] or b"", fields, 0 if bodiless else length, bodiless, reusable)
 
 
 def relayed(answer: AnswerHead, *, chunked: bool, close: bool) -> bytes:
     """The head for the client; ``chunked`` says how the body will be framed if the answer's own is not counted."""
-    lines = [b"HTTP/1.1 %d %s\r\n" % (answer.status, answer.reason)]
-    lines += [b"%s: %s\r\n" % field for field in answer.fields]
-    if chunked:
-        lines.append(b"transfer-encoding: chunked\r\n")
-    if close:
-        lines.append(b"connection: close\r\n")
-    lines.append(b"\r\n")
-    return b"".join(lines)
+    return b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
+        answer.status,
+        answer.reason,
+        answer.fields,
+        b"transfer-encoding: chunked\r\n" if chunked else b"",
+        b"connection: close\r\n" if close else b"",
+    )

@@ -18,6 +18,7 @@ from chromakeep.server.request_head import RequestHead, parse_request
 from chromakeep.server.service import Service
 
 _TOLD = 100  # connections above the limit that are told so; others are only closed
+_TURNS = 20  # requests of one connection before the loop turns to others
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: end with RST
 
 
@@ -110,8 +111,7 @@ class ClientSide(asyncio.Protocol):
             self._exchange.pause_answer(False)
         elif not self._lingering:
             self._deadline = self._service.loop.time() + self._service.limits.idle
-            self._advance()
-            self._balance()
+            self._go_on()
 
     # Requests
 
@@ -120,8 +120,13 @@ class ClientSide(asyncio.Protocol):
         if self._advancing:
             return
         self._advancing = True
+        turns = 0
         try:
             while not self._lingering:
+                turns += 1
+                if turns > _TURNS:  # answers of ours need no waiting: others must have their turn between them
+                    self._service.loop.call_soon(self._go_on)
+                    break
                 exchange = self._exchange
                 if exchange is None:
                     if self._full or not self._next():
@@ -135,6 +140,11 @@ class ClientSide(asyncio.Protocol):
         finally:
             self._advancing = False
 
+    def _go_on(self) -> None:
+        if not self._lingering:
+            self._advance()
+            self._balance()
+
     def _next(self) -> bool:
         """Begin the next request, if its head has come."""
         limits = self._service.limits
@@ -146,7 +156,7 @@ class ClientSide(asyncio.Protocol):
                 self._refuse(answers.refusal(431, f"a request's head has more than {limits.head_bytes} bytes"))
             elif self._buffer and not self._searched:
                 self._deadline = self._service.loop.time() + limits.head
-            if self._buffer and not whole_lines(self._buffer[:-1]):
+            if not whole_lines(self._buffer.removesuffix(b"\r")):
                 self._refuse(answers.refusal(400, "a line that does not end in CRLF"))
             self._searched = len(self._buffer)
             return False
@@ -297,8 +307,9 @@ class ClientSide(asyncio.Protocol):
     def _last(self) -> None:
         """Nothing will follow what has been sent. Close, but not before a client that still sends has read it."""
         self._lingering = True
+        clean = self._body is None and not self._buffer
         self._buffer.clear()
-        if self._body is None or self._eof or not self.transport.can_write_eof():
+        if clean or self._eof or not self.transport.can_write_eof():
             self.close()
             return
         self._deadline = self._service.loop.time() + self._service.limits.linger

@@ -68,6 +68,11 @@ class Door:
         if self._failure:
             raise ServerFailed(f"cannot serve on {self.host}:{self.port}: {self._failure}") from self._failure
 
+    @property
+    def serving(self) -> bool:
+        """Whether it is there for clients. False again after ``stop``, or should its thread ever fail."""
+        return self._started.is_set() and self._thread.is_alive()
+
     def stop(self, drain: float) -> None:
         """Take no new connections, close idle ones, give requests under way ``drain`` seconds, then cut them.
 
@@ -174,6 +179,7 @@ def _listening(family: int, kind: int, protocol: int, address: tuple[object, ...
     one = socket.socket(family, kind, protocol)
     try:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # inherited: finds clients that vanished
         if family == socket.AF_INET6:
             one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         one.bind(address)

@@ -80,13 +80,12 @@ class Exchange:
     def _use(self, upstream: Upstream) -> None:
         self._upstream = upstream
         upstream.carry(self)
-        self._lead = self._head.forward
-        if not self._sent_all:
+        if self._sent_all:
+            upstream.transport.write(self._head.forward)
+        else:
+            self._lead = self._head.forward  # goes with the first bytes of the body: one packet, not two
             self.taking = True
-            self._client.body_wanted()  # sends what is there, and the head with it
-        if self._lead and self._upstream is upstream:
-            upstream.transport.write(self._lead)
-            self._lead = b""
+            self._client.body_wanted()
 
     def send_body(self, payload: bytes, *, last: bool) -> None:
         """Pass part of the body on. Only while ``taking``."""

@@ -18,8 +18,9 @@ from chromakeep.server.limits import Limits
 _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"})
 _LINE = re.compile(rb"([A-Z-]{1,32}) ([\x21-\x7e]+) HTTP/(\d)\.(\d)")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
-_CLAIMS = frozenset({b"forwarded", b"x-real-ip"})
-_FRAMED = frozenset({b"content-length", b"expect"})  # written anew, or answered here
+# Written anew, answered here, or dropped; what connection names of these changes nothing.
+_OURS = HOP | {b"host", b"content-length", b"expect", b"forwarded", b"x-real-ip"}
+_KNOWN_WORDS = frozenset({b"keep-alive", b"close"})
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ def parse_request(head: bytes, limits: Limits) -> RequestHead:
     if not target.startswith("/") or "#" in target:
         raise Malformed("the target must be a path")
     seen = _read(head, limits)
-    return _understood(method, target, line[4] == b"1", tuple(seen.fields))
+    return _understood(method, target, line[4] == b"1", seen.fields)
 
 
 def _read(head: bytes, limits: Limits) -> _Seen:
@@ -83,25 +84,27 @@ def _read(head: bytes, limits: Limits) -> _Seen:
     return seen
 
 
-def _understood(method: str, target: str, modern: bool, fields: tuple[tuple[bytes, bytes], ...]) -> RequestHead:
+def _understood(method: str, target: str, modern: bool, fields: Fields) -> RequestHead:
     hosts, lengths, codings, expects, connection = [], [], [], [], []
-    kept = [f"{method} {target} HTTP/1.1\r\n".encode()]
-    for name, value in fields:
-        if name in HOP:
-            if name == b"connection":
-                connection.append(value)
-            elif name == b"transfer-encoding":
-                codings.append(value)
-            elif name == b"upgrade" and value.lower() != b"h2c":
-                # h2c is only offered (Java's client always does) and may be ignored; others have no use without it.
-                raise Malformed("no protocol to upgrade to", 501)
-            continue
-        if name == b"host":
+    kept: Fields = []
+    for field in fields:
+        name, value = field
+        if name not in _OURS:
+            if not name.startswith(b"x-forwarded-"):
+                kept.append(field)
+        elif name == b"host":
             hosts.append(value)
         elif name == b"content-length":
             lengths.append(value)
+        elif name == b"connection":
+            connection.append(value)
+        elif name == b"transfer-encoding":
+            codings.append(value)
         elif name == b"expect":
             expects.append(value.lower())
+        elif name == b"upgrade" and value.lower() != b"h2c":
+            # h2c is only offered (Java's client always does) and may be ignored; others have no use without it.
+            raise Malformed("no protocol to upgrade to", 501)
     if len(hosts) > 1 or (modern and not hosts) or (hosts and not _HOST.fullmatch(hosts[0])):
         raise Malformed("host is missing, doubled or no host")
     if codings and not modern:
@@ -110,20 +113,17 @@ def _understood(method: str, target: str, modern: bool, fields: tuple[tuple[byte
         raise Malformed("an expectation other than 100-continue", 417)
     length = length_of(lengths, codings)
     words = tokens(connection)
-    for name, value in fields:
-        if name in HOP or name in _FRAMED or name in _CLAIMS or name.startswith(b"x-forwarded-"):
-            continue
-        if name in words and name != b"host":
-            continue
-        kept += (name, b": ", value, b"\r\n")
-    if not hosts:
-        kept.append(b"host: chroma\r\n")  # HTTP/1.0 needs none, what we write does
+    if words - _KNOWN_WORDS:
+        kept = [field for field in kept if field[0] not in words]
+    # HTTP/1.0 needs no host, what we write does.
+    lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (method.encode(), target.encode(), hosts[0] if hosts else b"chroma")]
+    lines += [b"%s: %s\r\n" % field for field in kept]
     if length is None:
-        kept.append(b"transfer-encoding: chunked\r\n")
+        lines.append(b"transfer-encoding: chunked\r\n")
     elif lengths:
-        kept.append(b"content-length: %d\r\n" % length)
-    kept.append(b"\r\n")
+        lines.append(b"content-length: %d\r\n" % length)
+    lines.append(b"\r\n")
+    keep = modern and b"close" not in words
     return RequestHead(
-        method, target, fields, length, modern, modern and b"close" not in words, bool(expects) and modern,
-        b"".join(kept),
-    )  # fmt: skip
+        method, target, tuple(fields), length, modern, keep, bool(expects) and modern, b"".join(lines)
+    )
