@@ -63,9 +63,7 @@ def test_a_stale_connection_is_tried_once_again_for_what_is_safe(
     [post(), b"POST /x HTTP/1.1\r\nhost: h\r\n\r\n", b"GET /x HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\nab"],
     ids=["write", "write without a body", "read with a body"],
 )
-def test_a_stale_connection_is_502_for_all_else(
-    sent: bytes, backend: Backend, open_door: Open, knock: Knock
-) -> None:
+def test_a_stale_connection_is_502_for_all_else(sent: bytes, backend: Backend, open_door: Open, knock: Knock) -> None:
     """A write is never sent twice."""
     client = knock(open_door())
     wire = used(backend, client)
@@ -199,9 +197,7 @@ def test_a_client_that_goes_ends_its_download(backend: Backend, open_door: Open,
             wire.send(b"x" * 100_000)
 
 
-def test_a_client_that_has_closed_its_sending_side_is_answered(
-    backend: Backend, open_door: Open, knock: Knock
-) -> None:
+def test_a_client_that_has_closed_its_sending_side_is_answered(backend: Backend, open_door: Open, knock: Knock) -> None:
     """All it asked for, then the connection ends."""
     client = knock(open_door())
     client.send(post() + GET + GET[:9])

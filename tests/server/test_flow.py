@@ -95,9 +95,7 @@ def test_a_backend_is_not_read_while_its_answer_is_not_acknowledged(
     client.exactly(taken)
 
 
-def test_a_client_that_sends_ahead_is_not_read_beyond_a_bound(
-    backend: Backend, open_door: Open, knock: Knock
-) -> None:
+def test_a_client_that_sends_ahead_is_not_read_beyond_a_bound(backend: Backend, open_door: Open, knock: Knock) -> None:
     """Pipelined requests wait in the socket, not here."""
     door = open_door(pages=PAGES)
     client = knock(door)

@@ -222,9 +222,7 @@ def test_pages(backend: Backend, open_door: Open, knock: Knock) -> None:
         raise ValueError("no page")
 
     ready, text = Page(b"{}", status=503), Page(b"t", "text/plain")
-    door = open_door(
-        pages={"/readyz": lambda: ready, "/text": lambda: text, "/broken": broken}, observer=events.append
-    )
+    door = open_door(pages={"/readyz": lambda: ready, "/text": lambda: text, "/broken": broken}, observer=events.append)
     client = knock(door)
     client.send(b"GET /readyz?verbose HTTP/1.1\r\nhost: h\r\n\r\n")
     answer = client.answer()
