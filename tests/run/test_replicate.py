@@ -13,19 +13,22 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import msgspec
 import pytest
 
 from chromakeep.chroma.client import ChromaClient
+from chromakeep.chroma.command import find_chroma
 from chromakeep.errors import LeaseLost, ServerAnswered, StoreUnavailable
+from chromakeep.operations.beside import Beside
 from chromakeep.operations.restore import restore
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import newest
 from chromakeep.repository.log import Log
 from chromakeep.repository.moments import happenings
-from chromakeep.repository.snapshots import now, rfc3339
+from chromakeep.repository.snapshots import encode, now, rfc3339
 from chromakeep.server.front import open_door
 from chromakeep.store.local import LocalStore
-from run.running import DATABASE, add, create, eventually, held, process, running
+from run.running import DATABASE, ENV, add, create, eventually, held, process, running
 
 
 class Slow(LocalStore):
@@ -261,3 +264,60 @@ def test_who_waits_refuses_writes_and_says_so(tmp_path: Path, keep: Path) -> Non
             second.until("serving on")
             add(second.client, ref, 0, 1)
             assert urlopen(f"http://127.0.0.1:{second.port}/readyz").status == 200
+
+
+def test_a_collection_broken_while_it_is_served_is_mended_and_logged_anew(tmp_path: Path, keep: Path) -> None:
+    """The server dies and its index is torn: the run rebuilds it, begins another epoch on a snapshot of the result, and
+    all of it can be restored from there."""
+    data = tmp_path / "data"
+    program = tmp_path / "chroma"
+    program.write_text(
+        f"""#!/bin/sh
+{find_chroma(None, ENV)} "$@" &
+child=$!
+trap 'kill $child' TERM
+wait $child
+case "$*" in *"--path {data} "*) if [ -e {tmp_path}/tear ]; then
+    rm {tmp_path}/tear; for f in {data}/*-*/index_metadata.pickle; do : > $f; done
+fi;; esac
+"""
+    )
+    program.chmod(0o755)
+    with running(data, keep, every=LONG, program=str(program)) as one:
+        one.until("serving on")
+        ref = create(one.client, "one", sync_threshold=10)
+        for start in range(0, 100, 10):
+            add(one.client, ref, start, 10)
+        (tmp_path / "tear").touch()
+        server = Beside(data)._read().server
+        assert server
+        for child in Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        one.until("rebuilt 'one'")
+        one.until("serving on", 2)
+        eventually(lambda: newest(Repository.open(LocalStore(keep))) == 2, "another epoch")
+        eventually(lambda: 2 in Log(Repository.open(LocalStore(keep))).epochs(), "its log")
+        add(one.client, ref, 100, 10)
+        eventually(lambda: b"i109" in logged_ids(keep), "the log")
+        restored = tmp_path / "restored"
+        restore(Repository.open(LocalStore(keep)), None, restored)
+        assert held(restored, ref).keys() == {f"i{n}" for n in range(110)}
+
+
+def test_an_upgraded_chroma_begins_on_a_snapshot_of_its_own(tmp_path: Path, keep: Path) -> None:
+    """The schema is not that of the newest snapshot: nothing is logged on that one."""
+    data = tmp_path / "data"
+    with running(data, keep, every=LONG) as one:
+        one.until("serving on")
+        ref = create(one.client, "one")
+        add(one.client, ref, 0, 5)
+        one.end()
+    repository = Repository.open(LocalStore(keep))
+    last = repository.snapshots()[-1]
+    old = msgspec.structs.replace(last, schema="embeddings_queue:2 metadb:5 sysdb:9")
+    repository.put_sealed("S", f"snapshots/{last.id}", encode(old), if_absent=False)
+    with running(data, keep, every=LONG) as two:
+        two.until("serving on")
+        eventually(lambda: 2 in Log(Repository.open(LocalStore(keep))).epochs(), "the log")
+        first = Log(Repository.open(LocalStore(keep))).read(2, 1)
+        assert first and first.base not in (None, last.id)

@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -71,6 +71,16 @@ def untrusted_rows() -> Iterator[None]:
         raise SourceBroken(f"{DATABASE} cannot be read: {error}") from error
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError) as error:
         raise SourceBroken(f"{DATABASE} has rows that make no sense ({error})") from error
+
+
+def schema_of(database: Path | sqlite3.Connection) -> str:
+    """Which of Chroma's migrations a database has had, in a few words: equal ones have equal tables."""
+    if isinstance(database, Path):
+        address = f"file:{quote(str(database.absolute()))}?mode=ro&immutable=1"
+        with closing(sqlite3.connect(address, uri=True)) as connection:
+            return schema_of(connection)
+    steps = database.execute("SELECT dir, max(version) FROM migrations GROUP BY dir ORDER BY dir").fetchall()
+    return " ".join(f"{name}:{version}" for name, version in steps)
 
 
 class Catalog:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from chromakeep.changes import CREATED, DELETED, RENAMED, WROTE, Change, Moment, Row, Table
+from chromakeep.chroma.catalog import schema_of
 from chromakeep.chroma.locking import HotJournal, LiveDatabase
 from chromakeep.chroma.queue import ADD, DELETE, UPDATE, UPSERT
 from chromakeep.chroma.signature import Stamp, settled
@@ -51,6 +52,14 @@ class Tail:
                 hint="sqlite3 chroma.sqlite3 'PRAGMA journal_mode=DELETE' while Chroma is stopped",
             )
         self._path = database
+        try:
+            with self._live.shared(time.monotonic() + BUSY) as connection:
+                self.schema = schema_of(connection)
+        except BaseException as error:
+            self._live.close()
+            if isinstance(error, HotJournal):
+                raise SourceBusy(f"{database}: its writer died in a transaction") from None
+            raise
         self._seen = dict(applied or {})
         self._last: tuple[int, str] | None = None
         self._tables: Tables = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 import chromakeep
 from chromakeep.chroma.aside import ALL, Aside, aside
 from chromakeep.chroma.capture import Capture, capture
+from chromakeep.chroma.catalog import DATABASE, schema_of
 from chromakeep.chroma.inspection import Inspection
 from chromakeep.chroma.layout import file_layouts
 from chromakeep.errors import CorruptObject, DiskFull, NotAChromaDirectory, RepositoryBusy, SourceBroken, StoreError
@@ -138,6 +139,7 @@ def _publish(
             epoch=line[0] if line else None,
             counter=captured.counter,
             log_number=line[1] if line else 0,
+            schema=schema_of(captured.path / DATABASE),
         )
         session.commit(snapshot)
     except BaseException:

@@ -89,6 +89,12 @@ class Keeping:
             self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
             self.lease = None
             return
+        if made.schema != self._schema_of(base):
+            # Chroma was upgraded since: what its tables are now does not fit what they were there.
+            with self.access:
+                made.close()
+            self.soon()
+            return
         made.start()
         self.shipping = made
         self._beside.remember(epoch=self.lease.epoch)
@@ -113,11 +119,23 @@ class Keeping:
             raise LeaseLost("another instance began to write to this repository at the same time")
         self.lease = Lease.take(repository)
 
+    def _schema_of(self, base: str | None) -> str | None:
+        """The schema of what a log would build on."""
+        assert self.lease
+        repository, after = self.lease.repository, self.lease.after
+        try:
+            if base is not None:
+                found = repository.snapshot(f"snapshots/{base}")
+                return found.schema if found else None
+            first = Log(repository).read(after[0], 1) if after else None
+            return first.schema if first else None
+        except ChromakeepError:
+            return None
+
     def begin_anew(self) -> None:
-        """The directory was replaced: end the log, and let the next snapshot begin another one."""
+        """The directory was replaced: end the log, and let the next snapshot begin another one. ``access`` is held."""
         if self.shipping and self.lease:
-            with self.access:
-                self.shipping.close()
+            self.shipping.close()
             self.shipping, self.lease = None, Lease.take(self.lease.repository)
 
     def hold(self) -> None:

@@ -61,6 +61,7 @@ class Shipping:
         self._log = Log(lease.repository)
         # Clocks of two instances may differ by minutes: the log's times rise all the same.
         self._tail = Tail(database, since=self._log.last_time(*lease.after) if lease.after else None)
+        self.schema = self._tail.schema
         self._source, self._base, self._observer = source, base, observer
         self._wake, self._ending, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._waiting: list[Future[None]] = []
@@ -128,7 +129,8 @@ class Shipping:
         """Let go of the database. Not while this process holds a lock on it (``chroma.locking``)."""
         self._ending.set()
         self._wake.set()
-        self._closed.wait(SLOWEST)
+        if self._threads[0].ident is not None:
+            self._closed.wait(SLOWEST)
         self._tail.close()
 
     # -- the threads ---------------------------------------------------------------------------------------------
@@ -173,6 +175,7 @@ class Shipping:
             (change,),
             base=self._base if first else None,
             after=self.lease.after if first and self._base is None else None,
+            schema=self.schema if first else None,
             source=self._source if first else None,
         )
         self._log.append(self.lease.epoch, self.number + 1, segment)
@@ -188,10 +191,11 @@ class Shipping:
                 found = work()
             except LeaseLost:
                 raise
-            except ChromakeepError as error:
+            except Exception as error:  # also a fault of ours must not end the log while writes are acknowledged
                 if self._failing is None:
                     self._failing = time.monotonic()
-                    self._observer(Noted(f"the log is not written: {error}; trying again", "warning"))
+                    what = str(error) if isinstance(error, ChromakeepError) else f"{type(error).__name__}: {error}"
+                    self._observer(Noted(f"the log is not written: {what}; trying again", "warning"))
                 if self._ending.wait(wait) and wait > 1:
                     raise _Ended from None
                 wait = min(wait * 2, SLOWEST)

@@ -25,12 +25,13 @@ ENDED, FENCED = b"ended", b"fenced"  # payloads of tombstones: by the writer its
 
 class Segment(msgspec.Struct, frozen=True, omit_defaults=True):
     """One object. ``base`` (a snapshot's id) or ``after`` (epoch and number) is in the first of an epoch only, with the
-    ``source`` it is of."""
+    ``source`` it is of and the ``schema`` of its database."""
 
     changes: tuple[Change, ...]
     base: str | None = None
     after: tuple[int, int] | None = None
     source: str | None = None
+    schema: str | None = None
 
 
 _DECODER = msgspec.msgpack.Decoder(Segment)

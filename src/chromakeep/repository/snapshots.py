@@ -41,6 +41,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     epoch: int | None = None
     counter: int = -1
     log_number: int = 0
+    schema: str | None = None
 
     @property
     def records(self) -> int:

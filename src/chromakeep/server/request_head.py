@@ -124,6 +124,4 @@ def _understood(method: str, target: str, modern: bool, fields: Fields) -> Reque
         lines.append(b"content-length: %d\r\n" % length)
     lines.append(b"\r\n")
     keep = modern and b"close" not in words
-    return RequestHead(
-        method, target, tuple(fields), length, modern, keep, bool(expects) and modern, b"".join(lines)
-    )
+    return RequestHead(method, target, tuple(fields), length, modern, keep, bool(expects) and modern, b"".join(lines))
