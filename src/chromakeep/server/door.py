@@ -141,7 +141,7 @@ async def _sweep(service: Service) -> None:
 
 
 def new_loop() -> asyncio.AbstractEventLoop:
-    """uvloop's if it can be imported: half the time of a request."""
+    """uvloop's if it can be imported: a sixth less processor time a request, and one buffer for all reads."""
     try:
         import uvloop
     except ImportError:
