@@ -81,7 +81,7 @@ def serving(data: Path, *arguments: str) -> Iterator[tuple[int, int]]:
         deadline = time.monotonic() + 120
         while True:
             try:
-                writers.ask(port, "GET", "/api/v2/heartbeat")
+                writers.ask(port, "GET", "/readyz" if arguments else "/api/v2/heartbeat")
                 break
             except OSError:
                 if process.poll() is not None or time.monotonic() > deadline:

@@ -388,6 +388,7 @@ class _Service:
         self.beside.remember(server=Process.of(server.pid))
         if self.stop.is_set():
             return server, None
+        self.duty.role = SERVING
         self.observer(
             Noted(
                 f"serving on http://{self.front.host}:{self.front.port}"
@@ -402,7 +403,6 @@ class _Service:
                 self.uncovered = False
             else:
                 self.keeping.ship(self.base)
-        self.duty.role = SERVING
         reason = self._watch(server)
         self.duty.role = STOPPING if self.stop.is_set() else STARTING
         if reason and server.returncode is None:
