@@ -27,6 +27,7 @@ from chromakeep.repository.log import Log
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
 
+PACE = 5e6  # bytes a second that snapshots may take of a directory whose commits are logged: some 3 % of a core
 LOW = 0.1  # of the disk free: then the queue is let go, for a full disk ends the serving
 FIRST_RETRY = 5.0  # seconds after a failed snapshot; doubled each time, never more than ``every`` or a minute
 
@@ -58,6 +59,7 @@ class Keeping:
         self._repository: Repository | None = None
         self._applied: dict[str, int] = {}  # by topic, of the newest snapshot
         self._counter = -1  # SQLite's, of that state
+        self._size = 0  # bytes, of that snapshot
         self.awaited = False  # the repository was not there yet, and so there is no lease
         self._overtaken = False
         self.lease: Lease | None = None  # set: what is committed between snapshots goes into the log
@@ -194,7 +196,7 @@ class Keeping:
 
     def _pause(self, failures: int) -> float:
         if not failures:
-            return self._every
+            return max(self._every, self._size / PACE) if self.shipping else self._every
         return min(self._every, FIRST_RETRY * 2.0 ** (failures - 1), 60.0)
 
     def _attempt(self) -> bool:
@@ -247,6 +249,7 @@ class Keeping:
                 observer=watch,
             )
         self.taken += 1
+        self._size = done.total_bytes
         self.newest, self.newest_at, self.collections = done.snapshot, time.monotonic(), done.collections
         self._beside.remember(captured=before, snapshot=done.snapshot)
         self.ship(done.snapshot)
