@@ -21,7 +21,7 @@ from chromakeep.chroma.metadata import HIDDEN, URI, Fields, Records, value_of
 from chromakeep.chroma.queue import DOCUMENT
 
 RANGE = 1 << 17  # rows of ``embeddings`` in memory at a time, 29 bytes each
-_PORTION = 8192
+PORTION = 8192
 _BYTES = 4 << 20  # of values in a portion, as far as the portion before it tells
 _IS_DOCUMENT, _IS_HIDDEN = 0, 1  # numbers of keys that are not metadata
 
@@ -65,7 +65,7 @@ class Scan:
         )
         portions = list[tuple[NDArray[Any], ...]]()
         held, first = 0, True
-        while rows := cursor.fetchmany(_PORTION):
+        while rows := cursor.fetchmany(PORTION):
             if held >= RANGE:
                 yield self._joined(portions, only=False)
                 portions, held, first = [], 0, False
@@ -109,10 +109,10 @@ class Scan:
             f"{where}",
             (DOCUMENT, *bounds),
         )
-        some = _PORTION // 16
+        some = max(1, PORTION // 16)
         while rows := cursor.fetchmany(some):
             size = self._take(here, rows)
-            some = max(1, min(_PORTION, 4 * some, some * _BYTES // size))
+            some = max(1, min(PORTION, 4 * some, some * _BYTES // size))
         if self.catalog.has_arrays:
             for rows in self._arrays(where, bounds):
                 self._take(here, rows)
@@ -120,7 +120,7 @@ class Scan:
     def _take(self, here: _Range, rows: list[tuple[int, bytes, Any]]) -> int:
         """Add some rows; about how many bytes their values have."""
         rowids, names, values = zip(*rows, strict=True)
-        if len(self.keys) > _PORTION:
+        if len(self.keys) > PORTION:
             self._forget_keys()
         keys = self.keys
         kinds = [keys[name] if name in keys else self._number(name) for name in names]
@@ -168,7 +168,7 @@ class Scan:
         portion: list[tuple[int, bytes, Any]] = []
         for (rowid, key), items in groupby(cursor, key=lambda row: row[:2]):
             portion.append((rowid, key.encode(), None if key == DOCUMENT else [value_of(*item[2:]) for item in items]))
-            if len(portion) == _PORTION:
+            if len(portion) == PORTION:
                 yield portion
                 portion = []
         if portion:
