@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,21 @@ def test_a_full_disk_is_told(number: int, kind: type | None, tmp_path: Path, mon
             some = Spool(np.int64, tmp_path)
             some.add(np.arange(10))
             list(some.portions())
+
+
+def test_memory_is_the_same_for_any_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adding, dividing and going through in ascending order: four times the rows take no more."""
+    monkeypatch.setattr(spool, "SAMPLE", 1000)
+    peaks = []
+    for rows in (50_000, 200_000):
+        numbers = np.random.default_rng(1).permutation(rows)
+        with spooled(rows=4000):
+            tracemalloc.start()
+            some, others = Spool(np.int64, tmp_path), Spool(np.uint64, tmp_path, width=2)
+            for at in range(0, rows, 1000):
+                some.add(numbers[at : at + 1000])
+                others.add(np.ones((1000, 2), np.uint64))
+            assert sum(len(part) for part, _ in ascending(some, others)) == rows
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 200_000

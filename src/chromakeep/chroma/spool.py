@@ -104,7 +104,7 @@ def cuts(spool: Spool) -> list[tuple[Any, Any]]:
     if not spool.long:
         return [(None, None)]
     step = max(1, len(spool) // SAMPLE)
-    sample = np.sort(np.concatenate([_first(rows)[::step] for rows in spool.portions()]))
+    sample = np.sort(np.concatenate([_first(rows)[::step].copy() for rows in spool.portions()]))  # no view of it all
     parts = -(-len(spool) // AT_ONCE)
     bounds = np.unique(sample[np.arange(1, parts) * len(sample) // parts]).tolist()
     return list(zip([None, *bounds], [*bounds, None], strict=True))
