@@ -7,15 +7,28 @@ import json
 import pickle
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from chroma import directories
+from chromakeep.chroma import scan, spool
 
 OLD = Path(__file__).parent.parent / "data" / "old-versions"
+
+
+@contextmanager
+def spooled(rows: int = 7) -> Iterator[None]:
+    """Whatever the length of a list: in a file, and looked at ``rows`` rows at a time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "IN_MEMORY", 0)
+        patch.setattr(spool, "AT_ONCE", rows)
+        patch.setattr(scan, "RANGE", rows)
+        patch.setattr(scan, "PORTION", max(1, rows // 2))
+        yield
 
 
 @pytest.fixture(scope="session")

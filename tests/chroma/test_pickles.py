@@ -13,8 +13,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from chroma.conftest import spooled
 from chroma.directories import VERSIONS
 from chromakeep.chroma import pickles
 from chromakeep.chroma.digests import hashes
@@ -65,7 +67,15 @@ def plain(
 
 
 def parse(data: bytes, most: int | None = None) -> IdMap:
-    return parse_id_map(io.BytesIO(data), len(data), most=most)
+    """What is read; the same whether it is in memory or spooled."""
+    found = parse_id_map(io.BytesIO(data), len(data), most=most)
+    with spooled(rows=7 if len(found) < 1000 else 1000):
+        again = parse_id_map(io.BytesIO(data), len(data), most=most)
+    assert (found.labels == again.labels).all() and (found.lanes == again.lanes).all()
+    assert (found.total, found.max_seq_id, found.one_to_one) == (again.total, again.max_seq_id, again.one_to_one)
+    some = np.concatenate([found.lanes[::3], hashes([b"absent"])])
+    assert found.find(some) == found.find_in_passing(some) == again.find_in_passing(some) or not found.one_to_one
+    return found
 
 
 def entries(ids: IdMap) -> dict[bytes, int]:
@@ -194,6 +204,19 @@ def test_bombs_are_refused_in_little_memory(name: str) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < (8 << 20) and "\n" not in refused.value.message
+
+
+def test_memory_is_the_same_for_any_number_of_ids() -> None:
+    """Four times the ids take no more memory, once they are spooled."""
+    peaks = []
+    for count in (10_000, 40_000):
+        data = plain({f"id{i}": i + 1 for i in range(count)})
+        tracemalloc.start()
+        with spooled(rows=2000):
+            assert parse_id_map(io.BytesIO(data), len(data)).one_to_one
+        peaks.append(tracemalloc.get_traced_memory()[1] - len(data))  # the file itself is in memory here
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 400_000
 
 
 def test_more_ids_than_elements_are_refused() -> None:

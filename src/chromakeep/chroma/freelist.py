@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import struct
 
+import numpy as np
+from numpy.typing import NDArray
+
 LOCK_BYTE = 0x40000000  # SQLite file format, 1.4: the page with this byte is never used
 
 
@@ -26,36 +29,34 @@ def zero_free_pages(descriptor: int) -> int:
         return 0
     leaves = _leaves(descriptor, size, size - header[20], first, count)
     zeros = bytes(size)
-    for page in leaves:
-        if os.pread(descriptor, size, (page - 1) * size) != zeros:
-            os.pwrite(descriptor, zeros, (page - 1) * size)
-    return len(leaves)
+    for some in leaves:
+        for page in some.tolist():
+            if os.pread(descriptor, size, (page - 1) * size) != zeros:
+                os.pwrite(descriptor, zeros, (page - 1) * size)
+    return sum(map(len, leaves))
 
 
-def _leaves(descriptor: int, size: int, usable: int, trunk: int, count: int) -> list[int]:
-    """Leaf pages of the trunk chain, or none unless the chain is sound and as long as the header says."""
+def _leaves(descriptor: int, size: int, usable: int, trunk: int, count: int) -> list[NDArray[np.int64]]:
+    """Leaf pages by trunk, or none unless the chain is sound and as long as the header says. Memory: a byte a page."""
     pages = os.fstat(descriptor).st_size // size
-    forbidden = {1, LOCK_BYTE // size + 1}
-    seen: set[int] = set()
-    leaves: list[int] = []
-
-    def sound(page: int) -> bool:
-        if not 1 < page <= pages or page in seen or page in forbidden:
-            return False
-        seen.add(page)
-        return True
-
+    seen = np.zeros(pages + 1, bool)
+    seen[[page for page in (0, 1, LOCK_BYTE // size + 1) if page <= pages]] = True  # never free
+    found = 0
+    leaves: list[NDArray[np.int64]] = []
     while trunk:
-        if not sound(trunk) or len(seen) > count:
+        if trunk > pages or seen[trunk] or found >= count:
             return []
+        seen[trunk] = True
         content = os.pread(descriptor, size, (trunk - 1) * size)
         if len(content) < size:
             return []
         trunk, entries = struct.unpack_from(">II", content)
         if entries > usable // 4 - 2:
             return []
-        for (page,) in struct.iter_unpack(">I", content[8 : 8 + 4 * entries]):
-            if not sound(page):
-                return []
-            leaves.append(page)
-    return leaves if len(seen) == count else []
+        listed = np.frombuffer(content, ">u4", entries, 8).astype(np.int64)
+        if (listed > pages).any() or seen[listed].any() or len(np.unique(listed)) < entries:
+            return []
+        seen[listed] = True
+        leaves.append(listed)
+        found += 1 + entries
+    return leaves if found == count else []

@@ -16,12 +16,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from chromakeep.chroma import pickles
+from chromakeep.chroma import pickles, spool
+from chromakeep.chroma.pickles import IdMap
+from chromakeep.chroma.spool import Spool
 from chromakeep.errors import SourceBroken
 
 HEADER, LEVEL0, LENGTH, LINKS = "header.bin", "data_level0.bin", "length.bin", "link_lists.bin"
 FILES = (HEADER, LEVEL0, LENGTH, LINKS, pickles.FILE)
 PORTION = 2 << 20
+LINKS_PORTION = 1 << 18  # of link_lists.bin: each word of it becomes a number of Python's
 BLOAT = 8  # link_lists.bin takes about a tenth of a bit of data_level0.bin; this many times its content is bloat
 
 _HEADER = struct.Struct("<iQQQQQQiIQQQdQ")
@@ -183,58 +186,64 @@ def through_cosine(vector: NDArray[np.float32]) -> NDArray[np.float32]:
 class Elements:
     """What a pass over all elements tells: labels, deletions, and links that cannot be followed."""
 
-    def __init__(self, header: Header) -> None:
+    def __init__(self, header: Header, folder: Path) -> None:
+        """``folder``: where labels are spooled if there are many."""
         self.header = header
-        self.labels = np.zeros(header.count, np.int64)
-        self.deleted = np.zeros(header.count, bool)
-        self._seen = 0
+        self.labels, self.deleted = Spool(np.int64, folder), Spool(bool, folder)
         self._astray = 0
         self._slots = np.arange(header.max_links0, dtype=np.uint32)
 
     def see(self, portion: Portion) -> None:
         """Take the next portion of ``elements``."""
-        here = slice(self._seen, self._seen + len(portion))
-        self._seen = here.stop
-        self.labels[here] = portion.labels
-        self.deleted[here] = portion.deleted
+        self.labels.add(portion.labels.copy())
+        self.deleted.add(portion.deleted)
         counts = portion.elements["head"] & 0xFFFF
         astray = (portion.elements["links"] >= self.header.count) & (self._slots < counts[:, None])
         self._astray += int((astray.any(axis=1) | (counts > self.header.max_links0)).sum())
 
     def faults(self) -> list[Fault]:
         """To be asked after the last portion."""
-        found = []
-        if self._seen < self.header.count:
-            found.append(Fault(LEVEL0, "level0", f"{LEVEL0} ends after {self._seen} of {self.header.count} elements"))
+        found, seen = [], len(self.labels)
+        if seen < self.header.count:
+            found.append(Fault(LEVEL0, "level0", f"{LEVEL0} ends after {seen} of {self.header.count} elements"))
         if self._astray:
             found.append(
                 Fault(LEVEL0, "level0", f"{self._astray} elements of {LEVEL0} link to elements that do not exist")
             )
-        ordered = np.sort(self.labels)
-        if len(ordered) and (ordered[0] < 1 or not (np.diff(ordered) > 0).all()):
+        portions = (ordered for (ordered,) in spool.ascending(self.labels))
+        if any(len(ordered) and (ordered[0] < 1 or not (np.diff(ordered) > 0).all()) for ordered in portions):
             found.append(
                 Fault(LEVEL0, "level0", f"{LEVEL0} has elements that were never written, or the same one twice")
             )
         return found
 
+    def against(self, ids: IdMap) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """The labels of living elements and those of an id map, ascending, portions of the same range at a time."""
+        done = 0
+        for labels, deleted in spool.ascending(self.labels, self.deleted):
+            end = int(np.searchsorted(ids.labels, labels[-1], "right")) if len(labels) else done
+            yield labels[~deleted], ids.labels[done:end]
+            done = end
+            ids.let_go()
+        yield np.zeros(0, np.int64), ids.labels[done:]
+
 
 def check_links(directory: Path, header: Header) -> list[Fault]:
     """Walk link_lists.bin: sizes add up, links lead to elements that exist on their level, the entry is on top."""
     levels = np.zeros(header.count, np.uint8)
-    links: list[NDArray[np.uint32]] = []
-    floors: list[NDArray[np.int64]] = []
+    links, floors = Spool(np.uint32, directory), Spool(np.uint8, directory)
     try:
         for blocks, level in _link_blocks(directory, header, levels):
             used = np.arange(header.max_links) < (blocks[:, :1] & 0xFFFF)
             if (blocks[:, 0] > header.max_links).any():
                 raise SourceBroken(f"{LINKS} has a list of more than {header.max_links} links")
-            links.append(blocks[:, 1:][used])
-            floors.append(np.repeat(level, used.sum(axis=1)))
+            links.add(blocks[:, 1:][used])
+            floors.add(np.repeat(level, used.sum(axis=1)))
     except SourceBroken as broken:
         return [Fault(LINKS, "links", broken.message)]
-    targets = np.concatenate([np.zeros(0, np.uint32), *links])
-    if (targets >= header.count).any() or (levels[targets] < np.concatenate([np.zeros(0, np.int64), *floors])).any():
-        return [Fault(LINKS, "links", f"{LINKS} has links to elements that are not on their level")]
+    for targets, floor in zip(links.portions(), floors.portions(), strict=True):
+        if (targets >= header.count).any() or (levels[targets] < floor).any():
+            return [Fault(LINKS, "links", f"{LINKS} has links to elements that are not on their level")]
     if header.count and (int(levels[header.entry_point]) != header.max_level or int(levels.max()) != header.max_level):
         return [Fault(LINKS, "links", f"{LINKS} has no entry point on level {header.max_level}")]
     return []
@@ -242,7 +251,7 @@ def check_links(directory: Path, header: Header) -> list[Fault]:
 
 def _link_blocks(
     directory: Path, header: Header, levels: NDArray[np.uint8]
-) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+) -> Iterator[tuple[NDArray[np.uint32], NDArray[np.uint8]]]:
     """Fill ``levels``; yield the link lists of the upper levels, (n, 1 + max_links) words, and the level of each.
 
     An element is a word with the size of its lists and the lists. Most have none, so runs of zero words are stepped
@@ -252,7 +261,7 @@ def _link_blocks(
     element, rest = 0, np.zeros(0, np.uint32)
     with (directory / LINKS).open("rb", buffering=0) as file:
         while element < header.count:
-            fresh = file.read(max(PORTION, 4 * (header.max_level + 1) * width))
+            fresh = file.read(max(LINKS_PORTION, 4 * (header.max_level + 1) * width))
             words = np.concatenate([rest, np.frombuffer(fresh, "<u4", len(fresh) // 4)])
             filled: list[int] = np.flatnonzero(words).tolist()
             at, k, starts, heights = 0, 0, [], []
@@ -277,7 +286,7 @@ def _link_blocks(
             tall = np.array(heights, np.int64)
             level = np.arange(int(tall.sum())) - np.repeat(np.cumsum(tall) - tall, tall)
             first = np.repeat(np.array(starts, np.int64), tall) + level * width
-            yield words[first[:, None] + np.arange(width)], level + 1
+            yield words[first[:, None] + np.arange(width)], (level + 1).astype(np.uint8)
 
 
 def bloat(directory: Path, header: Header) -> str | None:
@@ -306,10 +315,10 @@ def check_segment(directory: Path) -> list[str]:
         header = read_header(directory)
     except (SourceBroken, OSError) as broken:
         return [str(broken)]
-    seen = Elements(header)
+    seen = Elements(header, directory)
     for portion in elements(directory, header, lengths=False):
         seen.see(portion)
     faults = [fault.message for fault in seen.faults() + check_links(directory, header)]
-    if not ids.one_to_one or not np.array_equal(np.sort(seen.labels[~seen.deleted]), ids.labels):
+    if not ids.one_to_one or not all(np.array_equal(here, there) for here, there in seen.against(ids)):
         faults.append(f"{pickles.FILE} does not name exactly the elements that {LEVEL0} holds")
     return faults

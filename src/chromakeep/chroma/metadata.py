@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chromakeep.chroma.catalog import Catalog, Entry
-from chromakeep.chroma.digests import Lanes, hashes
+from chromakeep.chroma.digests import hashes
 from chromakeep.chroma.queue import ADD, BACKFILL, DELETE, DOCUMENT, UPDATE, Queue, Row
 
 URI = "chroma:uri"
@@ -120,22 +120,14 @@ def overlay(
 class Records:
     """The records of one collection as SQLite has them, and what pending rows change (usually nothing).
 
-    ``rowids`` (n,) and ``base_lanes`` (n, 2): row numbers and id hashes of the METADATA segment; ``unchanged`` marks
-    those that no pending row touches; ``changed`` has the others (None: deleted) and new ones. ``lanes`` are the living
-    ids' hashes. In the order of ``collection.get`` come the rows ``in_place`` and then the ids ``appended``.
+    ``touched`` are the row numbers, in the METADATA segment, of those that pending rows name; ``changed`` has what
+    becomes of these (None: deleted) and the new ones, ``renewed`` those of them that live. In the order of
+    ``collection.get`` come the rows ``in_place`` and then the ids ``appended``.
     """
 
     def __init__(self, catalog: Catalog, entry: Entry, queue: Queue) -> None:
         self.connection, self.segment, self.arrays = catalog.connection, entry.metadata_segment, catalog.has_arrays
-        # Made in their sizes and filled: joining portions would take the same again for a moment.
-        of = "SELECT count(*) FROM embeddings WHERE segment_id = ?"
-        (count,) = self.connection.execute(of, (self.segment,)).fetchone()
-        self.rowids, self.base_lanes, at = np.zeros(count, np.int64), np.zeros((count, 2), np.uint64), 0
-        for numbers, ids in self.base():
-            here = slice(at, at := at + len(ids))
-            self.rowids[here] = numbers
-            self.base_lanes[here] = hashes(ids)
-        self.unchanged = np.ones(len(self.rowids), bool)
+        self.touched = np.zeros(0, np.int64)
         self.changed: dict[bytes, Fields | None] = {}
         self.appended: list[bytes] = []
         self._moved: list[int] = []
@@ -143,25 +135,22 @@ class Records:
         pending = queue.pending(entry.topic, entry.metadata_seq)
         if len(pending) and entry.dimension:  # Chroma replays nothing before a collection has its dimension
             self._replay(queue, pending)
-        self.lanes: Lanes = self.base_lanes
-        if self.changed:
-            living = hashes([id_ for id_, fields in self.changed.items() if fields is not None])
-            self.lanes = np.concatenate([self.base_lanes[self.unchanged], living])
+        self.renewed = [id_ for id_, fields in self.changed.items() if fields is not None]
 
-        self.count = len(self.lanes)
-
-    def forget(self) -> None:
-        """Let go of the arrays; ``count``, ``changed`` and what is read anew remain."""
-        self.rowids, self.unchanged = np.zeros(0, np.int64), np.zeros(0, bool)
-        self.lanes = self.base_lanes = np.zeros((0, 2), np.uint64)
-
-    def base(self) -> Iterator[tuple[tuple[int, ...], tuple[bytes, ...]]]:
+    def _base(self) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
         """Row numbers and ids, in portions: read from the index on (segment_id, embedding_id), in the order of ids."""
         cursor = self.connection.execute(
             "SELECT id, CAST(embedding_id AS BLOB) FROM embeddings WHERE segment_id = ?", (self.segment,)
         )
         while rows := cursor.fetchmany(_PORTION):
-            yield tuple(zip(*rows, strict=True))  # type: ignore[misc]
+            yield np.array([row[0] for row in rows], np.int64), [row[1] for row in rows]
+
+    def living(self) -> Iterator[list[bytes]]:
+        """The ids of all records, in portions and no order."""
+        for rowids, ids in self._base():
+            kept = np.flatnonzero(~np.isin(rowids, self.touched)).tolist() if len(self.touched) else range(len(ids))
+            yield [ids[i] for i in kept]
+        yield self.renewed
 
     def _replay(self, queue: Queue, pending: NDArray[np.int64]) -> None:
         rows = list(queue.rows(pending))
@@ -182,7 +171,7 @@ class Records:
             if found:
                 before[id_] = read_fields(self.connection, found, arrays=self.arrays).get(found[0], {})
                 rowid_of[id_] = found[0]
-        self.unchanged = ~np.isin(self.rowids, list(rowid_of.values()))
+        self.touched = np.array(sorted(rowid_of.values()), np.int64)
         self.changed, self.appended = overlay(changes, before)
         created = set(self.appended)
         self._moved = [rowid for id_, rowid in rowid_of.items() if self.changed[id_] is None or id_ in created]
@@ -190,7 +179,8 @@ class Records:
     @property
     def in_place(self) -> NDArray[np.int64]:
         """Row numbers of the records that pending rows neither delete nor re-add, ascending."""
-        ordered = np.sort(self.rowids)
+        rows = self.connection.execute("SELECT id FROM embeddings WHERE segment_id = ?", (self.segment,))
+        ordered = np.sort(np.fromiter((row[0] for row in rows), np.int64))
         return ordered[~np.isin(ordered, self._moved)] if self._moved else ordered
 
     def id_portions(self, size: int) -> Iterator[list[bytes]]:
@@ -224,9 +214,8 @@ class Records:
 
     def names(self, wanted: NDArray[np.uint64]) -> tuple[str, ...]:
         """The ids whose hashes begin with these words."""
-        found = [id_ for id_, fields in self.changed.items() if fields is not None]
-        found += [id_ for _, ids in self.base() for id_ in ids]
-        return named(found, wanted)
+        found = {name for ids in self.living() for name in named(ids, wanted)}
+        return tuple(sorted(found))
 
 
 def named(ids: list[bytes], wanted: NDArray[np.uint64]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickletools
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from chromakeep.chroma import spool
 from chromakeep.chroma.digests import Lanes, hashes
+from chromakeep.chroma.spool import Spool
 from chromakeep.errors import SourceBroken
 
 FILE = "index_metadata.pickle"
@@ -33,9 +36,9 @@ PERSISTENT_DATA = ("chromadb.segment.impl.vector.local_persistent_hnsw", "Persis
 class IdMap:
     """The ids of one segment, as hashes, and the label under which the index holds each; position ``i`` is one id.
 
-    ``labels`` (n,) int64 ascending; ``lanes`` (n, 2) the ids' hashes. ``total`` is the highest label ever given.
-    ``max_seq_id`` is in the pickle in 0.4 and early 0.5 only. ``one_to_one`` tells whether the two maps of the file are
-    each other's inverse and name no id and no label twice.
+    ``labels`` (n,) int64 ascending; ``lanes`` (n, 2) the ids' hashes; of a long map both are mappings of files (see
+    ``let_go``). ``total`` is the highest label ever given. ``max_seq_id`` is in the pickle in 0.4 and early 0.5 only.
+    ``one_to_one`` tells whether the two maps of the file are each other's inverse and name no id and no label twice.
     """
 
     labels: NDArray[np.int64]
@@ -43,9 +46,37 @@ class IdMap:
     total: int
     max_seq_id: int | None
     one_to_one: bool
+    spools: tuple[Spool, ...] = ()  # of labels and lanes
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def let_go(self) -> None:
+        """Memory that looking into a long map has taken."""
+        for each in self.spools:
+            each.let_go()
+
+    def slices(self) -> Iterator[slice]:
+        """All positions, some at a time; what was looked at between two of them is let go."""
+        for at in range(0, len(self), spool.AT_ONCE):
+            yield slice(at, min(at + spool.AT_ONCE, len(self)))
+            self.let_go()
+
+    def find_in_passing(self, lanes: Lanes) -> list[int]:
+        """What ``find`` returns, by one pass over all ids: no order of them is made."""
+        found = np.full(len(lanes), -1, np.int64)
+        if len(lanes):
+            order = np.argsort(lanes[:, 0])
+            words = lanes[order, 0]
+            for here in self.slices():
+                rows = self.lanes[here]
+                at = np.minimum(np.searchsorted(words, rows[:, 0]), len(words) - 1)
+                hits = np.flatnonzero(words[at] == rows[:, 0])
+                wanted = order[at[hits]]
+                same = (lanes[wanted] == rows[hits]).all(axis=1)
+                found[wanted[same]] = here.start + hits[same]
+        positions: list[int] = found.tolist()
+        return positions
 
     def find(self, lanes: Lanes) -> list[int]:
         """Positions of the ids with these hashes, -1 where there is none."""
@@ -68,34 +99,37 @@ EMPTY = IdMap(np.zeros(0, np.int64), np.zeros((0, 2), np.uint64), 0, None, True)
 def read_id_map(path: Path, *, most: int | None = None) -> IdMap:
     """Read the pickle at ``path``, of at most ``most`` ids. Raises SourceBroken naming what is wrong, and OSError."""
     with path.open("rb") as file:
-        return parse_id_map(file, path.stat().st_size, most=most)
+        return parse_id_map(file, path.stat().st_size, most=most, folder=path.parent)
 
 
-def parse_id_map(file: BinaryIO, size: int, *, most: int | None = None) -> IdMap:
-    """The IdMap in the ``size`` bytes of ``file``. Memory is some 50 bytes an id beyond the ids (1.x form)."""
+def parse_id_map(file: BinaryIO, size: int, *, most: int | None = None, folder: Path | None = None) -> IdMap:
+    """The IdMap in the ``size`` bytes of ``file``; spooled in ``folder`` if it is long, and then (1.x form) in bounded
+    memory."""
     if size > MAX_BYTES:
         raise _broken(f"is {size} bytes long, which no id map is")
-    stream = _Stream(file, most)
+    stream, into = _Stream(file, most), _Kept(most, folder)
     if stream.take(1) != b"\x80":
         raise _broken("does not start like a pickle")
     protocol = stream.take(1)[0]
     if protocol < 4:
-        return _read_plain(stream)
-    if size > MAX_LEGACY_BYTES or protocol > 5:
+        counters = _read_plain(stream, into)
+    elif size > MAX_LEGACY_BYTES or protocol > 5:
         raise _broken(f"is of pickle protocol {protocol} and {size} bytes long, which Chroma never wrote")
-    return _read_object(stream, size // 4 if most is None else most)
+    else:
+        counters = _read_object(stream, into, size // 4 if most is None else most)
+    return into.id_map(*counters)
 
 
 def read_names(path: Path, wanted: NDArray[np.uint64]) -> list[bytes]:
     """The ids whose hashes begin with one of these words, from a pickle that ``read_id_map`` has accepted."""
-    entries = _Entries(None, wanted=wanted)
+    entries = _Wanted(wanted)
     with path.open("rb") as file:
         stream = _Stream(file, None)
         protocol = stream.take(2)[1]
         if protocol < 4:
-            _read_plain(stream, into=entries)
+            _read_plain(stream, entries)
         else:
-            _read_object(stream, path.stat().st_size, into=entries)
+            _read_object(stream, entries, path.stat().st_size)
     return entries.named
 
 
@@ -108,7 +142,9 @@ def read_cut_off(path: Path) -> IdMap:
         stream = _Stream(file, None)
         if stream.take(1) != b"\x80" or stream.take(1)[0] > 3:
             raise _broken("is not of the form that can be read in part")
-        return _read_plain(stream, whole=False)
+        into = _Kept(None, path.parent)
+        total, max_seq_id, _ = _read_plain(stream, into, whole=False)
+        return into.id_map(total, max_seq_id, into)
 
 
 def _broken(what: str) -> SourceBroken:
@@ -160,14 +196,11 @@ class _Stream:
 
 
 class _Entries:
-    """The entries of one map. Only a map that is kept is held; of both a fingerprint that tells inverses."""
+    """The entries of one map: how many, and a fingerprint that tells inverses."""
 
-    def __init__(self, most: int | None, *, keep: bool = True, wanted: NDArray[np.uint64] | None = None) -> None:
-        self.most, self.keep, self.wanted = most, keep, wanted
+    def __init__(self, most: int | None) -> None:
+        self.most = most
         self.count, self.fingerprint = 0, 0
-        self.labels = [np.zeros(0, np.int64)]
-        self.lanes = [np.zeros((0, 2), np.uint64)]
-        self.named: list[bytes] = []
 
     def add(self, ids: list[bytes], labels: list[int]) -> None:
         self.count += len(ids)
@@ -177,30 +210,64 @@ class _Entries:
         # bytes' own keyed hash: the two maps come in different orders, a sum of products does not care
         keyed = np.fromiter(map(hash, ids), np.int64, len(ids)).view(np.uint64)
         self.fingerprint += int((keyed * (numbers.view(np.uint64) * np.uint64(2) + np.uint64(1))).sum())
-        if self.keep:
-            lanes = hashes(ids)
-            self.labels.append(numbers)
-            self.lanes.append(lanes)
-            if self.wanted is not None:
-                self.named += [ids[i] for i in np.flatnonzero(np.isin(lanes[:, 0], self.wanted))]
+        self.keep(ids, numbers)
 
-    def id_map(self, inverse: _Entries, total: int | None, max_seq_id: int | None) -> IdMap:
+    def keep(self, ids: list[bytes], labels: NDArray[np.int64]) -> None:
+        """Nothing of them: the one map is enough."""
+
+
+class _Wanted(_Entries):
+    """Only the ids whose hashes begin with one of some words."""
+
+    def __init__(self, wanted: NDArray[np.uint64]) -> None:
+        super().__init__(None)
+        self.wanted = wanted
+        self.named: list[bytes] = []
+
+    def keep(self, ids: list[bytes], labels: NDArray[np.int64]) -> None:
+        self.named += [ids[i] for i in np.flatnonzero(np.isin(hashes(ids)[:, 0], self.wanted))]
+
+
+class _Kept(_Entries):
+    """All of them, as an IdMap holds them."""
+
+    def __init__(self, most: int | None, folder: Path | None) -> None:
+        super().__init__(most)
+        self.folder = folder
+        self.labels, self.lanes = self._spools()
+
+    def _spools(self) -> tuple[Spool, Spool]:
+        return Spool(np.int64, self.folder), Spool(np.uint64, self.folder, width=2)
+
+    def keep(self, ids: list[bytes], labels: NDArray[np.int64]) -> None:
+        self.labels.add(labels)
+        self.lanes.add(hashes(ids))
+
+    def id_map(self, total: int | None, max_seq_id: int | None, inverse: _Entries) -> IdMap:
         if not (total is None or isinstance(total, int)) or not (max_seq_id is None or isinstance(max_seq_id, int)):
             raise _broken("has counters that are no numbers")
-        labels = np.concatenate(self.labels)
-        order = np.argsort(labels, kind="stable")
-        labels = labels[order]
-        lanes = np.concatenate(self.lanes)
-        self.lanes.clear()
-        lanes = lanes[order]
-        words = np.sort(lanes[:, 0])
-        same = self.count == inverse.count and (self.fingerprint - inverse.fingerprint) % (1 << 64) == 0
-        distinct = bool((np.diff(labels) > 0).all()) and bool((words[1:] != words[:-1]).all())
-        in_range = not len(labels) or (labels[0] >= 0 and total is not None and labels[-1] <= total)
-        return IdMap(labels, lanes, total or 0, max_seq_id, bool(same and distinct and in_range))
+        distinct = self.count == inverse.count and (self.fingerprint - inverse.fingerprint) % (1 << 64) == 0
+        labels, lanes = self._spools()
+        for some, theirs in spool.ascending(self.labels, self.lanes):
+            distinct = distinct and bool((np.diff(some) > 0).all())
+            labels.add(some)
+            lanes.add(theirs)
+        self.labels, self.lanes = self._spools()
+        words = Spool(np.uint64, self.folder)
+        for part in lanes.portions():
+            words.add(part[:, 0])
+        for (some,) in spool.ascending(words):
+            distinct = distinct and bool((some[1:] != some[:-1]).all())
+        ordered = labels.whole()
+        if len(ordered):
+            distinct = distinct and ordered[0] >= 0 and total is not None and int(ordered[-1]) <= total
+        return IdMap(ordered, lanes.whole(), total or 0, max_seq_id, bool(distinct), (labels, lanes))
 
 
-def _read_plain(stream: _Stream, *, whole: bool = True, into: _Entries | None = None) -> IdMap:
+_Counters = tuple[Any, Any, _Entries]  # total_elements_added, max_seq_id, and the inverse map
+
+
+def _read_plain(stream: _Stream, into: _Entries, *, whole: bool = True) -> _Counters:
     """The form of 1.x: EMPTY_DICT MARK (key value)* SETITEMS STOP; a map is EMPTY_DICT and batches of the same."""
     numbers: dict[bytes, int | None] = {}
     maps: dict[bytes, _Entries] = {}
@@ -211,8 +278,7 @@ def _read_plain(stream: _Stream, *, whole: bool = True, into: _Entries | None = 
             key = stream.text(stream.number(4))
             kind = stream.expect("N", "J", "}")
             if kind == "}":
-                first = key == b"id_to_label"
-                entries = maps[key] = (into if first else None) or _Entries(stream.most, keep=first)
+                entries = maps[key] = into if key == b"id_to_label" and key not in maps else _Entries(stream.most)
                 while stream.expect("(", "X", "u") == "(":
                     _read_batch(stream, entries, label_first=key == b"label_to_id")
                 stream.at -= 1
@@ -222,11 +288,10 @@ def _read_plain(stream: _Stream, *, whole: bool = True, into: _Entries | None = 
     except SourceBroken:
         if whole:
             raise
-    forward, inverse = maps.get(b"id_to_label"), maps.get(b"label_to_id")
-    if not forward or (whole and not inverse):
+    inverse = maps.get(b"label_to_id")
+    if maps.get(b"id_to_label") is not into or (whole and not inverse):
         raise _broken("has not both maps of ids and labels")
-    counters = numbers.get(b"total_elements_added"), numbers.get(b"max_seq_id")
-    return forward.id_map(inverse if whole and inverse else forward, *counters)
+    return numbers.get(b"total_elements_added"), numbers.get(b"max_seq_id"), inverse or into
 
 
 _JOINT = struct.Struct("<BiBI")  # BININT label BINUNICODE length: what lies between two ids, in either map
@@ -281,7 +346,7 @@ _CLASS, _INSTANCE = object(), object()
 _MAX_STACK = 1 << 12  # Python's pickler closes a batch after 1000 entries
 
 
-def _read_object(stream: _Stream, most: int, *, into: _Entries | None = None) -> IdMap:
+def _read_object(stream: _Stream, into: _Entries, most: int) -> _Counters:
     """The form of 0.4 to 0.6: a stack machine for the opcodes of Python's pickler that a PersistentData needs.
 
     A dict is the flat list of its keys and values. The memo grows by one with each MEMOIZE, never by an index of the
@@ -341,9 +406,9 @@ def _read_object(stream: _Stream, most: int, *, into: _Entries | None = None) ->
             if len(stack) > _MAX_STACK or len(memo) > most + 64 or len(marks) > 8:
                 raise _broken(f"needs more memory than the {most} elements of the index explain")
         fields = dict(zip(state[::2], state[1::2], strict=True))
-        forward, inverse = into or _Entries(most), _Entries(most, keep=False)
-        forward.add(fields[b"id_to_label"][::2], fields[b"id_to_label"][1::2])
+        inverse = _Entries(most)
+        into.add(fields[b"id_to_label"][::2], fields[b"id_to_label"][1::2])
         inverse.add(fields[b"label_to_id"][1::2], fields[b"label_to_id"][::2])
-        return forward.id_map(inverse, fields[b"total_elements_added"], fields.get(b"max_seq_id"))
+        return fields[b"total_elements_added"], fields.get(b"max_seq_id"), inverse
     except (IndexError, AttributeError, TypeError, KeyError, ValueError, OverflowError):
         raise _broken(f"makes no sense before byte {stream.passed + stream.at}") from None

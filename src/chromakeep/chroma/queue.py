@@ -9,10 +9,13 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from chromakeep.chroma.spool import Spool
 
 ADD, UPDATE, UPSERT, DELETE, BACKFILL = range(5)
 DOCUMENT = "chroma:document"
@@ -35,24 +38,24 @@ class Row(NamedTuple):
 class Queue:
     """All rows by topic, as numbers: twelve bytes a row, so that each topic's rows are found without another scan."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, folder: Path | None = None) -> None:
+        """``folder``: where the numbers are spooled if there are many (a queue that was never purged)."""
         self.connection = connection
         topics: dict[Any, int] = {}
-        numbers: list[NDArray[np.int32]] = []
-        seqs: list[NDArray[np.int64]] = []
+        self._seqs, self._numbers = Spool(np.int64, folder), Spool(np.int32, folder)
         cursor = connection.execute("SELECT seq_id, topic FROM embeddings_queue ORDER BY seq_id")
         while rows := cursor.fetchmany(4096):
-            seqs.append(np.array([row[0] for row in rows], np.int64))
-            numbers.append(np.array([topics.setdefault(row[1], len(topics)) for row in rows], np.int32))
+            self._seqs.add(np.array([row[0] for row in rows], np.int64))
+            self._numbers.add(np.array([topics.setdefault(row[1], len(topics)) for row in rows], np.int32))
         self._topics = topics
-        self._seqs = np.concatenate([np.zeros(0, np.int64), *seqs])
-        self._numbers = np.concatenate([np.zeros(0, np.int32), *numbers])
 
     def pending(self, topic: str, after: int) -> NDArray[np.int64]:
         """Sequence numbers of a topic's rows after ``after``, ascending."""
         number = self._topics.get(topic, -1)
-        found: NDArray[np.int64] = self._seqs[(self._numbers == number) & (self._seqs > after)]
-        return found
+        found = [np.zeros(0, np.int64)]
+        for seqs, numbers in zip(self._seqs.portions(), self._numbers.portions(), strict=True):
+            found.append(seqs[(numbers == number) & (seqs > after)])
+        return np.concatenate(found)
 
     def rows(self, seqs: NDArray[np.int64]) -> Iterator[Row]:
         """These rows in order, without their vectors and metadata."""

@@ -63,7 +63,7 @@ def read_vectors(directory: Path, collection: str | Entry) -> Iterator[tuple[lis
 
 def open_collection(catalog: Catalog, collection: str | Entry) -> tuple[Records, Vectors]:
     """The two sides of a collection. Raises UsageError when the catalog has none of that id."""
-    entry, queue = catalog.entry(collection), Queue(catalog.connection)
+    entry, queue = catalog.entry(collection), Queue(catalog.connection, catalog.directory)
     return Records(catalog, entry, queue), Vectors(catalog.directory, entry, queue)
 
 
@@ -88,6 +88,7 @@ class Index:
         seen = vectors.check()
         for fault in vectors.faults:
             raise SourceBroken(fault.message)
+        self.moved = set(vectors.moved.tolist())
         self.places = vectors.places(seen) if seen else np.zeros(0, np.int64)
 
     def vectors(self, ids: list[bytes]) -> NDArray[np.float32]:
@@ -100,7 +101,7 @@ class Index:
         rest = [i for i, id_ in enumerate(ids) if id_ not in queued]
         positions = held.ids.find(hashes([ids[i] for i in rest]))
         for i, position in zip(rest, positions, strict=True):
-            if position < 0 or held.moved[position]:
+            if position < 0 or position in self.moved:
                 raise SourceBroken(f"{ids[i].decode()} has no vector in index or queue")
         if rest and held.header:
             cosine = held.entry.space == "cosine"

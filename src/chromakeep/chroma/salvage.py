@@ -84,7 +84,7 @@ class _Wreck:
     """What is left of one collection."""
 
     def __init__(self, catalog: Catalog, entry: Entry, older: Path | None) -> None:
-        self.catalog, self.entry, self.queue = catalog, entry, Queue(catalog.connection)
+        self.catalog, self.entry, self.queue = catalog, entry, Queue(catalog.connection, catalog.directory)
         self.records = Records(catalog, entry, self.queue)
         self.path = catalog.directory / (entry.vector_segment or "missing")
         self.dimension = entry.dimension or 0

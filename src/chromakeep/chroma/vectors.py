@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw, pickles
 from chromakeep.chroma.catalog import Entry
-from chromakeep.chroma.digests import Tally, hashes, row_hashes, value_hashes
+from chromakeep.chroma.digests import Lanes, Tally, hashes, row_hashes, value_hashes
 from chromakeep.chroma.hnsw import Fault
 from chromakeep.chroma.metadata import named
 from chromakeep.chroma.pickles import IdMap
@@ -39,11 +39,11 @@ class Vectors:
         self.poisoned = [row for row in rows if row.poison]
         self.misfits = [row for row in rows if row.floats not in (None, entry.dimension)]
         named = list({row.id for row in rows})
-        here = self.ids.find(hashes(named))
+        here = self.ids.find_in_passing(hashes(named))
         self.replay = replay(rows, {id_ for id_, position in zip(named, here, strict=True) if position >= 0})
         moved = self.replay.moved
-        self.moved = np.zeros(len(self.ids), bool)  # positions whose vector is no longer the index's
-        self.moved[[p for id_, p in zip(named, here, strict=True) if p >= 0 and id_ in moved]] = True
+        # positions whose vector is no longer the index's
+        self.moved = np.array([p for id_, p in zip(named, here, strict=True) if p >= 0 and id_ in moved], np.int64)
 
     def _read_ids(self) -> IdMap:
         try:
@@ -72,10 +72,12 @@ class Vectors:
             self.header = header
         return ids
 
-    def living(self) -> NDArray[np.uint64]:
-        """First words of the hashes of all ids that have a vector, in no order."""
-        queued = hashes([id_ for id_, seq in self.replay.alive.items() if seq])
-        return np.concatenate([self.ids.lanes[~self.moved, 0], queued[:, 0]])
+    def living(self) -> Iterator[Lanes]:
+        """The hashes of all ids that have a vector, in no order."""
+        for here in self.ids.slices():
+            lanes, moved = self.ids.lanes[here], self.moved[(self.moved >= here.start) & (self.moved < here.stop)]
+            yield np.delete(lanes, moved - here.start, axis=0) if len(moved) else lanes
+        yield hashes([id_ for id_, seq in self.replay.alive.items() if seq])
 
     def names(self, wanted: NDArray[np.uint64]) -> tuple[str, ...]:
         """The ids whose hashes begin with these words."""
@@ -89,7 +91,7 @@ class Vectors:
         """
         seen = None
         if self.header:
-            seen = hnsw.Elements(self.header)
+            seen = hnsw.Elements(self.header, self.path)
             for portion in hnsw.elements(self.path, self.header, lengths=self.entry.space == "cosine"):
                 if tally:
                     self._add(tally, portion)
@@ -104,24 +106,30 @@ class Vectors:
 
     def _add(self, tally: Tally, portion: hnsw.Portion) -> None:
         position = np.minimum(np.searchsorted(self.ids.labels, portion.labels), len(self.ids) - 1)
-        wanted = (self.ids.labels[position] == portion.labels) & ~self.moved[position] & ~portion.deleted
+        wanted = (self.ids.labels[position] == portion.labels) & ~portion.deleted
+        if len(self.moved):
+            wanted &= ~np.isin(position, self.moved)
         values = portion.vectors()
         if not wanted.all():
             values, position = values[wanted], position[wanted]
         tally.vectors += (self.ids.lanes[position] * row_hashes(values)).sum(axis=0)
+        self.ids.let_go()
 
     def _compare(self, seen: hnsw.Elements) -> list[Fault]:
         """Elements against the id map. After a kill between the index files and the pickle the index is ahead of the
         pickle. Chroma gets over that when replay gives each element that is ahead its label again, and only then:
         hnswlib neither deletes nor updates an element that is marked deleted (``markDeletedInternal``, ``addPoint``).
         """
-        live, total = np.sort(seen.labels[~seen.deleted]), self.ids.total
-        strangers = int((seen.labels[seen.deleted] > total).sum())
-        if not np.array_equal(live, self.ids.labels):
-            if lost := len(np.setdiff1d(self.ids.labels, live)):
-                return [Fault(pickles.FILE, "id-map", f"{lost} ids of {pickles.FILE} have no element in {hnsw.LEVEL0}")]
-            ahead = np.setdiff1d(live, self.ids.labels)
-            strangers += int(((ahead <= total) | (ahead > total + self.replay.labels)).sum())
+        total, lost, strangers = self.ids.total, 0, 0
+        for labels, deleted in zip(seen.labels.portions(), seen.deleted.portions(), strict=True):
+            strangers += int((labels[deleted] > total).sum())
+        for live, known in seen.against(self.ids):
+            if not np.array_equal(live, known):
+                lost += len(np.setdiff1d(known, live))
+                ahead = np.setdiff1d(live, known)
+                strangers += int(((ahead <= total) | (ahead > total + self.replay.labels)).sum())
+        if lost:
+            return [Fault(pickles.FILE, "id-map", f"{lost} ids of {pickles.FILE} have no element in {hnsw.LEVEL0}")]
         if strangers:
             return [
                 Fault(pickles.FILE, "id-map", f"{strangers} elements of {hnsw.LEVEL0} are unknown to {pickles.FILE}")
@@ -130,9 +138,10 @@ class Vectors:
 
     def places(self, seen: hnsw.Elements) -> NDArray[np.int64]:
         """Of each position in ``ids`` the number of its living element, -1 where there is none."""
-        order = np.argsort(seen.labels, kind="stable")
-        at = order[np.minimum(np.searchsorted(seen.labels[order], self.ids.labels), len(order) - 1)]
-        return np.where((seen.labels[at] == self.ids.labels) & ~seen.deleted[at], at, -1)
+        labels, deleted = seen.labels.whole(), seen.deleted.whole()
+        order = np.argsort(labels, kind="stable")
+        at = order[np.minimum(np.searchsorted(labels[order], self.ids.labels), len(order) - 1)]
+        return np.where((labels[at] == self.ids.labels) & ~deleted[at], at, -1)
 
     def queued(self, only: set[bytes] | None = None) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
         """The ids (or those among ``only``) whose vector is in the queue, and it as ``collection.get`` returns it."""

@@ -65,37 +65,35 @@ class SnapshotReader:
         self._ahead.shutdown(wait=True, cancel_futures=True)
         self._getting.shutdown(wait=True, cancel_futures=True)
 
-    def bands(self, file: FileEntry) -> list[Band]:
+    def bands(self, file: FileEntry) -> Iterator[Band]:
         """The bands of a file, from the list of spans its entry names. Raises ``CorruptObject`` / ``MissingObject``."""
         try:
             listing = self.blocks([file.spans])[file.spans]
         except MissingObject:
             self.index = self._look()
             listing = self.blocks([file.spans])[file.spans]
-        spans = [listing[i : i + 32] for i in range(0, len(listing), 32)]
         rows, stride, columns = rows_per_span(file.layout), file.layout.stride, file.layout.columns
-        if len(spans) != -(-(file.size // stride) // rows) * len(columns) + (file.size % stride > 0):
+        count = -(-(file.size // stride) // rows) * len(columns) + (file.size % stride > 0)
+        if len(listing) != 32 * count:
             raise CorruptObject(f"spans of {file.path}", "do not add up to the size of the file")
-        bands, at = [], 0
+        spans = (listing[i : i + 32] for i in range(0, len(listing), 32))
         for first in range(0, file.size // stride, rows):
             n = min(rows, file.size // stride - first)
-            ids = spans[at : at + len(columns)]
-            at += len(columns)
-            sizes = [n * c.width for c in columns]
-            bands.append(Band(first * stride, n, tuple(zip(ids, sizes, strict=False))))
+            yield Band(first * stride, n, tuple((next(spans), n * c.width) for c in columns))
         if tail := file.size % stride:
-            bands.append(Band(file.size - tail, 1, ((spans[at], tail),)))
-        return bands
+            yield Band(file.size - tail, 1, ((next(spans), tail),))
 
     def read(self, file: FileEntry, out: BinaryIO, done: Callable[[int], None], local: Path | None = None) -> None:
         """Write the bytes of ``file`` to ``out``. ``local`` is a file that may hold some of them already."""
-        windows = list(_windows(self.bands(file)))
+        windows = _windows(self.bands(file))
         source = local.open("rb") if local and local.is_file() else None
         try:
+            following = next(windows, None)
             prepared: Future[_Prepared] | None = None
-            for i, window in enumerate(windows):
+            while window := following:
                 ready = prepared.result() if prepared else self._prepare(file, window, source)
-                prepared = self._ahead.submit(self._prepare, file, windows[i + 1], source) if windows[i + 1 :] else None
+                following = next(windows, None)
+                prepared = self._ahead.submit(self._prepare, file, following, source) if following else None
                 for band in window:
                     out.write(self._band(file, band, ready))
                     done(sum(size for _, size in band.spans))
@@ -328,7 +326,7 @@ class _Prepared:
     at_hand: dict[bytes, _AtHand]
 
 
-def _windows(bands: list[Band]) -> Iterator[list[Band]]:
+def _windows(bands: Iterable[Band]) -> Iterator[list[Band]]:
     """Bands in groups of about ``WINDOW`` bytes."""
     group: list[Band] = []
     size = 0
