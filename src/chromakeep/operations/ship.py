@@ -24,7 +24,7 @@ from chromakeep.events import Noted, Observer, ignore
 from chromakeep.repository.lease import Lease
 from chromakeep.repository.log import Log, Segment
 
-LOOK = 0.15  # seconds between two looks: some commits share a put; with one of 50 ms they are in the bucket within 0.2 s
+LOOK = 0.15  # seconds between two looks: some commits share a put, and are in the bucket within 0.2 s
 RENEW = 2.5  # seconds between two signs of life
 LAPSE = 10.0  # seconds without one after which another instance may take over
 SLOWEST = 5.0  # seconds between two tries of a put that fails
