@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from chromakeep.errors import ChromakeepError, LeaseLost, StoreUnavailable
+from chromakeep.errors import ChromakeepError, CorruptObject, LeaseLost, StoreUnavailable
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.ship import LAPSE
 from chromakeep.repository.lease import Holder, Lease, holder, newest
@@ -37,7 +37,7 @@ def reign(
         try:
             epoch = newest(repository)
             found = holder(repository, epoch) if epoch else None
-            if found is None or found.gone or Log(repository).end(epoch)[1] or time.monotonic() - since > lapse:
+            if found is None or found.gone or _ended(repository, epoch) or time.monotonic() - since > lapse:
                 return Lease.take(repository, address=address)
         except LeaseLost:
             continue  # another one was quicker: watch that one
@@ -55,6 +55,13 @@ def reign(
         waiting(found)
         stop.wait(WATCH)
     return None
+
+
+def _ended(repository: Repository, epoch: int) -> bool:
+    try:
+        return Log(repository).end(epoch)[1]
+    except CorruptObject:
+        return False  # whatever it is, its writer has not let go by it
 
 
 class Reigning:

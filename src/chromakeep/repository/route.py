@@ -90,7 +90,11 @@ def _through(
     own = [s for s in snapshots if s.epoch == epoch and (bound is None or s.counter <= bound)]
     if own:
         start = max(own, key=lambda s: (s.counter, s.id))
+        if stop is not None:
+            stop = last_whole(log, epoch, start.log_number, stop)
         return start, (Leg(epoch, start.log_number, stop, start.counter),)
+    if stop is not None:
+        stop = last_whole(log, epoch, 0, stop)
     if first.base is not None:
         found = next((s for s in snapshots if s.id == first.base), None)
         return (found, (Leg(epoch, 0, stop),)) if found else None
@@ -100,6 +104,19 @@ def _through(
     opening = _first(log, before)
     way = _through(log, before, opening, snapshots, number) if opening else None
     return (way[0], (*way[1], Leg(epoch, 0, stop))) if way else None
+
+
+def last_whole(log: Log, epoch: int, start: int, last: int) -> int:
+    """The last segment behind ``start`` and up to ``last`` that completes a state, else ``start``.
+
+    What a writer that died had begun to put is no state, and whoever took over has built on the one before it.
+    """
+    while last > start:
+        segment = log.read(epoch, last)
+        if segment is None or not segment.changes or not segment.changes[-1].more:
+            return last
+        last -= 1
+    return start
 
 
 def _first(log: Log, epoch: int) -> Segment | None:
