@@ -50,6 +50,8 @@ class Pursuit:
     def __init__(self, log: Log, leg: Leg, at: int) -> None:
         """From a directory that was restored up to the segment ``at`` of this leg (``settled``)."""
         self._log, self._counter = log, leg.counter
+        segment = log.read(leg.epoch, at) if at else None
+        self._reached = segment.changes[-1].counter if segment and segment.changes else -1
         self.at = leg.epoch, at
         self._parts: list[tuple[int, int, int]] = []
         self._ready: list[Stretch] = []
@@ -85,6 +87,8 @@ class Pursuit:
             return False
         self._vain = 0
         if segment is None:
+            if self._reached < self._counter:  # the snapshot has what its writer did not come to put into the log
+                raise FellBehind(epoch, number + 1)
             self._over = True
             self._parts.clear()
             return self._enter()
@@ -98,6 +102,7 @@ class Pursuit:
                 self._parts.append((epoch, number, which))
                 continue
             parts, self._parts = tuple(self._parts), []
+            self._reached = change.counter
             if change.counter > self._counter or change.whole:
                 self._ready.append(Stretch(self._log, change, parts))
 
@@ -123,7 +128,7 @@ class Pursuit:
                 continue  # it was taken and given up before anything was written
             if first.after != self.at:
                 raise FellBehind(epoch, 1)
-            self._counter, self._over = -1, False
+            self._counter, self._reached, self._over = -1, -1, False
             self._take(epoch, 1, first)
             return True
         return False

@@ -85,7 +85,7 @@ def _through(
     last, ended = log.end(epoch)
     last = last if stop is None else stop
     # Of an epoch that is over, a snapshot may hold more than its log: published after its time, it is refused.
-    final = log.read(epoch, last) if ended or stop is not None else None
+    final = log.read(epoch, last_whole(log, epoch, 1, last)) if ended or stop is not None else None
     bound = final.changes[-1].counter if final and final.changes else None
     own = [s for s in snapshots if s.epoch == epoch and (bound is None or s.counter <= bound)]
     if own:
