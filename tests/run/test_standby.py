@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -148,6 +150,36 @@ def test_after_sigkill_nothing_acknowledged_is_missing(tmp_path: Path, keep: Pat
             second.end()
     assert more.ref
     more.check(held(tmp_path / "two", more.ref))
+
+
+def test_of_two_standbys_one_takes_over_and_the_other_follows_it(tmp_path: Path, keep: Path) -> None:
+    """The first is frozen past its time: one goes on, the other follows the new log without restoring anew; when the
+    first wakes up it stops."""
+    with process(tmp_path / "0" / "data", keep, every=LONG, more=("--durability", "sync")) as (run, port, log):
+        client = ChromaClient("127.0.0.1", port)
+        eventually(lambda: "serving on" in log.read_text(), "the server")
+        ref = create(client, "one")
+        add(client, ref, 0, 10)
+        with running(tmp_path / "a", keep, **SYNC) as a, running(tmp_path / "b", keep, **SYNC) as b:
+            for one in (a, b):
+                one.until("standing by")
+            add(client, ref, 10, 10)
+            os.kill(run.pid, signal.SIGSTOP)
+            eventually(lambda: a.said("serving on") or b.said("serving on"), "a takeover")
+            writing, other = (a, b) if a.said("serving on") else (b, a)
+            assert writing.said("followed") and writing.client.count(ref) == 20
+            add(writing.client, ref, 20, 10)
+            eventually(lambda: not other.thread.is_alive() or other.client.count(ref) == 30, "the other following")
+            assert other.thread.is_alive(), (other.error, other.result, other.said(""))
+            os.kill(run.pid, signal.SIGCONT)
+            assert run.wait(60) == 20
+            writing.end()
+            other.until("serving on")
+            assert len(other.said("standing by")) == 1 and not other.said("restored: ")
+            assert other.client.count(ref) == 30
+            add(other.client, ref, 30, 10)
+            other.end()
+    assert held(tmp_path / ("b" if other is b else "a"), ref).keys() == {f"i{n}" for n in range(40)}
 
 
 def test_a_standbys_directory_is_never_served_by_itself(tmp_path: Path, keep: Path) -> None:

@@ -37,8 +37,10 @@ def reign(
         try:
             epoch = newest(repository)
             found = holder(repository, epoch) if epoch else None
+            if found != seen:  # before it is judged: the time of another holder is not this one's
+                seen, since = found, time.monotonic()
             if found is None or found.gone or _ended(repository, epoch) or time.monotonic() - since > lapse:
-                return Lease.take(repository, address=address)
+                return Lease.take(repository, address=address, over=epoch)
         except LeaseLost:
             continue  # another one was quicker: watch that one
         except StoreUnavailable as error:
@@ -46,8 +48,6 @@ def reign(
             seen, since = None, time.monotonic()  # nothing was seen meanwhile, so nothing can have lapsed
             stop.wait(UNREACHABLE)
             continue
-        if found != seen:
-            seen, since = found, time.monotonic()
         if told != epoch:
             told = epoch
             who = f"{found.hostname}, process {found.pid}"

@@ -88,12 +88,12 @@ class Lease:
         self._mine = mine
 
     @staticmethod
-    def take(repository: Repository, *, address: str | None = None) -> Lease:
-        """Take the next epoch and end all before it.
+    def take(repository: Repository, *, address: str | None = None, over: int | None = None) -> Lease:
+        """Take the next epoch, or the one after ``over``, and end all before it.
 
         Raises ``LeaseLost`` when another instance was quicker.
         """
-        epoch = newest(repository) + 1
+        epoch = (newest(repository) if over is None else over) + 1
         mine = Holder(epoch, socket.gethostname(), os.getpid(), rfc3339(now()), world(), address=address)
         try:
             _put(repository, mine, if_absent=True)
