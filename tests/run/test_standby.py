@@ -237,6 +237,29 @@ def test_no_read_passes_before_the_standby_is_complete(
             assert second.client.count(ref) == 20
 
 
+def test_a_standby_that_has_grown_large_begins_again(
+    tmp_path: Path, keep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the first has taken a newer snapshot, from there; and what it takes over is the same."""
+    monkeypatch.setattr(standby, "ROOM", -(1 << 40))
+    monkeypatch.setattr(standby, "CHECK", 0.3)
+    with running(tmp_path / "one", keep, **{**SYNC, "every": 2.0}) as first:
+        first.until("serving on")
+        ref = create(first.client, "one", sync_threshold=10)
+        with running(tmp_path / "two", keep, **SYNC) as second:
+            second.until("standing by")
+            add(first.client, ref, 0, 50)
+            second.until("begins again at a newer snapshot")
+            second.until("standing by", 2)
+            monkeypatch.setattr(standby, "CHECK", LONG)
+            add(first.client, ref, 50, 50)
+            first.end()
+            second.until("serving on")
+            assert second.client.count(ref) == 100 and not second.said("fell out")
+            second.end()
+    assert not list(tmp_path.glob("two.old-*"))
+
+
 def test_a_standby_that_fails_restores_when_its_turn_comes(
     tmp_path: Path, keep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

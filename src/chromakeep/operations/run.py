@@ -19,6 +19,7 @@ from chromakeep.chroma.signature import signature
 from chromakeep.errors import (
     LeaseLost,
     NotAChromaDirectory,
+    NotNow,
     PartialFailure,
     ServerFailed,
     UsageError,
@@ -249,6 +250,8 @@ class _Service:
         def work() -> Booted:
             began = time.monotonic()
             lease = self.succession.reign() if self.succession else None
+            if self.stop.is_set():
+                raise NotNow("told to stop")  # to nobody: what follows would be done behind the caller's back
             if self.succession and self.succession.server:
                 return Booted(FOLLOWED, contents(self.beside.data), time.monotonic() - began)
             after = lease.after if lease else None
@@ -306,10 +309,10 @@ class _Service:
 
         thread = threading.Thread(target=target, name="prepare", daemon=True)
         thread.start()
-        while thread.is_alive():
+        while thread.is_alive() and not self.stop.is_set():
             thread.join(0.02)
-            if self.stop.is_set():
-                return None
+        if self.stop.is_set():
+            return None
         if failure:
             raise failure[0]
         return result[0]
