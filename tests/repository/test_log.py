@@ -216,3 +216,12 @@ def test_what_goes_on_is_not_cut(repository: Repository) -> None:
     base = snapshot("base", 0)
     assert seconds(latest(log, [base], at(2)), log) == ("base", [1, 2])
     assert seconds(latest(log, [base]), log) == ("base", [1, 2, 3])
+
+
+def test_of_two_that_saw_one_holder_lapse_only_one_takes_over(repository: Repository) -> None:
+    """The second must not put an end to the first's reign, which it has not watched yet."""
+    Lease.take(repository)
+    assert Lease.take(repository, over=1).epoch == 2
+    with pytest.raises(LeaseLost):
+        Lease.take(repository, over=1)
+    assert newest(repository) == 2

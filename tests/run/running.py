@@ -198,14 +198,21 @@ def running(data: Path, repository: Path | None = None, **settings: object) -> I
 
 @contextmanager
 def process(
-    data: Path, repository: Path, *, every: float = 1.0, grace: float = 10.0, durability: str = "async"
+    data: Path,
+    repository: Path,
+    *,
+    every: float = 1.0,
+    grace: float = 10.0,
+    durability: str = "async",
+    more: tuple[str, ...] = (),
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """``chromakeep run`` as a process of its own, its port, and the file its output goes to."""
     port = free_port()
     log = data.with_name("run.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
     command = [
         sys.executable, "-m", "chromakeep", "run", "--data", str(data), "--repository", str(repository),
-        "--every", f"{every}s", "--grace", f"{grace}s", "--durability", durability,
+        "--every", f"{every}s", "--grace", f"{grace}s", "--durability", durability, *more,
         "--", "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
     with log.open("ab") as output:

@@ -7,7 +7,7 @@ at the first read, makes records, documents and vectors of them. Indexes stay as
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -33,8 +33,8 @@ def apply(directory: Path, changes: Iterable[Change]) -> Change | None:
             db.execute("BEGIN IMMEDIATE")
             for change in changes:
                 if change.tables:
-                    gone += _catalog(db, change)
-                _rows(db, change.rows)
+                    gone += put_catalog(db, change)
+                put_rows(db, change.rows)
                 if not change.more:
                     db.execute("COMMIT")
                     last = change
@@ -48,7 +48,8 @@ def apply(directory: Path, changes: Iterable[Change]) -> Change | None:
     return last
 
 
-def _rows(db: sqlite3.Connection, rows: tuple[Row, ...]) -> None:
+def put_rows(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Put rows into the queue under their own numbers, in the caller's transaction."""
     db.executemany(
         "INSERT OR REPLACE INTO embeddings_queue (seq_id, created_at, operation, topic, id, vector, encoding, metadata)"
         " VALUES (?, ?, ?, ?, CAST(? AS TEXT), ?, ?, CAST(? AS TEXT))",
@@ -56,8 +57,11 @@ def _rows(db: sqlite3.Connection, rows: tuple[Row, ...]) -> None:
     )
 
 
-def _catalog(db: sqlite3.Connection, change: Change) -> list[str]:
-    """Bring the tables up to date; returns the VECTOR segments of collections that are no more."""
+def put_catalog(db: sqlite3.Connection, change: Change) -> list[str]:
+    """Bring the tables up to date in the caller's transaction; returns the segments of collections that are no more.
+
+    Raises ``VerificationFailed`` for tables and columns that are not there.
+    """
     if unknown := change.tables.keys() - set(TABLES):
         raise VerificationFailed(f"the log writes to the table {sorted(unknown)[0]!r}, which is none of the catalog")
     gone: list[str] = []

@@ -59,6 +59,7 @@ class State(msgspec.Struct, frozen=True):
     server: Process | None = None
     swap: Swap | None = None
     epoch: int = 0  # of the log that this directory was last written to
+    following: bool = False  # the directory is a standby's: it holds nothing that the repository has not, or half of it
 
 
 _STATE = msgspec.json.Decoder(State)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from chromakeep.repository import Repository, Snapshot
 
 FOUND, FRESH, RESTORE, RESTORED, REFUSE = "found", "fresh", "restore", "restored", "refuse"
+FOLLOWED = "followed"  # a standby's directory, exactly at the end of the log (``operations.standby``)
 EMPTY, DATA, HEADLESS = "empty", "data", "index files only"
 
 
@@ -104,10 +105,12 @@ def boot(
     """Put the directory in place. Raises ``RefusedToServe`` rather than start empty where it should not be.
 
     ``stale``: another instance has written to the repository since this directory was last served; it counts as
-    empty, and what it holds is kept aside. The directory must be this process's alone (``Beside.take``).
+    empty, and what it holds is kept aside. So does a standby's (``State.following``), which is not kept. The
+    directory must be this process's alone (``Beside.take``).
     """
     started = time.monotonic()
-    found = EMPTY if stale else look(beside.data, served_before=beside.state.keeper is not None)
+    following = beside.state.following
+    found = EMPTY if stale or following else look(beside.data, served_before=beside.state.keeper is not None)
     evidence = Evidence(found, open_repository is not None)
     if decide(evidence) == FOUND:
         return Booted(FOUND, (), time.monotonic() - started)
@@ -138,7 +141,7 @@ def boot(
 
         assert repository is not None and way is not None
         try:
-            done = restore(repository, way, beside.data, replace=True, observer=observer)
+            done = restore(repository, way, beside.data, replace=True, discard_old=following, observer=observer)
             kept, collections, moment = done.old, done.collections, done.moment
             evidence = Evidence(evidence.directory, True, True, True)
         except ChromakeepError as error:

@@ -11,8 +11,9 @@ from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
 from chromakeep.events import Observer, ignore
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.ship import Shipping
+from chromakeep.operations.standby import Standby
 
-STARTING, WAITING, SERVING, STOPPING = "starting", "waiting", "serving", "stopping"
+STARTING, WAITING, STANDBY, SERVING, STOPPING = "starting", "waiting", "standby", "serving", "stopping"
 ASYNC, SYNC, SNAPSHOTS = "async", "sync", "snapshots"
 GIVEN_UP = 10.0  # seconds without a bucket after which writes are refused that could only wait for it
 
@@ -21,9 +22,19 @@ class Duty:
     """Asked from any thread; told by the run. ``durability`` as in ``RunSettings``."""
 
     def __init__(self, durability: str, keeping: Keeping | None) -> None:
-        self.role = STARTING
         self.durability = durability
+        self.standby: Standby | None = None  # of an instance that waits
+        self._role = STARTING
         self._keeping = keeping
+
+    @property
+    def role(self) -> str:
+        """What this instance does. One that waits is a standby from the moment that it can answer reads."""
+        return STANDBY if self._role == WAITING and self.standby and self.standby.ready else self._role
+
+    @role.setter
+    def role(self, role: str) -> None:
+        self._role = role
 
     @property
     def shipping(self) -> Shipping | None:
@@ -39,7 +50,7 @@ class Duty:
         """Why no write may be taken now, nor one be acknowledged that was; ``LeaseLost`` will not pass, others may."""
         if self._keeping and self._keeping.lost:
             return LeaseLost("another instance writes to this store now")
-        if self.role == WAITING:
+        if self.role in (WAITING, STANDBY):
             return NotNow("another instance takes the writes; this one stands by")
         if self.role != SERVING:
             return NotNow(f"this instance is {self.role}")
@@ -52,20 +63,33 @@ class Duty:
             return NotNow(f"the repository cannot be reached (for {failing:.0f} s), and a write is kept there first")
         return None
 
+    def closed(self) -> ChromakeepError | None:
+        """Why no read may be passed on to the server now, although there may be one."""
+        if self.role == WAITING:
+            return NotNow("another instance serves; this one has not all of its data yet")
+        return None
+
     def shipped(self) -> Future[None] | None:
         """Done when everything committed so far is in the bucket; None while the log has not begun."""
         return self.shipping.shipped() if self.shipping else None
 
     @property
     def ready(self) -> bool:
-        """Whether this instance serves as it should."""
+        """Whether this instance serves as it should, writes included."""
         return self.role == SERVING and self.refusal() is None
 
+    @property
+    def readable(self) -> bool:
+        """Whether it answers reads: of a standby's, those of a moment ago (``standby.Standby.status``)."""
+        return self.role == STANDBY or self.ready
+
     def status(self) -> dict[str, object]:
-        """What there is to know, for a page: role, durability, and how far the log is (``ship.Standing``)."""
+        """What there is to know, for a page: role, durability, how far the log is (``ship.Standing``) or a standby."""
         known: dict[str, object] = {"role": self.role, "durability": self.durability}
         if why := self.refusal():
             known["refuses_writes"] = why.message
+        if self.standby and self._role == WAITING:
+            known |= self.standby.status()
         if self._keeping:
             known |= {"snapshot": self._keeping.newest, "snapshot_age_seconds": self._keeping.age}
         if shipping := self.shipping:

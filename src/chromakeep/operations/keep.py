@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,16 +77,20 @@ class Keeping:
         """Have the next look now."""
         self._wake.set()
 
-    def ship(self, base: str | None) -> None:
+    def ship(self, base: str | None, known: Mapping[str, int] | None = None) -> None:
         """Begin the log on a snapshot that has all of the directory but what its queue still holds, or (None) on the
-        end of the log before, from which the directory was made. Without effect without a lease, or with a log already.
+        end of the log before, from which the directory was made: by topic, up to the rows ``known``.
+
+        Without effect without a lease, or with a log already.
         """
         if self.lease is None or self.shipping is not None:
             return
         data = self._beside.data
         try:
             with self.access:
-                made = Shipping(data / DATABASE, self.lease, source=str(data), base=base, observer=self._observer)
+                made = Shipping(
+                    data / DATABASE, self.lease, source=str(data), base=base, known=known, observer=self._observer
+                )
         except ChromakeepError as error:
             self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
             self.lease = None

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from chromakeep.errors import ChromakeepError, LeaseLost, StoreUnavailable
+from chromakeep.errors import ChromakeepError, CorruptObject, LeaseLost, StoreUnavailable
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.ship import LAPSE
 from chromakeep.repository.lease import Holder, Lease, holder, newest
@@ -37,8 +37,10 @@ def reign(
         try:
             epoch = newest(repository)
             found = holder(repository, epoch) if epoch else None
-            if found is None or found.gone or Log(repository).end(epoch)[1] or time.monotonic() - since > lapse:
-                return Lease.take(repository, address=address)
+            if found != seen:  # before it is judged: the time of another holder is not this one's
+                seen, since = found, time.monotonic()
+            if found is None or found.gone or _ended(repository, epoch) or time.monotonic() - since > lapse:
+                return Lease.take(repository, address=address, over=epoch)
         except LeaseLost:
             continue  # another one was quicker: watch that one
         except StoreUnavailable as error:
@@ -46,8 +48,6 @@ def reign(
             seen, since = None, time.monotonic()  # nothing was seen meanwhile, so nothing can have lapsed
             stop.wait(UNREACHABLE)
             continue
-        if found != seen:
-            seen, since = found, time.monotonic()
         if told != epoch:
             told = epoch
             who = f"{found.hostname}, process {found.pid}"
@@ -55,6 +55,13 @@ def reign(
         waiting(found)
         stop.wait(WATCH)
     return None
+
+
+def _ended(repository: Repository, epoch: int) -> bool:
+    try:
+        return Log(repository).end(epoch)[1]
+    except CorruptObject:
+        return False  # whatever it is, its writer has not let go by it
 
 
 class Reigning:

@@ -17,24 +17,22 @@ from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
 from chromakeep.chroma.server import ChromaServer, free_port, port_is_free
 from chromakeep.chroma.signature import signature
 from chromakeep.errors import (
-    ChromakeepError,
     LeaseLost,
     NotAChromaDirectory,
+    NotNow,
     PartialFailure,
-    RepositoryNotFound,
     ServerFailed,
     UsageError,
 )
 from chromakeep.events import Noted, Observer, ServerLine, ignore
 from chromakeep.operations.beside import Beside, Process
-from chromakeep.operations.boot import DATA, FOUND, RESTORED, Booted, boot, contents, look, summary
+from chromakeep.operations.boot import DATA, FOLLOWED, FOUND, RESTORED, Booted, boot, contents, look, summary
 from chromakeep.operations.duty import (
     ASYNC,
     SERVING,
     SNAPSHOTS,
     STARTING,
     STOPPING,
-    WAITING,
     Doorway,
     Duty,
     Front,
@@ -42,17 +40,14 @@ from chromakeep.operations.duty import (
 )
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.platform import describe, ignored_variables
-from chromakeep.operations.reign import Reigning
 from chromakeep.operations.rescue import Findings, examine, rescue
+from chromakeep.operations.succession import START_AGAIN, Succession
 from chromakeep.operations.watch import Watching
 from chromakeep.records import Collection
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
-    from chromakeep.repository.lease import Lease
 
-PATIENCE = 5.0  # seconds that a store may take to answer before a directory with data is served without it
-START_AGAIN = "start it again: it then waits its turn, with the other's data; what is here is kept aside"
 GOOD = 60.0  # seconds of serving after which the back-off starts anew
 DRAIN = 2.0  # seconds that requests under way have to end
 HURRIED = 1.0  # seconds that a server has to end after a second signal: a kill in a write can break a collection
@@ -193,6 +188,7 @@ class _Service:
         self.env, self.observer, self.stop, self.hurry = env, observer, stop, hurry
         self.keeping = self._new_keeping() if settings.open_repository else None
         self.duty = Duty(settings.durability if self.keeping else SNAPSHOTS, self.keeping)
+        self.succession = self._new_succession()
         self.door: Doorway | None = None
         self.front = options  # what clients see
         if settings.door:
@@ -200,13 +196,36 @@ class _Service:
         self.restarts = 0
         self.hopeless: set[str] = set()  # collections that stay broken whatever was done
         self.collections: tuple[Collection, ...] = ()
-        self.reigning: Reigning | None = None  # the lease is still waited for
         self.base: str | None = None  # the snapshot that the directory was, None: the end of the log
         self.uncovered = False  # the directory may hold what neither a snapshot nor the queue could make again
 
     def _new_keeping(self) -> Keeping:
         stage = self.settings.stage or self.beside.stage
         return Keeping(self.beside, self._repository, every=self.settings.every, stage=stage, observer=self.observer)
+
+    def _new_succession(self) -> Succession | None:
+        if self.keeping is None or self.settings.durability == SNAPSHOTS:
+            return None
+        assert self.settings.open_repository
+        return Succession(
+            self.beside,
+            self.keeping,
+            self.duty,
+            self.settings.open_repository,
+            make_server=self._new_server if self.settings.door else None,
+            observer=self.observer,
+            stop=self.stop,
+        )
+
+    def _new_server(self) -> ChromaServer:
+        return ChromaServer(
+            self.beside.data,
+            env=self.env,
+            options=self.options,
+            program=self.program,
+            on_line=lambda line: self.observer(ServerLine(line)),
+            inherit=(self.lock,),
+        )
 
     @contextmanager
     def open_door(self) -> Iterator[None]:
@@ -229,7 +248,12 @@ class _Service:
         """Boot and check; None when told to stop meanwhile."""
 
         def work() -> Booted:
-            lease = self._reign()
+            began = time.monotonic()
+            lease = self.succession.reign() if self.succession else None
+            if self.stop.is_set():
+                raise NotNow("told to stop")  # to nobody: what follows would be done behind the caller's back
+            if self.succession and self.succession.server:
+                return Booted(FOLLOWED, contents(self.beside.data), time.monotonic() - began)
             after = lease.after if lease else None
             stale = after is not None and 0 < self.beside.state.epoch < after[0]
             if stale and look(self.beside.data, served_before=True) == DATA:
@@ -251,49 +275,6 @@ class _Service:
             return booted
 
         return self._unless_stopped(work)
-
-    def _reign(self) -> Lease | None:
-        """Wait until no other instance writes to the repository; None where there is none yet, or no log is wanted."""
-        if self.keeping is None or self.settings.durability == SNAPSHOTS:
-            return None
-        assert self.settings.open_repository
-        try:
-            repository = self.settings.open_repository()
-        except RepositoryNotFound:
-            self.keeping.awaited = True
-            return None
-        except ChromakeepError:
-            return None  # the boot tells
-        if not repository.config.conditional_put:
-            said = "this store settles no races: no log is written, only snapshots are taken"
-            self.observer(Noted(said, "warning"))
-            return None
-        waiting = Reigning(repository, stop=self.stop, observer=self.observer)
-        deadline = time.monotonic() + PATIENCE
-        while not waiting.done.wait(0.02) and not self.stop.is_set():
-            self.duty.role = WAITING if waiting.other else STARTING
-            if time.monotonic() > deadline and not waiting.other and self._may_start_without(repository):
-                said = "the repository does not answer: serving what is here; the log begins when it does"
-                self.observer(Noted(said, "warning"))
-                self.reigning = waiting
-                return None
-        self.keeping.lease = waiting.lease
-        return waiting.lease
-
-    def _may_start_without(self, repository: Repository) -> bool:
-        """Whether no snapshot is needed, so that nothing of another instance's can be served."""
-        return look(self.beside.data, served_before=False) == DATA or not repository.snapshot_names()
-
-    def _late_lease(self) -> None:
-        """The repository answers at last: begin the log, unless another instance has written to it meanwhile."""
-        waiting, self.reigning = self.reigning, None
-        if waiting is None or waiting.lease is None or self.keeping is None:
-            return
-        after = waiting.lease.after
-        if after is not None and after[0] > self.beside.state.epoch:
-            raise LeaseLost("another instance has written to this repository", hint=START_AGAIN)
-        self.keeping.lease = waiting.lease
-        self.keeping.soon()
 
     def check(self) -> Findings:
         """Find what is broken and rebuild it, while no snapshot reads the directory."""
@@ -327,10 +308,10 @@ class _Service:
 
         thread = threading.Thread(target=target, name="prepare", daemon=True)
         thread.start()
-        while thread.is_alive():
+        while thread.is_alive() and not self.stop.is_set():
             thread.join(0.02)
-            if self.stop.is_set():
-                return None
+        if self.stop.is_set():
+            return None
         if failure:
             raise failure[0]
         return result[0]
@@ -370,22 +351,25 @@ class _Service:
     def _life(self) -> tuple[ChromaServer | None, str | None]:
         """One life of the server: why it ended, None if ``stop`` ended it."""
         begun = time.monotonic()
-        server = ChromaServer(
-            self.beside.data,
-            env=self.env,
-            options=self.options,
-            program=self.program,
-            on_line=lambda line: self.observer(ServerLine(line)),
-            inherit=(self.lock,),
-        )
-        self.beside.remember(verified=None, keeper=Process.of(os.getpid()), server=None)
-        if self.keeping:
-            self.keeping.hold()
-        try:
-            server.start(stop=self.stop)
-        except ServerFailed as error:
-            return server, f"chroma did not start: {error.message}"
-        self.beside.remember(server=Process.of(server.pid))
+        known: dict[str, int] | None = None
+        keeper = Process.of(os.getpid())
+        server = self._warm()
+        if server:
+            assert self.succession and self.keeping and self.keeping.lease
+            # In one step: not a standby's any more, and of the log that it will be written to.
+            at = self.keeping.lease.epoch
+            self.beside.remember(following=False, epoch=at, keeper=keeper, server=Process.of(server.pid))
+            known = self.succession.known
+        else:
+            server = self._new_server()
+            self.beside.remember(verified=None, following=False, keeper=keeper, server=None)
+            if self.keeping:
+                self.keeping.hold()
+            try:
+                server.start(stop=self.stop)
+            except ServerFailed as error:
+                return server, f"chroma did not start: {error.message}"
+            self.beside.remember(server=Process.of(server.pid))
         if self.stop.is_set():
             return server, None
         self.duty.role = SERVING
@@ -402,12 +386,19 @@ class _Service:
                 self.keeping.soon()
                 self.uncovered = False
             else:
-                self.keeping.ship(self.base)
+                self.keeping.ship(self.base, known)
         reason = self._watch(server)
         self.duty.role = STOPPING if self.stop.is_set() else STARTING
         if reason and server.returncode is None:
             server.stop(5.0)
         return server, reason
+
+    def _warm(self) -> ChromaServer | None:
+        """The server that a standby leaves, once."""
+        if self.succession is None:
+            return None
+        server, self.succession.server = self.succession.server, None
+        return server
 
     def _repository(self) -> Repository:
         from chromakeep.errors import RepositoryNotFound
@@ -439,8 +430,8 @@ class _Service:
                 try:
                     if self.keeping and self.keeping.lost:
                         raise LeaseLost("another instance has taken over this repository", hint=START_AGAIN)
-                    if self.reigning and self.reigning.done.is_set():
-                        self._late_lease()
+                    if self.succession:
+                        self.succession.look_again()
                 except LeaseLost:
                     server.kill()  # whatever it would acknowledge from now on is lost
                     raise
@@ -458,6 +449,8 @@ class _Service:
         deadline = time.monotonic() + self.settings.grace
         if self.door:
             self.door.stop(min(DRAIN, self.settings.grace * 0.2))
+        if server is None and self.succession and not self.succession.close():
+            return
         code = self._stop(server, self.settings.grace * 0.4) if server else None
         data = self.beside.data
         if code == 0:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -41,7 +41,8 @@ class Standing:
 
 
 class Shipping:
-    """Ships into the epoch of ``lease``. ``base`` names the snapshot it builds on, None: ``lease.after``.
+    """Ships into the epoch of ``lease``. ``base`` names the snapshot it builds on, None: ``lease.after``; ``known``
+    gives by topic the last row that this has already.
 
     ``lost`` is set when another instance has taken over; nothing is shipped from then on.
     """
@@ -53,6 +54,7 @@ class Shipping:
         *,
         source: str,
         base: str | None,
+        known: Mapping[str, int] | None = None,
         observer: Observer = ignore,
     ) -> None:
         self.lease, self.lost = lease, threading.Event()
@@ -60,7 +62,8 @@ class Shipping:
         self.number = 0
         self._log = Log(lease.repository)
         # Clocks of two instances may differ by minutes: the log's times rise all the same.
-        self._tail = Tail(database, since=self._log.last_time(*lease.after) if lease.after else None)
+        since = self._log.last_time(*lease.after) if lease.after else None
+        self._tail = Tail(database, dict(known or {}), since=since)
         self.schema = self._tail.schema
         self._source, self._base, self._observer = source, base, observer
         self._wake, self._ending, self._closed = threading.Event(), threading.Event(), threading.Event()

@@ -9,6 +9,7 @@ before (``log.fence``), and the holder finds that out at its next put.
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Holder(msgspec.Struct, frozen=True):
     pid: int
     started: str
     world: str = ""
+    token: str = ""  # tells two instances apart that are alike in all else
     beat: int = 0
     address: str | None = None
 
@@ -88,13 +90,13 @@ class Lease:
         self._mine = mine
 
     @staticmethod
-    def take(repository: Repository, *, address: str | None = None) -> Lease:
-        """Take the next epoch and end all before it.
+    def take(repository: Repository, *, address: str | None = None, over: int | None = None) -> Lease:
+        """Take the next epoch, or the one after ``over``, and end all before it.
 
         Raises ``LeaseLost`` when another instance was quicker.
         """
-        epoch = newest(repository) + 1
-        mine = Holder(epoch, socket.gethostname(), os.getpid(), rfc3339(now()), world(), address=address)
+        epoch = (newest(repository) if over is None else over) + 1
+        mine = Holder(epoch, socket.gethostname(), os.getpid(), rfc3339(now()), world(), secrets.token_hex(8), address=address)
         try:
             _put(repository, mine, if_absent=True)
         except ObjectExists:

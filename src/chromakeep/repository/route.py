@@ -89,12 +89,16 @@ def _through(
     last, ended = log.end(epoch)
     last = last if stop is None else stop
     # Of an epoch that is over, a snapshot may hold more than its log: published after its time, it is refused.
-    final = log.read(epoch, last) if ended or stop is not None else None
+    final = log.read(epoch, last_whole(log, epoch, 1, last)) if ended or stop is not None else None
     bound = final.changes[-1].counter if final and final.changes else None
     own = [s for s in snapshots if s.epoch == epoch and (bound is None or s.counter <= bound)]
     if own:
         start = max(own, key=lambda s: (s.counter, s.id))
+        if stop is not None:
+            stop = last_whole(log, epoch, start.log_number, stop)
         return start, (Leg(epoch, start.log_number, stop, start.counter),)
+    if stop is not None:
+        stop = last_whole(log, epoch, 0, stop)
     if first.base is not None:
         found = next((s for s in snapshots if s.id == first.base), None)
         return (found, (Leg(epoch, 0, stop),)) if found else None
@@ -104,6 +108,19 @@ def _through(
     opening = _first(log, earlier)
     way = _through(log, earlier, opening, snapshots, number) if opening else None
     return (way[0], (*way[1], Leg(epoch, 0, stop))) if way else None
+
+
+def last_whole(log: Log, epoch: int, start: int, last: int) -> int:
+    """The last segment behind ``start`` and up to ``last`` that completes a state, else ``start``.
+
+    What a writer that died had begun to put is no state, and whoever took over has built on the one before it.
+    """
+    while last > start:
+        segment = log.read(epoch, last)
+        if segment is None or not segment.changes or not segment.changes[-1].more:
+            return last
+        last -= 1
+    return start
 
 
 def _first(log: Log, epoch: int) -> Segment | None:

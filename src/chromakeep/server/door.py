@@ -13,7 +13,7 @@ from dataclasses import replace
 from chromakeep.errors import ServerFailed
 from chromakeep.events import Observer, ignore
 from chromakeep.server.client_side import ClientSide
-from chromakeep.server.gate import Gate, Page
+from chromakeep.server.gate import Gate, Page, Refusal
 from chromakeep.server.limits import Limits
 from chromakeep.server.service import Service
 from chromakeep.server.upstream import Pool
@@ -32,6 +32,7 @@ _OTHER_FILES = 128  # of the process: what a door may not take
 class Door:
     """Passes HTTP/1.1 from ``host:port`` to ``backend`` (address, port), writes through ``gate``.
 
+    ``reads`` tells, in the door's thread, why no read may be passed on now, if so; it must not block.
     ``pages`` are answered here to GET and HEAD of exactly their path; they run in the door's thread and must not block.
     ``observer`` is told in that thread about failures of the gate, of pages and of the backend's HTTP.
     """
@@ -43,13 +44,14 @@ class Door:
         backend: tuple[str, int],
         *,
         gate: Gate | None = None,
+        reads: Callable[[], Refusal | None] = lambda: None,
         pages: Mapping[str, Callable[[], Page]] = {},
         limits: Limits = _DEFAULT,
         observer: Observer = ignore,
     ) -> None:
         self.host, self.port = host, port  # with port 0, the one the system chose, once started
         self._backend, self._gate, self._pages, self._observer = backend, gate, dict(pages), observer
-        self._limits = limits
+        self._limits, self._reads = limits, reads
         self._sockets: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._service: Service | None = None
@@ -103,7 +105,7 @@ class Door:
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         limits = affordable(self._limits)
         pool = Pool(loop, self._backend, limits.connect)
-        service = Service(loop, pool, limits, self._gate, self._pages, self._observer)
+        service = Service(loop, pool, limits, self._gate, self._reads, self._pages, self._observer)
         self._stopping = stopping = asyncio.Event()
         servers = [
             await loop.create_server(lambda: ClientSide(service), sock=one, backlog=_BACKLOG) for one in self._sockets

@@ -56,6 +56,8 @@ class Exchange:
         """Ask the gate, or go on."""
         if self._gate:
             self._run(self._admit)
+        elif refusal := self._service.reads():
+            self._refuse(refusal)
         else:
             self._connect()
 

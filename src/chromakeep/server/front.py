@@ -71,7 +71,9 @@ def _refused(error: ChromakeepError) -> Refusal:
 
 
 def open_door(front: Front) -> Door:
-    """The door of a run. ``/healthz``: this process lives; ``/readyz``: it serves; ``/_keep/status``: how it stands."""
+    """The door of a run. ``/healthz``: this process lives; ``/readyz``: it serves; ``/readyz/reads``: it answers reads,
+    as a standby does; ``/_keep/status``: how it stands.
+    """
     duty = front.duty
 
     def status() -> Page:
@@ -79,6 +81,12 @@ def open_door(front: Front) -> Door:
 
     def ready() -> Page:
         return Page(json.dumps(duty.status()).encode(), status=200 if duty.ready else 503)
+
+    def readable() -> Page:
+        return Page(json.dumps(duty.status()).encode(), status=200 if duty.readable else 503)
+
+    def reads() -> Refusal | None:
+        return _refused(why) if (why := duty.closed()) else None
 
     def healthy() -> Page:
         return Page(b'{"ok":true}')
@@ -88,6 +96,7 @@ def open_door(front: Front) -> Door:
         front.port,
         front.backend,
         gate=DutyGate(duty, front.hold),
-        pages={"/healthz": healthy, "/readyz": ready, "/_keep/status": status},
+        reads=reads,
+        pages={"/healthz": healthy, "/readyz": ready, "/readyz/reads": readable, "/_keep/status": status},
         observer=front.observer,
     )

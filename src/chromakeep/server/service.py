@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chromakeep.events import Noted, Observer
-from chromakeep.server.gate import Gate, Page
+from chromakeep.server.gate import Gate, Page, Refusal
 from chromakeep.server.limits import Limits
 from chromakeep.server.upstream import Pool
 
@@ -24,6 +24,7 @@ class Service:
     pool: Pool
     limits: Limits
     gate: Gate | None
+    reads: Callable[[], Refusal | None]
     pages: Mapping[str, Callable[[], Page]]
     observer: Observer
     clients: set[ClientSide] = field(default_factory=set)
