@@ -288,6 +288,7 @@ fi;; esac
         ref = create(one.client, "one", sync_threshold=10)
         for start in range(0, 100, 10):
             add(one.client, ref, start, 10)
+        eventually(lambda: logged(keep) >= 100, "the log")
         (tmp_path / "tear").touch()
         server = Beside(data)._read().server
         assert server

@@ -96,7 +96,8 @@ class Lease:
         Raises ``LeaseLost`` when another instance was quicker.
         """
         epoch = (newest(repository) if over is None else over) + 1
-        mine = Holder(epoch, socket.gethostname(), os.getpid(), rfc3339(now()), world(), secrets.token_hex(8), address=address)
+        who, token = (socket.gethostname(), os.getpid(), rfc3339(now()), world()), secrets.token_hex(8)
+        mine = Holder(epoch, *who, token, address=address)
         try:
             _put(repository, mine, if_absent=True)
         except ObjectExists:
