@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -17,10 +18,12 @@ import pytest
 
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.errors import LeaseLost, ServerAnswered, StoreUnavailable
+from chromakeep.operations import keep as keep_
 from chromakeep.operations.restore import restore
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import newest
 from chromakeep.repository.log import Log
+from chromakeep.repository.merging import merge
 from chromakeep.repository.snapshots import now, rfc3339
 from chromakeep.server.front import open_door
 from chromakeep.store.local import LocalStore
@@ -253,3 +256,28 @@ def test_who_waits_refuses_writes_and_says_so(tmp_path: Path, keep: Path) -> Non
             second.until("serving on")
             add(second.client, ref, 0, 1)
             assert urlopen(f"http://127.0.0.1:{second.port}/readyz").status == 200
+
+
+def test_what_lies_before_a_snapshot_is_merged(tmp_path: Path, keep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it serves: fewer objects, the same moments; and whoever takes over goes on from it."""
+    monkeypatch.setattr(keep_, "merge", partial(merge, least=2))
+    data = tmp_path / "data"
+    with running(data, keep, every=1.0) as one:
+        one.until("serving on")
+        ref = create(one.client, "one")
+        eventually(lambda: Log(Repository.open(LocalStore(keep))).epochs(), "the log")
+        moments = []
+        for n in range(12):
+            add(one.client, ref, n, 1)
+            eventually(lambda n=n: f"i{n}".encode() in logged_ids(keep), "the log")
+            moments.append(rfc3339(now()))
+        add(one.client, ref, 100, 1)
+        eventually(lambda: any("-" in p.name for p in (keep / "log").rglob("0*-*")), "a merged object")
+        one.end()
+    repository = Repository.open(LocalStore(keep))
+    for n in (0, 5, 11):
+        restore(repository, moments[n], tmp_path / f"at{n}")
+        assert held(tmp_path / f"at{n}", ref).keys() == {f"i{k}" for k in range(n + 1)}
+    with running(tmp_path / "two", keep, every=LONG) as two:
+        two.until("restored: 13 records")
+        two.until("serving on")
