@@ -10,6 +10,7 @@ from datetime import timedelta
 import pytest
 
 from chromakeep.errors import CorruptObject, LeaseLost, RepositoryBusy
+from chromakeep.operations.check import check
 from chromakeep.operations.prune import PruneReport, Retention, prune
 from chromakeep.operations.unlock import unlock
 from chromakeep.repository import Repository, collector, horizon, merging, trimming
@@ -159,6 +160,7 @@ def test_any_life_under_any_policies(seed: int) -> None:
         done = pruned(store, policy)
         assert (told.kept, told.removed) == (done.kept, done.removed)
         assert told.deleted_log_objects == done.deleted_log_objects
+        assert not check(Repository.open(store), read_data=True).problems
         kept = {k.id: k.reasons for k in done.kept}
         recent = {i for i, why in kept.items() if any(r == "within" or r.startswith("last") for r in why)}
         assert now and states(reached(store)) == states(now)
@@ -327,6 +329,7 @@ def test_a_prune_dies_at_every_store_call(after: bool) -> None:
         except Died:
             pass
         assert every_moment(life.store, life, since) == before
+        assert not check(Repository.open(life.store), read_data=True).problems
         for second in range(since):
             reached(life.store, second)  # something, or nothing: never an error
         unlock(Repository.open(life.store), everything=True)
@@ -392,6 +395,7 @@ def test_others_at_every_moment_of_a_prune(other: Callable[[Life], None]) -> Non
         life.reign()
         life.write(1)
         assert states(reached(life.store)) == life.now
+        assert not check(Repository.open(life.store), read_data=True).problems
         if between.calls < n:
             break
     assert n > 40

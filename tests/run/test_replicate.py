@@ -19,6 +19,7 @@ import pytest
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.errors import LeaseLost, ServerAnswered, StoreUnavailable
 from chromakeep.operations import keep as keep_
+from chromakeep.operations.check import check
 from chromakeep.operations.restore import restore
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import newest
@@ -275,6 +276,7 @@ def test_what_lies_before_a_snapshot_is_merged(tmp_path: Path, keep: Path, monke
         eventually(lambda: any("-" in p.name for p in (keep / "log").rglob("0*-*")), "a merged object")
         one.end()
     repository = Repository.open(LocalStore(keep))
+    assert not check(repository, read_data=True).problems
     for n in (0, 5, 11):
         restore(repository, moments[n], tmp_path / f"at{n}")
         assert held(tmp_path / f"at{n}", ref).keys() == {f"i{k}" for k in range(n + 1)}

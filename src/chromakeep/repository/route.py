@@ -113,11 +113,14 @@ class Ground:
         return horizon_.read(self.log.repository) != self.horizon
 
     def first(self, epoch: int) -> Segment | None:
-        """What an epoch begins with; None if that is not there."""
+        """What an epoch begins with; None if it was taken away, or the epoch ended before it began. Raises
+        ``MissingObject`` where it should be there: without it what the epoch holds would be passed over in silence."""
         if epoch not in self._first:
             try:
                 self._first[epoch] = self.log.read(epoch, 1)
             except MissingObject:
+                if epoch >= self.horizon[0]:
+                    raise
                 self._first[epoch] = None
         return self._first[epoch]
 
