@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from chromakeep.changes import Change
@@ -18,7 +19,9 @@ from chromakeep.repository.log import Log, Segment, merged_name, name_of
 from chromakeep.repository.merging import merge
 from chromakeep.repository.snapshots import encode
 from chromakeep.store.base import Store
+from chromakeep.store.local import LocalStore
 from chromakeep.store.memory import MemoryStore
+from operations.by_the_page import Page
 from operations.directories import everything
 from operations.test_damage import damaged
 from operations.worlds import copied
@@ -86,6 +89,28 @@ def test_a_whole_log_has_no_problems(repository: Repository) -> None:
     )  # fmt: skip
     prune(repository, Retention(last=1), wait=0)
     assert not named(repository) and name_of(2, 2) not in objects(repository)
+
+
+def test_the_page_tells_how_to_read_it(tmp_path: Path) -> None:
+    """By docs/format.md alone: the same changes, merged or not, in the clear and encrypted."""
+    for password in (None, "secret"):
+        root = tmp_path / f"{password}"
+        root.mkdir()
+        kept = Repository.create(LocalStore(root), password=password)
+        logged(kept, BASE, lambda n, first: change(n, n, whole=first))
+        (root / "index").mkdir()
+        found = Page(root, password).log()
+        for epoch in (1, 2):
+            ours = [msgspec.to_builtins(s, builtin_types=(bytes,)) for _, s in Log(kept).segments(epoch)]
+            assert [s["changes"] for s in found[epoch]] == [listed(s["changes"]) for s in ours]
+        assert found[1][0]["base"] == BASE and found[2][0]["after"] == [1, 8]
+
+
+def listed(value: object) -> object:
+    """Tuples as lists, which is what MessagePack has."""
+    if isinstance(value, dict):
+        return {k: listed(v) for k, v in value.items()}
+    return [listed(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def test_any_flipped_bit(repository: Repository) -> None:
