@@ -125,6 +125,27 @@ class Page:
         assert not spans and len(out) == entry["size"]
         return out
 
+    def log(self) -> dict[int, list[dict[str, Any]]]:
+        """The segments of each epoch, in order, singles and merged ones, from the horizon on."""
+        folder, found = self.root / "log", {}
+        marks = [json.loads(self.sealed(f"log/horizon/{p.name}", b"R")) for p in (folder / "horizon").glob("*")]
+        horizon = max(((m["epoch"], m["number"]) for m in marks), default=(0, 0))
+        for epoch in sorted(p.name for p in folder.iterdir() if p.name.isdigit()):
+            payloads: dict[int, bytes] = {}
+            for path in (folder / epoch).iterdir():
+                first, _, last = path.name.partition("-")
+                if last:
+                    held = msgspec.msgpack.decode(self.sealed(f"log/{epoch}/{path.name}", b"M"))
+                    assert len(held) == int(last) - int(first) + 1
+                else:
+                    held = [self.sealed(f"log/{epoch}/{path.name}", b"L")]
+                payloads |= {int(first) + n: payload for n, payload in enumerate(held)}
+            wanted = [n for n in sorted(payloads) if (int(epoch), n) >= horizon]
+            assert not wanted or wanted == list(range(wanted[0], wanted[-1] + 1))
+            segments = [payloads[n] for n in wanted if payloads[n] not in (b"ended", b"fenced")]
+            found[int(epoch)] = [msgspec.msgpack.decode(s) for s in segments]
+        return found
+
     def snapshots(self) -> dict[str, dict[str, bytes]]:
         """Everything: snapshot -> path -> bytes."""
         payloads = [self.sealed(f"snapshots/{p.name}", b"S") for p in sorted((self.root / "snapshots").iterdir())]

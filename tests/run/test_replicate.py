@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -19,11 +20,14 @@ import pytest
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.command import find_chroma
 from chromakeep.errors import LeaseLost, ServerAnswered, StoreUnavailable
+from chromakeep.operations import keep as keep_
 from chromakeep.operations.beside import Beside
+from chromakeep.operations.check import check
 from chromakeep.operations.restore import restore
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import newest
 from chromakeep.repository.log import Log
+from chromakeep.repository.merging import merge
 from chromakeep.repository.moments import happenings
 from chromakeep.repository.snapshots import encode, now, rfc3339
 from chromakeep.server.front import open_door
@@ -322,3 +326,29 @@ def test_an_upgraded_chroma_begins_on_a_snapshot_of_its_own(tmp_path: Path, keep
         eventually(lambda: 2 in Log(Repository.open(LocalStore(keep))).epochs(), "the log")
         first = Log(Repository.open(LocalStore(keep))).read(2, 1)
         assert first and first.base not in (None, last.id)
+
+
+def test_what_lies_before_a_snapshot_is_merged(tmp_path: Path, keep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While it serves: fewer objects, the same moments; and whoever takes over goes on from it."""
+    monkeypatch.setattr(keep_, "merge", partial(merge, least=2))
+    data = tmp_path / "data"
+    with running(data, keep, every=1.0) as one:
+        one.until("serving on")
+        ref = create(one.client, "one")
+        eventually(lambda: Log(Repository.open(LocalStore(keep))).epochs(), "the log")
+        moments = []
+        for n in range(12):
+            add(one.client, ref, n, 1)
+            eventually(lambda n=n: f"i{n}".encode() in logged_ids(keep), "the log")
+            moments.append(rfc3339(now()))
+        add(one.client, ref, 100, 1)
+        eventually(lambda: any("-" in p.name for p in (keep / "log").rglob("0*-*")), "a merged object")
+        one.end()
+    repository = Repository.open(LocalStore(keep))
+    assert not check(repository, read_data=True).problems
+    for n in (0, 5, 11):
+        restore(repository, moments[n], tmp_path / f"at{n}")
+        assert held(tmp_path / f"at{n}", ref).keys() == {f"i{k}" for k in range(n + 1)}
+    with running(tmp_path / "two", keep, every=LONG) as two:
+        two.until("restored: 13 records")
+        two.until("serving on")

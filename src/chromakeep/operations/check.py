@@ -10,6 +10,7 @@ import blake3
 
 from chromakeep.errors import ChromakeepError, CorruptObject, MissingObject, ObjectNotFound
 from chromakeep.events import Observer, PhaseStarted, Progressed, ignore
+from chromakeep.operations.check_log import LogCheck
 from chromakeep.repository.collector import verify
 from chromakeep.repository.index import Index, IndexPart, PackInfo, Place
 from chromakeep.repository.liveness import needs
@@ -20,7 +21,7 @@ from chromakeep.repository.sealed import unseal
 from chromakeep.repository.snapshots import Snapshot
 
 ATTEMPTS = 3  # before what is missing is believed to be missing, while prunes are at work
-FOLDERS = ("gc/", "index/", "keys/", "meta/", "packs/", "sessions/", "snapshots/")
+FOLDERS = ("gc/", "index/", "keys/", "lease/", "log/", "meta/", "packs/", "sessions/", "snapshots/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class CheckReport:
 
 
 def check(repository: Repository, *, read_data: bool = False, observer: Observer = ignore) -> CheckReport:
-    """Read all small objects, and with ``read_data`` every pack; never writes. A problem never stops the check.
+    """Read all small objects, and with ``read_data`` every pack and all of the log; never writes. A problem never stops
+    the check.
 
     Where objects went while it looked at them, what it missed may only have been moved by a prune: it looks again.
     """
@@ -77,6 +79,10 @@ class _Check:
         for name, info in infos.items():
             if name in listed and listed[name] != info.size:
                 self.problems[name] = f"has {listed[name]:,} bytes, {info.size:,} were written"
+        log = LogCheck(self.repository, listed)
+        log.run(read_data=self.read_data)
+        self.problems.update(log.problems)
+        self.bytes_read += log.bytes_read
         packs = [n for n in listed if n.startswith((f"{DATA}/", f"{META}/"))]
         if self.read_data:
             self._read_packs(packs, listed, infos)

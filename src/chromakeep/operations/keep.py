@@ -23,6 +23,7 @@ from chromakeep.operations.ship import Shipping
 from chromakeep.records import Collection
 from chromakeep.repository.lease import Lease, newest
 from chromakeep.repository.log import Log
+from chromakeep.repository.merging import merge
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
@@ -243,12 +244,13 @@ class Keeping:
 
             # That the last collection was deleted is a state too, where there was one before.
             emptied = self.newest is not None
+            line = self.shipping.line if self.shipping else None
             done = backup(
                 self._beside.data,
                 self._repository,
                 stage=self._stage,
                 allow_empty=emptied or self.lease is not None,  # a log needs something to build on
-                line=self.shipping.line if self.shipping else None,
+                line=line,
                 published=self._published,
                 observer=watch,
             )
@@ -263,6 +265,18 @@ class Keeping:
                 f" in {done.seconds:.1f} s, writers waited {done.pause_seconds * 1000:.0f} ms"
             )
         )
+        if line and not self._ending.is_set():
+            self._merge(*line)
+
+    def _merge(self, epoch: int, number: int) -> None:
+        """Merge the log that lies before a snapshot, and the end of the log that this one goes on from."""
+        assert self.lease
+        before = self.lease.after
+        try:
+            for one, upto in ((before[0], None), (epoch, number)) if before else ((epoch, number),):
+                merge(self.lease.repository, one, upto, stop=self._ending.is_set)
+        except ChromakeepError as error:  # the log is as good as before, in more objects
+            self._observer(Noted(f"the log was not merged: {error}", "warning"))
 
     def finish(self, timeout: float, hurry: threading.Event) -> bool:
         """Ship what is left and take a last snapshot if something changed. Nobody may be writing.

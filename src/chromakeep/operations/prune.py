@@ -1,4 +1,4 @@
-"""prune: keep the snapshots a policy names, delete the others and all that only they needed."""
+"""prune: keep the snapshots a policy names, delete the others and all that only they needed, and trim the log."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
-from chromakeep.errors import UsageError
-from chromakeep.events import Observer, PhaseStarted, ignore
+from chromakeep.errors import CorruptObject, UsageError
+from chromakeep.events import Noted, Observer, PhaseStarted, ignore
 from chromakeep.repository.collector import collect
+from chromakeep.repository.log import Log
+from chromakeep.repository.merging import merge
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.snapshots import Snapshot
+from chromakeep.repository.trimming import Trimming, plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,13 @@ class KeptSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class PruneReport:
-    """What was kept and removed; objects and bytes deleted; ``deferred``: writers were at work, deleting is left to
-    the next prune (nothing is lost by it)."""
+    """What was kept and removed; objects and bytes deleted, and how many of the objects were of the log;
+    ``deferred``: writers were at work, deleting is left to the next prune (nothing is lost by it)."""
 
     kept: tuple[KeptSnapshot, ...]
     removed: tuple[str, ...]
     deleted_objects: int
+    deleted_log_objects: int
     freed_bytes: int
     repacked_bytes: int
     deferred: bool
@@ -94,17 +98,42 @@ def prune(
     keep = retained(snapshots, policy)
     if snapshots and not keep:
         raise UsageError("that policy keeps no snapshot at all", hint="say for example --keep-last 1")
+    trim = plan(repository, snapshots, _fine(snapshots, keep))
+    keep |= dict.fromkeys(trim.needed - keep.keys(), ("log",))
     remove = [s for s in snapshots if s.id not in keep]
-    done = collect(repository, remove, wait=wait, dry_run=dry_run)
+    trimming = Trimming(repository, trim.horizon, [s for s in snapshots if s.id in keep])
+    done = collect(repository, remove, trimming, wait=wait, dry_run=dry_run)
+    if not dry_run:
+        _merge(repository, observer)
     return PruneReport(
         kept=tuple(KeptSnapshot(s.id, keep[s.id]) for s in snapshots if s.id in keep),
         removed=tuple(s.id for s in remove),
         deleted_objects=done.deleted_objects,
+        deleted_log_objects=done.log_objects,
         freed_bytes=done.freed_bytes,
         repacked_bytes=done.repacked_bytes,
         deferred=done.deferred,
         dry_run=dry_run,
     )
+
+
+def _fine(snapshots: list[Snapshot], keep: dict[str, tuple[str, ...]]) -> set[str]:
+    """Ids of the snapshots behind which every moment stays: the newest, and those kept for being recent."""
+    recent = {i for i, reasons in keep.items() if any(r == "within" or r.startswith("last ") for r in reasons)}
+    return recent | {s.id for s in snapshots[-1:]}
+
+
+def _merge(repository: Repository, observer: Observer) -> None:
+    """Merge what is left of the log, but of what is behind the newest snapshot of an epoch that goes on."""
+    log = Log(repository)
+    for epoch, pieces in log.survey().items():
+        upto = None if log.end_of(pieces)[1] else max(
+            (s.log_number for s in repository.snapshots() if s.epoch == epoch), default=0
+        )  # fmt: skip
+        try:
+            merge(repository, epoch, upto, least=2)
+        except CorruptObject as error:
+            observer(Noted(f"the log was not merged: {error}", "warning"))
 
 
 def _time(snapshot: Snapshot) -> datetime:

@@ -33,6 +33,7 @@ from chromakeep.repository.reader import SnapshotReader
 from chromakeep.repository.repository import MERGED, RESCUED, Condemned, Repository
 from chromakeep.repository.sessions import Session, SessionInfo, fence, is_dead, open_sessions
 from chromakeep.repository.snapshots import Snapshot
+from chromakeep.repository.trimming import Trimming
 
 STALE = 3600.0  # seconds without a sign of life after which a session is fenced
 STALE_UNFENCED = 86400.0
@@ -43,12 +44,16 @@ MANY_INDEXES = 16
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """Objects deleted, bytes they held, bytes written anew, and whether deleting was left to the next collection."""
+    """Objects deleted, bytes they held, bytes written anew, and whether deleting was left to the next collection.
+
+    ``log_objects`` is how many of them were of the log.
+    """
 
     deleted_objects: int = 0
     freed_bytes: int = 0
     repacked_bytes: int = 0
     deferred: bool = False
+    log_objects: int = 0
 
 
 @dataclass(slots=True)
@@ -62,15 +67,31 @@ class _Plan:
     sparse: set[bytes] = field(default_factory=set)  # blocks to be cut down
 
 
-def collect(repository: Repository, remove: Sequence[Snapshot], *, wait: float, dry_run: bool = False) -> Collected:
-    """Delete the snapshots ``remove`` and all that no remaining one needs. ``wait``: seconds to wait for writers."""
+def collect(
+    repository: Repository,
+    remove: Sequence[Snapshot],
+    trimming: Trimming,
+    *,
+    wait: float,
+    dry_run: bool = False,
+) -> Collected:
+    """Delete the snapshots ``remove`` and all that no remaining one needs, and of the log what ``trimming`` says.
+
+    ``wait``: seconds to wait for writers.
+    """
     if dry_run:
+        log = trimming.doomed(time.time())
         plan = _plan(repository, {s.id for s in remove}, set(open_sessions(repository)))
         moved = sum(p.stored for _, p in plan.moving)  # what cutting blocks down will save is not known beforehand
-        return Collected(len(plan.condemned) + len(remove), sum(plan.condemned.values()) - moved, moved)
+        return Collected(
+            len(plan.condemned) + len(remove) + len(log),
+            sum(plan.condemned.values()) + sum(o.size for o in log) - moved,
+            moved,
+            log_objects=len(log),
+        )
     session = Session.start(repository, "prune")
     try:
-        return _Collection(repository, session, wait).run(remove)
+        return _Collection(repository, session, wait, trimming).run(remove)
     except MissingObject:
         if f"sessions/{session.id}" in {o.name for o in repository.store.list("sessions/")}:
             raise
@@ -82,8 +103,8 @@ def collect(repository: Repository, remove: Sequence[Snapshot], *, wait: float, 
 class _Collection:
     """One run: the steps of the module's docstring, in their order."""
 
-    def __init__(self, repository: Repository, session: Session, wait: float) -> None:
-        self.repository, self.session, self.wait = repository, session, wait
+    def __init__(self, repository: Repository, session: Session, wait: float, trimming: Trimming) -> None:
+        self.repository, self.session, self.wait, self.trimming = repository, session, wait, trimming
         self.store = repository.store
         try:
             self.now = self.store.head(f"sessions/{session.id}").modified  # by the store's clock, as all other times
@@ -96,14 +117,15 @@ class _Collection:
         before = {s.id for s in self.repository.snapshots()}
         plan = _plan(self.repository, {s.id for s in remove}, set(busy))
         if not plan.condemned and not plan.sparse and len(plan.superseded) < MANY_INDEXES and not self._unfinished():
-            self._remove(remove)
+            log, freed = self._remove(remove)
             self._sweep_old()
-            return Collected(len(remove))
+            return Collected(len(remove) + log, freed, log_objects=log)
         repacked = self._publish_index(plan)
-        self._remove(remove)  # not before: where damage stops a prune, an older snapshot may be the last whole one
+        # Not before: where damage stops a prune, an older snapshot may be the last whole one.
+        log, freed = self._remove(remove)
         self._condemn(plan, number)
         if not self._writers_ended():
-            return Collected(len(remove), 0, repacked, deferred=True)
+            return Collected(len(remove) + log, freed, repacked, deferred=True, log_objects=log)
         rescued = self._rescue(plan, before)
         doomed = {name: size for name, size in plan.condemned.items() if name not in rescued}
         with ThreadPoolExecutor(8) as pool:
@@ -114,12 +136,16 @@ class _Collection:
             if info.name < f"gc/{number:08d}":
                 self.store.delete(info.name)
         self._sweep_old()
-        return Collected(len(remove) + len(doomed), sum(doomed.values()) - repacked, repacked)
+        freed += sum(doomed.values()) - repacked
+        return Collected(len(remove) + len(doomed) + log, freed, repacked, log_objects=log)
 
-    def _remove(self, snapshots: Sequence[Snapshot]) -> None:
+    def _remove(self, snapshots: Sequence[Snapshot]) -> tuple[int, int]:
+        """Snapshots and log; how many objects and bytes of the log went."""
+        self.trimming.declare()
         for snapshot in snapshots:
             self.store.delete(f"sessions/{snapshot.id}")  # left there by a writer that died right after its commit
             self.store.delete(f"snapshots/{snapshot.id}")
+        return self.trimming.sweep(self.now)
 
     # -- other sessions -----------------------------------------------------------------------------------------
 

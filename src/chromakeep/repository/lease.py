@@ -71,12 +71,17 @@ def newest(repository: Repository) -> int:
 
 def holder(repository: Repository, epoch: int) -> Holder | None:
     """Who holds an epoch; None where that object is gone. Raises ``CorruptObject``."""
-    name = name_of(epoch)
     try:
-        payload = unseal("H", name, repository.store.get(name), repository.keys)
-        return _DECODER.decode(payload)
+        return read_one(repository, name_of(epoch))
     except ObjectNotFound:
         return None
+
+
+def read_one(repository: Repository, name: str) -> Holder:
+    """What one object says. Raises ``CorruptObject``, ``ObjectNotFound``."""
+    payload = unseal("H", name, repository.store.get(name), repository.keys)
+    try:
+        return _DECODER.decode(payload)
     except (msgspec.MsgspecError, ValueError) as error:
         raise CorruptObject(name, f"is no lease ({error})") from None
 

@@ -79,7 +79,7 @@ class Pursuit:
         if self._over:
             return self._enter()
         try:
-            segment = self._log.read(epoch, number + 1)
+            segment = self._log.read(epoch, number + 1, merged=self._vain % LOOK_ROUND == LOOK_ROUND - 1)
         except MissingObject:
             self._vain += 1
             if self._vain % LOOK_ROUND == 0:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from chromakeep.changes import Change
 from chromakeep.errors import MissingObject
-from chromakeep.repository.log import Log, Segment
+from chromakeep.repository import horizon as horizon_
+from chromakeep.repository.log import Log, Segment, covering
 from chromakeep.repository.moments import SELECTOR, before
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.snapshots import Snapshot, instant, rfc3339
@@ -34,14 +35,16 @@ class Route:
     def changes(self, log: Log) -> Iterator[Change]:
         """The changes to apply, in order. Raises ``MissingObject`` for a gap, ``CorruptObject``."""
         for leg in self.legs:
-            for number, segment in log.segments(leg.epoch, leg.start):
-                if leg.stop is not None and number > leg.stop:
-                    break
+            for _, segment in log.segments(leg.epoch, leg.start, leg.stop):
                 for change in segment.changes:
                     if self.until is not None and change.time > self.until:
                         return
                     if change.counter > leg.counter or change.whole:
                         yield change
+
+
+TRIES = 3  # while prunes take away what was listed
+Way = tuple[Snapshot, tuple[Leg, ...]]
 
 
 def find(repository: Repository, selector: str | None) -> Route:
@@ -66,48 +69,119 @@ def latest(log: Log, snapshots: Sequence[Snapshot], until: str | None = None) ->
     """The way to the newest state not after ``until`` that any of these snapshots, and the log, lead to; None if none
     does.
 
-    An epoch whose snapshots are all gone is passed over for what comes before it.
+    An epoch whose snapshots are all gone is passed over for what comes before it, and a snapshot behind which the log
+    was taken away stands for itself.
     """
+    for _ in range(TRIES):
+        ground = Ground(log)
+        try:
+            return _latest(ground, snapshots, until)
+        except MissingObject:
+            if not ground.moved():
+                raise
+    return _latest(Ground(log), snapshots, until)
+
+
+def _latest(ground: Ground, snapshots: Sequence[Snapshot], until: str | None) -> Route | None:
     usable = [s for s in snapshots if until is None or s.time <= until]
-    for epoch in reversed(log.epochs()):
-        first = _first(log, epoch)
+    for epoch in reversed(ground.epochs):
+        first = ground.first(epoch)
         if first is None or not first.changes or (until is not None and first.changes[0].time > until):
             continue
-        found = _through(log, epoch, first, usable, None)
+        found = ground.through(epoch, usable)
         if found is None:
             continue
         newest = max(usable, key=lambda s: (s.time, s.id))
-        alone = newest.epoch is None and newest.time > _last_time(log, found, until)
-        return Route(newest) if alone else Route(*found, until)
+        if newest.epoch is None and newest.time > found[0].time and newest.time > _last_time(ground.log, found, until):
+            return Route(newest)
+        return Route(*found, until if found[1] else None)
     return Route(max(usable, key=lambda s: (s.time, s.id))) if usable else None
 
 
-def _through(
-    log: Log, epoch: int, first: Segment, snapshots: Sequence[Snapshot], stop: int | None
-) -> tuple[Snapshot, tuple[Leg, ...]] | None:
-    """A snapshot that leads through this epoch up to the segment ``stop``, and the legs from it."""
-    last, ended = log.end(epoch)
-    last = last if stop is None else stop
-    # Of an epoch that is over, a snapshot may hold more than its log: published after its time, it is refused.
-    final = log.read(epoch, last_whole(log, epoch, 1, last)) if ended or stop is not None else None
-    bound = final.changes[-1].counter if final and final.changes else None
-    own = [s for s in snapshots if s.epoch == epoch and (bound is None or s.counter <= bound)]
-    if own:
-        start = max(own, key=lambda s: (s.counter, s.id))
-        if stop is not None:
-            stop = last_whole(log, epoch, start.log_number, stop)
-        return start, (Leg(epoch, start.log_number, stop, start.counter),)
-    if stop is not None:
-        stop = last_whole(log, epoch, 0, stop)
-    if first.base is not None:
-        found = next((s for s in snapshots if s.id == first.base), None)
-        return (found, (Leg(epoch, 0, stop),)) if found else None
-    if first.after is None:
-        return None
-    earlier, number = first.after
-    opening = _first(log, earlier)
-    way = _through(log, earlier, opening, snapshots, number) if opening else None
-    return (way[0], (*way[1], Leg(epoch, 0, stop))) if way else None
+class Ground:
+    """The log as it was listed once, and what was read of it to find a way.
+
+    ``settled``: the epoch that is not over is taken as if it ended now, for what must be right whatever comes.
+    """
+
+    def __init__(self, log: Log, *, settled: bool = False) -> None:
+        self.log, self.settled = log, settled
+        self.pieces = log.survey()  # before the horizon is read: so that one tells of all that is gone from here
+        self.horizon = horizon_.read(log.repository)
+        self.epochs = sorted(self.pieces)
+        self._first: dict[int, Segment | None] = {}
+        self._end: dict[int, tuple[int, bool]] = {}
+
+    def moved(self) -> bool:
+        """Whether part of the log was taken away since."""
+        return horizon_.read(self.log.repository) != self.horizon
+
+    def first(self, epoch: int) -> Segment | None:
+        """What an epoch begins with; None if it was taken away, or the epoch ended before it began. Raises
+        ``MissingObject`` where it should be there: without it what the epoch holds would be passed over in silence."""
+        if epoch not in self._first:
+            try:
+                self._first[epoch] = self.log.read(epoch, 1)
+            except MissingObject:
+                if epoch >= self.horizon[0]:
+                    raise
+                self._first[epoch] = None
+        return self._first[epoch]
+
+    def end(self, epoch: int) -> tuple[int, bool]:
+        """As ``Log.end``."""
+        if epoch not in self._end:
+            self._end[epoch] = self.log.end_of(self.pieces.get(epoch, ()))
+        return self._end[epoch]
+
+    def bound(self, epoch: int, stop: int | None = None) -> int | None:
+        """The counter of the last state that counts of an epoch; None while that may still rise.
+
+        Of an epoch that is over, a snapshot may hold more than its log: published after its time, it is refused.
+        """
+        last, ended = self.end(epoch)
+        if not last or not (ended or self.settled or stop is not None):
+            return None
+        final = self.log.read(epoch, last_whole(self.log, epoch, 1, last if stop is None else stop))
+        return final.changes[-1].counter if final and final.changes else None
+
+    def through(self, epoch: int, snapshots: Sequence[Snapshot], stop: int | None = None) -> Way | None:
+        """A snapshot that leads through this epoch up to the segment ``stop``, and the legs from it.
+
+        Without ``stop`` the legs are none where the log behind the snapshot was taken away.
+        """
+        first = self.first(epoch)
+        if first is None:
+            return None
+        bound = self.bound(epoch, stop)
+        own = [s for s in snapshots if s.epoch == epoch and (bound is None or s.counter <= bound)]
+        if own:
+            start = max(own, key=lambda s: (s.counter, s.id))
+            stop = self._whole(epoch, start.log_number, stop)
+            return self._leg(start, Leg(epoch, start.log_number, stop, start.counter))
+        stop = self._whole(epoch, 0, stop)
+        if first.base is not None:
+            found = next((s for s in snapshots if s.id == first.base), None)
+            return self._leg(found, Leg(epoch, 0, stop)) if found else None
+        if first.after is None:
+            return None
+        earlier, number = first.after
+        way = self.through(earlier, snapshots, number)
+        return (way[0], (*way[1], Leg(epoch, 0, stop))) if way and self._is_there(Leg(epoch, 0, stop)) else None
+
+    def _whole(self, epoch: int, start: int, stop: int | None) -> int | None:
+        """Where the last state ends that is there up to ``stop``."""
+        return None if stop is None or stop <= start else last_whole(self.log, epoch, start, stop)
+
+    def _leg(self, start: Snapshot, leg: Leg) -> Way | None:
+        if self._is_there(leg):
+            return start, (leg,)
+        return (start, ()) if leg.stop is None else None
+
+    def _is_there(self, leg: Leg) -> bool:
+        """Whether nothing of it was taken away. Of one that has no segments nothing can be."""
+        last = leg.stop if leg.stop is not None else self.end(leg.epoch)[0]
+        return leg.start >= last or (leg.epoch, leg.start + 1) >= self.horizon
 
 
 def last_whole(log: Log, epoch: int, start: int, last: int) -> int:
@@ -123,21 +197,17 @@ def last_whole(log: Log, epoch: int, start: int, last: int) -> int:
     return start
 
 
-def _first(log: Log, epoch: int) -> Segment | None:
-    try:
-        return log.read(epoch, 1)
-    except MissingObject:
-        return None
-
-
-def _last_time(log: Log, found: tuple[Snapshot, tuple[Leg, ...]], until: str | None) -> str:
+def _last_time(log: Log, found: Way, until: str | None) -> str:
     """When the state was that these legs lead to."""
-    leg = found[1][-1]
-    last = leg.stop if leg.stop is not None else log.end(leg.epoch)[0]
-    while last > leg.start:
-        segment = log.read(leg.epoch, last)
-        for change in reversed(segment.changes if segment else ()):
-            if until is None or change.time <= until:
-                return change.time
-        last -= 1
+    for leg in found[1][-1:]:
+        pieces = log.pieces(leg.epoch)
+        last = leg.stop if leg.stop is not None else log.end_of(pieces)[0]
+        while last > leg.start:
+            piece = covering(pieces, last)
+            first = max(piece.first if piece else last, leg.start + 1)
+            for _, segment in reversed(list(log.segments(leg.epoch, first - 1, last))):
+                for change in reversed(segment.changes):
+                    if until is None or change.time <= until:
+                        return change.time
+            last = first - 1
     return found[0].time
