@@ -16,8 +16,6 @@ LOOK_ROUND = 25  # tries in vain after which the log is listed: what is gone is 
 class FellBehind(ChromakeepError):
     """The log goes on from something else than what was read, or what is next is gone: a restore leads there."""
 
-    code = "fell-behind"
-
     def __init__(self, epoch: int, number: int) -> None:
         super().__init__(f"{name_of(epoch, number)} does not follow what was read before it")
 
