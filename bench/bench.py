@@ -211,13 +211,18 @@ def main() -> int:
         if "pause" in args.only:
             raw[f"{name} pauses"], more = pauses(which, args.work, args.captures, held)
             rows += more
+    return report(rows, raw, args.json)
+
+
+def report(rows: list[Row], raw: dict[str, object], into: Path) -> int:
+    """Print the table and write the single runs; 1 if a bar was missed."""
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.platform()}"
     print(f"\n{datetime.now(timezone.utc):%Y-%m-%d}, {machine}, python {platform.python_version()}\n")
     print("| what | chromakeep | peer | ratio | bar | |\n|---|---|---|---|---|---|")
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
         print(f"| {row.what} | {row.ours} | {row.peer} | {ratio} | {row.bar} | {'met' if row.met else '**missed**'} |")
-    args.json.write_text(json.dumps({"machine": machine, "rows": [asdict(r) for r in rows], "raw": raw}, indent=1))
+    into.write_text(json.dumps({"machine": machine, "rows": [asdict(r) for r in rows], "raw": raw}, indent=1))
     return 0 if all(row.met for row in rows) else 1
 
 

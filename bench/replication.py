@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import statistics
@@ -20,13 +19,11 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
-from datetime import datetime, timezone
 from pathlib import Path
 
 import boot
 import writers
-from bench import Row
+from bench import Row, report
 from directories import ROOT, pair
 
 sys.path.insert(0, str(ROOT / "tests"))
@@ -277,14 +274,7 @@ def main() -> int:
     if "recovery" in args.only:
         raw["recovery"], row = recovery(args.work, pair("large", args.work).base, args.runs)
         rows.append(row)
-    machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {platform.platform()}"
-    print(f"\n{datetime.now(timezone.utc):%Y-%m-%d}, {machine}, python {platform.python_version()}\n")
-    print("| what | chromakeep | peer | ratio | bar | |\n|---|---|---|---|---|---|")
-    for row in rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.3f}"
-        print(f"| {row.what} | {row.ours} | {row.peer} | {ratio} | {row.bar} | {'met' if row.met else '**missed**'} |")
-    args.json.write_text(json.dumps({"machine": machine, "rows": [asdict(r) for r in rows], "raw": raw}, indent=1))
-    return 0 if all(row.met for row in rows) else 1
+    return report(rows, raw, args.json)
 
 
 if __name__ == "__main__":
