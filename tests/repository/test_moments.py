@@ -6,8 +6,8 @@ import pytest
 
 from chromakeep.changes import CREATED, DELETED, RENAMED, WROTE, Change, Moment
 from chromakeep.errors import SnapshotNotFound
-from chromakeep.repository import Repository
-from chromakeep.repository.log import Log, Segment
+from chromakeep.repository import Repository, horizon
+from chromakeep.repository.log import Log, Segment, name_of
 from chromakeep.repository.moments import before, happenings
 from chromakeep.repository.route import find
 from chromakeep.store.memory import MemoryStore
@@ -92,3 +92,11 @@ def test_a_state_that_is_continued_is_none() -> None:
     log.append(1, 2, Segment((Change(at(1), 1, more=True),)))
     log.append(1, 3, Segment((Change(at(2), 2, moments=(moment(DELETED),)),)))
     assert told(repository) == [("deleted", "books", 0, at(2), at(0))]
+
+
+def test_of_a_log_that_was_trimmed_the_rest_is_told() -> None:
+    """What lies behind the horizon is gone on purpose."""
+    repository = written((5, (moment(CREATED),)), (9, ()), (20, (moment(DELETED),)))
+    horizon.declare(repository, (1, 3))
+    repository.store.delete(name_of(1, 2))
+    assert told(repository) == [("deleted", "books", 0, at(20), at(9))]

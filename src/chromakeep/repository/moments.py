@@ -8,6 +8,7 @@ from datetime import datetime
 
 from chromakeep.changes import CREATED, DELETED, RENAMED, WROTE, Moment
 from chromakeep.errors import MissingObject, SnapshotNotFound
+from chromakeep.repository import horizon
 from chromakeep.repository.log import Log
 from chromakeep.repository.repository import Repository
 
@@ -44,7 +45,7 @@ def happenings(repository: Repository, *, many: int = MANY) -> list[Happening]:
     def over(keys: list[tuple[str, str]]) -> None:
         found.extend(ended for key in keys if (ended := running.pop(key)).records >= many)
 
-    for time, before, moment in _moments(Log(repository)):
+    for time, before, moment in _moments(repository):
         over([key for key, one in running.items() if _seconds(one.until, time) > BURST])
         where = moment.tenant, moment.database, moment.name, moment.collection
         if moment.kind in (CREATED, DELETED, RENAMED):
@@ -71,12 +72,13 @@ def before(repository: Repository, text: str) -> str:
     raise SnapshotNotFound(f"the log knows no {text}", hint="see what it knows: chromakeep history REPO")
 
 
-def _moments(log: Log) -> Iterator[tuple[str, str, Moment]]:
-    """Time, time of the state before, and moment. An epoch of which the beginning is gone is passed over."""
-    last = ""
+def _moments(repository: Repository) -> Iterator[tuple[str, str, Moment]]:
+    """Time, time of the state before, and moment, from the horizon on; but for what a prune takes away meanwhile."""
+    log, last = Log(repository), ""
+    begins, number = horizon.read(repository)
     for epoch in log.epochs():
         try:
-            for _, segment in log.segments(epoch):
+            for _, segment in log.segments(epoch, number - 1 if epoch == begins else 0) if epoch >= begins else ():
                 for change in segment.changes:
                     for moment in change.moments:
                         yield change.time, last or change.time, moment
