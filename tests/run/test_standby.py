@@ -51,6 +51,12 @@ def page(one: Running, path: str) -> tuple[int, dict[str, Any]]:
         return error.code, json.loads(error.read())
 
 
+def serving(one: Running) -> None:
+    """Wait until it takes writes."""
+    one.until("serving on")
+    eventually(lambda: page(one, "/readyz")[0] == 200, "readiness")
+
+
 def read_all(client: ChromaClient, writer: Writer) -> dict[str, float]:
     """First component of every vector, as a server tells."""
     assert writer.ref
@@ -62,7 +68,7 @@ def test_a_standby_answers_reads_and_takes_over_after_sigterm(tmp_path: Path, ke
     instance restores all of it; the first, started again, stands by for it."""
     one, two = tmp_path / "one", tmp_path / "two"
     with running(one, keep, **SYNC) as first:
-        first.until("serving on")
+        serving(first)
         ref = create(first.client, "before")
         add(first.client, ref, 0, 10)
         with running(two, keep, **SYNC) as second:
@@ -86,7 +92,7 @@ def test_a_standby_answers_reads_and_takes_over_after_sigterm(tmp_path: Path, ke
             writer.join()
             eventually(lambda: read_all(second.client, writer) == read_all(first.client, writer), "the rest")
             first.end()
-            second.until("serving on")
+            serving(second)
             assert second.said("followed") and not second.said("restored: ")
             writer.check(read_all(second.client, writer))
             assert second.client.count(ref) == 10 and second.client.count(later) == 5
@@ -130,7 +136,7 @@ def test_after_sigkill_nothing_acknowledged_is_missing(tmp_path: Path, keep: Pat
             run.wait()
             writer.over.set()
             writer.join()
-            second.until("serving on")
+            serving(second)
             assert second.said("followed") and not second.said("restored: ")
             found = read_all(second.client, writer)
             writer.check(found)
@@ -167,6 +173,7 @@ def test_of_two_standbys_one_takes_over_and_the_other_follows_it(tmp_path: Path,
             os.kill(run.pid, signal.SIGSTOP)
             eventually(lambda: a.said("serving on") or b.said("serving on"), "a takeover")
             writing, other = (a, b) if a.said("serving on") else (b, a)
+            serving(writing)
             assert writing.said("followed") and writing.client.count(ref) == 20
             add(writing.client, ref, 20, 10)
             eventually(lambda: not other.thread.is_alive() or other.client.count(ref) == 30, "the other following")
@@ -174,7 +181,7 @@ def test_of_two_standbys_one_takes_over_and_the_other_follows_it(tmp_path: Path,
             os.kill(run.pid, signal.SIGCONT)
             assert run.wait(60) == 20
             writing.end()
-            other.until("serving on")
+            serving(other)
             assert len(other.said("standing by")) == 1 and not other.said("restored: ")
             assert other.client.count(ref) == 30
             add(other.client, ref, 30, 10)
@@ -186,7 +193,7 @@ def test_a_standbys_directory_is_never_served_by_itself(tmp_path: Path, keep: Pa
     """Killed while it stands by, then started when the first is gone: it restores what the first wrote since."""
     two = tmp_path / "2" / "data"
     with running(tmp_path / "one", keep, **SYNC) as first:
-        first.until("serving on")
+        serving(first)
         ref = create(first.client, "one")
         add(first.client, ref, 0, 10)
         with process(two, keep, every=LONG, more=("--durability", "sync")) as (run, port, log):
@@ -197,7 +204,7 @@ def test_a_standbys_directory_is_never_served_by_itself(tmp_path: Path, keep: Pa
         add(first.client, ref, 10, 10)
         first.end()
     with running(two, keep, **SYNC) as second:
-        second.until("serving on")
+        serving(second)
         assert second.said("restored") and second.client.count(ref) == 20
     assert not list(two.parent.glob("data.old-*"))
 
@@ -222,7 +229,7 @@ def test_no_read_passes_before_the_standby_is_complete(
 
     monkeypatch.setattr(standby.Follower, "__init__", late)
     with running(tmp_path / "one", keep, **SYNC) as first:
-        first.until("serving on")
+        serving(first)
         ref = create(first.client, "one")
         add(first.client, ref, 0, 10)
         with running(tmp_path / "two", keep, **SYNC) as second:
@@ -244,7 +251,7 @@ def test_a_standby_that_has_grown_large_begins_again(
     monkeypatch.setattr(standby, "ROOM", -(1 << 40))
     monkeypatch.setattr(standby, "CHECK", 0.3)
     with running(tmp_path / "one", keep, **{**SYNC, "every": 2.0}) as first:
-        first.until("serving on")
+        serving(first)
         ref = create(first.client, "one", sync_threshold=10)
         with running(tmp_path / "two", keep, **SYNC) as second:
             second.until("standing by")
@@ -254,7 +261,7 @@ def test_a_standby_that_has_grown_large_begins_again(
             monkeypatch.setattr(standby, "CHECK", LONG)
             add(first.client, ref, 50, 50)
             first.end()
-            second.until("serving on")
+            serving(second)
             assert second.client.count(ref) == 100 and not second.said("fell out")
             second.end()
     assert not list(tmp_path.glob("two.old-*"))
@@ -265,7 +272,7 @@ def test_a_standby_that_fails_restores_when_its_turn_comes(
 ) -> None:
     """Chroma refuses what follows, whatever is tried: told, no reads, and the takeover is by a restore, as exact."""
     with running(tmp_path / "one", keep, **SYNC) as first:
-        first.until("serving on")
+        serving(first)
         ref = create(first.client, "one")
         add(first.client, ref, 0, 10)
         with running(tmp_path / "two", keep, **SYNC) as second:
@@ -281,7 +288,7 @@ def test_a_standby_that_fails_restores_when_its_turn_comes(
             with pytest.raises(ServerFailed):
                 second.client.count(ref)
             first.end()
-            second.until("serving on")
+            serving(second)
             assert second.said("restored: 20 records") and second.client.count(ref) == 20
             add(second.client, ref, 20, 1)
 
@@ -290,7 +297,7 @@ def test_a_gap_and_damage_in_the_log_are_told_and_not_passed(tmp_path: Path, kee
     """A segment that is spoilt before it is read: the standby falls out and says which, and shows nothing wrong."""
     store = LocalStore(keep)
     with running(tmp_path / "one", keep, **SYNC) as first:
-        first.until("serving on")
+        serving(first)
         ref = create(first.client, "one")
         with running(tmp_path / "two", keep, **SYNC) as second:
             second.until("standing by")

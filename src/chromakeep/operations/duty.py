@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
 from chromakeep.events import Observer, ignore
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.ship import Shipping
-from chromakeep.operations.standby import Standby
+
+if TYPE_CHECKING:
+    from chromakeep.operations.standby import Standby
 
 STARTING, WAITING, STANDBY, SERVING, STOPPING = "starting", "waiting", "standby", "serving", "stopping"
 ASYNC, SYNC, SNAPSHOTS = "async", "sync", "snapshots"

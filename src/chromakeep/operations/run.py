@@ -373,6 +373,12 @@ class _Service:
             self.beside.remember(server=Process.of(server.pid))
         if self.stop.is_set():
             return server, None
+        self.observer(
+            Noted(
+                f"serving on http://{self.front.host}:{self.front.port}"
+                f" (process {server.pid}, ready in {time.monotonic() - begun:.1f} s)"
+            )
+        )
         if self.keeping:
             self.keeping.hold()  # of a directory that the server has only now begun
             self.keeping.start()
@@ -382,12 +388,6 @@ class _Service:
             else:
                 self.keeping.ship(self.base, known)
         self.duty.role = SERVING
-        self.observer(
-            Noted(
-                f"serving on http://{self.front.host}:{self.front.port}"
-                f" (process {server.pid}, ready in {time.monotonic() - begun:.1f} s)"
-            )
-        )
         reason = self._watch(server)
         self.duty.role = STOPPING if self.stop.is_set() else STARTING
         if reason and server.returncode is None:

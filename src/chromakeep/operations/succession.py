@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import ChromakeepError, LeaseLost, RepositoryNotFound
@@ -18,10 +19,12 @@ from chromakeep.operations.boot import DATA, look
 from chromakeep.operations.duty import STARTING, WAITING, Duty
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.reign import Reigning
-from chromakeep.operations.standby import Standby
 from chromakeep.repository.lease import Lease
 from chromakeep.repository.log import Log
 from chromakeep.repository.repository import Repository
+
+if TYPE_CHECKING:
+    from chromakeep.operations.standby import Standby
 
 PATIENCE = 5.0  # seconds that a store may take to answer before a directory with data is served without it
 START_AGAIN = "start it again: it then waits its turn, with the other's data; what is here is kept aside"
@@ -92,6 +95,8 @@ class Succession:
         return lease
 
     def _stand_by(self, repository: Repository, make_server: Callable[[], ChromaServer]) -> None:
+        from chromakeep.operations.standby import Standby  # only few runs ever wait
+
         self._standby = self._duty.standby = Standby(
             repository, self._beside, make_server=make_server, hold=self._keeping.hold, observer=self._observer
         )
