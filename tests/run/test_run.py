@@ -54,7 +54,7 @@ def test_fresh_then_found_then_restored(tmp_path: Path, repository: Path) -> Non
         ref = create(one.client, "some")
         add(one.client, ref, 0, 100)
         result = one.end()
-        assert (result.outcome, result.snapshots) == ("fresh", 1)
+        assert result.outcome == "fresh" and result.snapshots >= 1
     with running(data, repository) as one:
         one.until("serving on")
         assert one.said("found: 100 records in 1 collection (some 100), model: not named")

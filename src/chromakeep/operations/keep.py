@@ -66,6 +66,7 @@ class Keeping:
         self.lease: Lease | None = None  # set: what is committed between snapshots goes into the log
         self.shipping: Shipping | None = None
         self._ending, self._wake = threading.Event(), threading.Event()
+        self._beginning = threading.Lock()  # held while a log begins: none does once the end has begun
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, name="keep", daemon=True)
 
@@ -84,6 +85,11 @@ class Keeping:
 
         Without effect without a lease, or with a log already.
         """
+        with self._beginning:
+            if not self._ending.is_set():
+                self._ship(base, known)
+
+    def _ship(self, base: str | None, known: Mapping[str, int] | None) -> None:
         if self.lease is None or self.shipping is not None:
             return
         data = self._beside.data
@@ -124,7 +130,9 @@ class Keeping:
         if newest(repository):
             self._overtaken = True
             raise LeaseLost("another instance began to write to this repository at the same time")
-        self.lease = Lease.take(repository)
+        with self._beginning:
+            if not self._ending.is_set():  # a last snapshot needs no log
+                self.lease = Lease.take(repository)
 
     def _schema_of(self, base: str | None) -> str | None:
         """The schema of what a log would build on."""
@@ -284,11 +292,13 @@ class Keeping:
         Whether all is in the repository in time: for that the log alone is enough.
         """
         deadline = time.monotonic() + timeout
-        shipped = self.shipping is not None and self.shipping.finish(timeout)
-        if self.lease and not self.shipping:
-            with suppress(ChromakeepError):
-                Log(self.lease.repository).finish(self.lease.epoch, 1)  # nobody has to wait for this instance
         self._ending.set()
+        with self._beginning:
+            shipping, lease = self.shipping, self.lease
+        shipped = shipping is not None and shipping.finish(timeout)
+        if lease and not shipping:
+            with suppress(ChromakeepError):
+                Log(lease.repository).finish(lease.epoch, 1)  # nobody has to wait for this instance
         self._wake.set()
         self.start()
         while not self._done.wait(0.05):
