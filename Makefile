@@ -18,7 +18,7 @@ help:
 	@echo 'make test    install what the tests need, then ruff, mypy --strict and pytest'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make bench   the figures, against restic, tar and plain chroma run'
-	@echo 'make stress  $(SNAPSHOTS) snapshots under live writers, each compared exactly;  make soak: ten times as many'
+	@echo 'make stress  $(SNAPSHOTS) snapshots under live writers, each compared exactly, kills, lost disks;  make soak'
 	@echo 'make clean   remove what these made, ./data and ./keep too'
 
 # The shell that becomes chromakeep starts the loader first, so Ctrl-C reaches both; the loader ends when it is gone.
@@ -41,6 +41,8 @@ stress: $(VENV)/.dev
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)
 	$(BIN)/python tests/stress/live_writers.py --through held --snapshots 100
 	$(BIN)/python tests/stress/kill_run.py --rounds 50
+	$(BIN)/python tests/stress/lost_disks.py --rounds 100 --durability sync
+	$(BIN)/python tests/stress/lost_disks.py --rounds 100 --durability async
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)0 --seed $$(date +%j)
