@@ -145,7 +145,7 @@ def test_every_cut_gives_the_same(planned: list[tuple[Message, Message]], drawn:
     widths = itertools.cycle(drawn)
     loop = cast(asyncio.AbstractEventLoop, Clock())
     pool = Pool(loop, ("", 0), 1)
-    service = Service(loop, pool, Limits(), None, {}, ignore)
+    service = Service(loop, pool, Limits(), None, lambda: None, {}, ignore)
     client_end, backend_end = Transport(), Transport()
     upstream = Upstream(pool)
     upstream.connection_made(cast(asyncio.Transport, backend_end))
