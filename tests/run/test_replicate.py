@@ -19,13 +19,15 @@ import pytest
 
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.command import find_chroma
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import LeaseLost, ServerAnswered, StoreUnavailable
 from chromakeep.operations import keep as keep_
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.check import check
 from chromakeep.operations.restore import restore
+from chromakeep.operations.ship import Shipping
 from chromakeep.repository import Repository
-from chromakeep.repository.lease import newest
+from chromakeep.repository.lease import Lease, newest
 from chromakeep.repository.log import Log
 from chromakeep.repository.merging import merge
 from chromakeep.repository.moments import happenings
@@ -352,3 +354,21 @@ def test_what_lies_before_a_snapshot_is_merged(tmp_path: Path, keep: Path, monke
     with running(tmp_path / "two", keep, every=LONG) as two:
         two.until("restored: 13 records")
         two.until("serving on")
+
+
+def test_a_client_that_goes_away_does_not_end_the_log(tmp_path: Path, keep: Path) -> None:
+    """It waited for its write to be in the bucket: its ticket is cancelled, and the others' are not."""
+    data, repository = tmp_path / "data", Repository.open(LocalStore(keep))
+    with ChromaServer(data, env=ENV) as server:
+        ref = create(server.client, "one")
+        shipping = Shipping(data / "chroma.sqlite3", Lease.take(repository), source="", base="x")
+        shipping.shipped().cancel()
+        shipping.start()
+        add(server.client, ref, 0, 3)
+        shipping.shipped().result(60)
+        shipping.shipped().cancel()
+        add(server.client, ref, 3, 3)
+        shipping.shipped().result(60)
+        assert shipping.finish(60)
+        shipping.close()
+    assert logged_ids(keep) == {f"i{n}".encode() for n in range(6)}

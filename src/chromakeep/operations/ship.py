@@ -166,7 +166,8 @@ class Shipping:
                         break
                 self._behind = None
             for ticket in tickets:
-                ticket.set_result(None)
+                if ticket.set_running_or_notify_cancel():  # whoever waited may have gone
+                    ticket.set_result(None)
         except BaseException:
             with self._lock:
                 self._waiting = tickets + self._waiting
@@ -232,7 +233,8 @@ class Shipping:
         with self._lock:
             tickets, self._waiting = self._waiting, []
         for ticket in tickets:
-            ticket.set_exception(error)
+            if ticket.set_running_or_notify_cancel():
+                ticket.set_exception(error)
 
 
 class _Ended(Exception):

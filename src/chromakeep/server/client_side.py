@@ -186,7 +186,7 @@ class ClientSide(asyncio.Protocol):
             head_only = request.method == "HEAD"
             try:
                 sent = answers.page_bytes(page(), head_only=head_only, close=not keep)
-            except Exception as error:
+            except Exception as error:  # of a page: whatever it is, the client gets an answer and others their door
                 self._service.warn(f"door: {request.target}: {type(error).__name__}: {error}")
                 sent = answers.refusal_bytes(answers.FAILED, head_only=head_only, close=not keep)
             self.send(sent)

@@ -95,7 +95,7 @@ class Door:
                 loop.run_until_complete(self._serve(loop))
             finally:
                 loop.close()
-        except Exception as error:
+        except Exception as error:  # told by ``start``, in the thread that asked
             self._failure = error
         finally:
             self._started.set()

@@ -209,7 +209,7 @@ class Exchange:
         async def guarded() -> None:
             try:
                 await step()
-            except Exception as error:
+            except Exception as error:  # a fault of ours ends this exchange, not the door
                 if not self.over:
                     self._service.warn(f"door: {type(error).__name__}: {error}")
                     self._fail(answers.FAILED)
