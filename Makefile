@@ -9,6 +9,8 @@ PORT   ?= 8000
 PYTEST ?=
 BENCH  ?=
 SNAPSHOTS ?= 500
+# Where it is set, as it is in many containers, each start of Python compiles all that it imports: four times as slow.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help up test lint bench stress soak clean packages servers
 .DEFAULT_GOAL := help

@@ -2,7 +2,8 @@
 
     python bench/bench.py [--runs 5] [--only backup,boot,pause] [--work DIR] [--json FILE]
 
-Prints a table and writes JSON. Needs restic and tar; the boot out of a bucket starts moto (``tools/servers.sh``).
+Prints a table and writes JSON. Needs restic and tar; the boot out of a bucket starts moto (``tools/servers.sh``). As an
+installed package has its bytecode, what runs here has it too: ``PYTHONDONTWRITEBYTECODE`` is not passed on.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # before what is imported here starts a process
 
 import boot
 from directories import ROOT, Pair, pair
