@@ -1,6 +1,6 @@
-"""The two directories the figures are about: the sample (12,423 x 384) and 100,000 x 768, each with 1 % upserted.
+"""The directories the figures are about: the sample (12,423 x 384), 100,000 x 768 and one of 1 GB (160,000 x 768).
 
-Made once by chromadb itself in a folder of the caller's choice; the large one's vectors and words are seeded.
+Made once by chromadb itself in a folder of the caller's choice; the large ones' vectors and words are seeded.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ for name in ("books", "laws"):
 """
 _LARGE = """
 import sys, chromadb, numpy as np
-target, count, dimension = sys.argv[1], 100_000, 768
+target, count, dimension = sys.argv[1], int(sys.argv[2]), 768
 rng = np.random.default_rng(1)
 words = np.array([f"w{i:04d}" for i in range(5000)])
 centres = rng.standard_normal((200, dimension)).astype(np.float32)
@@ -81,8 +81,19 @@ def pair(name: str, work: Path) -> Pair:
                 raise SystemExit(f"the whole sample is not at {SAMPLE}; set SAMPLE_DATA to its folder")
             _run(_SAMPLE, SAMPLE, base)
         else:
-            _run(_LARGE, base)
+            _run(_LARGE, base, 100_000)
         shutil.copytree(base, changed)
         _run(_UPSERT, changed)
         done.touch()
     return Pair(name, base, changed)
+
+
+def gigabyte(work: Path) -> Path:
+    """160,000 x 768 in one directory, made below ``work`` if it is not there yet."""
+    target = work / "gigabyte"
+    done = work / "gigabyte.made"
+    if not done.exists():
+        shutil.rmtree(target, ignore_errors=True)
+        _run(_LARGE, target, 160_000)
+        done.touch()
+    return target

@@ -24,7 +24,7 @@ from pathlib import Path
 import boot
 import writers
 from bench import Row, report
-from directories import ROOT, pair
+from directories import ROOT, gigabyte, pair
 
 sys.path.insert(0, str(ROOT / "tests"))
 from chromakeep.errors import RepositoryNotFound
@@ -267,7 +267,7 @@ def main() -> int:
             raw["throughput"], more = throughput(bucket, args.work, args.runs, args.seconds)
             rows += more
         if "cpu" in args.only:
-            raw["cpu"], row = cpu(bucket, args.work, pair("large", args.work).base, 180)
+            raw["cpu"], row = cpu(bucket, args.work, gigabyte(args.work), 240)
             rows.append(row)
     finally:
         bucket.stop()
