@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import time
 from dataclasses import replace
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 
 from chromakeep.changes import Change, Row
 from chromakeep.errors import CorruptObject, LeaseLost, MissingObject
+from chromakeep.operations import reign
 from chromakeep.repository import Repository
 from chromakeep.repository import lease as lease_
 from chromakeep.repository.lease import Lease, holder, newest
@@ -18,6 +20,7 @@ from chromakeep.repository.log import Log, Segment, name_of, parse_name
 from chromakeep.repository.route import Route, latest
 from chromakeep.repository.snapshots import Snapshot
 from chromakeep.store.memory import MemoryStore
+from chromakeep.store.metered import MeteredStore
 
 
 @pytest.fixture
@@ -225,3 +228,37 @@ def test_of_two_that_saw_one_holder_lapse_only_one_takes_over(repository: Reposi
     with pytest.raises(LeaseLost):
         Lease.take(repository, over=1)
     assert newest(repository) == 2
+
+
+def test_a_released_lease_stays_released(repository: Repository) -> None:
+    """Its log is ended, a late beat of its holder does not take that back, and the next one builds on its end."""
+    lease = Lease.take(repository)
+    Log(repository).append(1, 1, Segment((change(1, 1, whole=True),), base="base"))
+    lease.release(2)
+    lease.renew()
+    found = holder(repository, 1)
+    assert found and found.released and Log(repository).end(1) == (1, True)
+    assert Lease.take(repository, over=1).after == (1, 1)
+    with pytest.raises(LeaseLost):
+        lease.renew()
+
+
+def test_who_waits_asks_little_and_takes_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look is one get, however long the log is; after a release, or an end without one, the lease is taken."""
+    monkeypatch.setattr(reign, "WATCH", 0.001)
+    monkeypatch.setattr(reign, "ROUND", 50)
+    for released in (True, False):
+        store = MeteredStore(MemoryStore())
+        Repository.create(store)
+        lease = Lease.take(Repository.open(store))
+        store.calls.clear()
+        stop = threading.Event()
+        waiting = reign.Reigning(Repository.open(store), stop=stop)
+        while store.calls["get"] < 300:
+            time.sleep(0.001)
+        assert store.calls["list"] < store.calls["get"] / 10 and not waiting.done.is_set()
+        if released:
+            lease.release(1)
+        else:
+            Log(Repository.open(store)).finish(1, 1)
+        assert waiting.done.wait(30) and waiting.lease and waiting.lease.epoch == 2

@@ -13,7 +13,8 @@ from chromakeep.repository.lease import Holder, Lease, holder, newest
 from chromakeep.repository.log import Log
 from chromakeep.repository.repository import Repository
 
-WATCH = 0.3  # seconds between two looks at the holder
+WATCH = 0.3  # seconds between two looks at the holder: one small get
+ROUND = 20  # looks after which both leases and log are listed: for a holder that ended its log and died
 UNREACHABLE = 2.0  # seconds between two tries of a repository that cannot be reached
 
 
@@ -33,17 +34,24 @@ def reign(
     """
     seen: Holder | None = None
     since, told = time.monotonic(), 0
+    epoch = looks = 0
     while not stop.is_set():
         try:
-            epoch = newest(repository)
+            listed = looks % ROUND == 0
+            looks += 1
+            if listed:
+                epoch = newest(repository)
             found = holder(repository, epoch) if epoch else None
             if found != seen:  # before it is judged: the time of another holder is not this one's
                 seen, since = found, time.monotonic()
-            if found is None or found.gone or _ended(repository, epoch) or time.monotonic() - since > lapse:
+            over = found is None or found.released or found.gone or time.monotonic() - since > lapse
+            if found is None or over or (listed and _ended(repository, epoch)):
                 return Lease.take(repository, address=address, over=epoch)
         except LeaseLost:
-            continue  # another one was quicker: watch that one
+            looks = 0  # another one was quicker: watch that one
+            continue
         except StoreUnavailable as error:
+            looks = 0
             observer(Noted(f"the repository cannot be reached: {error.message}; trying again", "warning"))
             seen, since = None, time.monotonic()  # nothing was seen meanwhile, so nothing can have lapsed
             stop.wait(UNREACHABLE)

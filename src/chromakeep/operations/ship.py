@@ -125,7 +125,7 @@ class Shipping:
         done = self._closed.wait(timeout) and not self.lost.is_set() and self._behind is None
         if done:
             with suppress(StoreError, LeaseLost):
-                self._log.finish(self.lease.epoch, self.number + 1)
+                self.lease.release(self.number + 1)
         return done
 
     def close(self) -> None:

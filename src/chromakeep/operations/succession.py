@@ -20,7 +20,6 @@ from chromakeep.operations.duty import STARTING, WAITING, Duty
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.reign import Reigning
 from chromakeep.repository.lease import Lease
-from chromakeep.repository.log import Log
 from chromakeep.repository.repository import Repository
 
 if TYPE_CHECKING:
@@ -140,5 +139,5 @@ class Succession:
             return True
         if lease and not self._keeping.shipping:  # nothing was written: nobody has to wait for this instance
             with suppress(ChromakeepError):
-                Log(lease.repository).finish(lease.epoch, 1)
+                lease.release(1)
         return False

@@ -1,9 +1,9 @@
 """The lease: which of several instances writes. One epoch a reign, ``lease/<epoch>``, taken by put-if-absent.
 
-The holder puts its object anew every few seconds. An instance that watches it may take over when the holder has let go,
-or when the object has not changed for a time *by the watcher's own clock*: clocks of two machines are never compared.
-Taking too early does no harm beyond a change of holder: what makes it safe is that the taker ends the log of all epochs
-before (``log.fence``), and the holder finds that out at its next put.
+The holder puts its object anew every few seconds. An instance that watches it may take over when the holder has
+released it, or when the object has not changed for a time *by the watcher's own clock*: clocks of two machines are
+never compared. Taking too early does no harm beyond a change of holder: what makes it safe is that the taker ends the
+log of all epochs before (``log.fence``), and the holder finds that out at its next put.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import threading
 from pathlib import Path
 
 import msgspec
@@ -29,6 +30,7 @@ class Holder(msgspec.Struct, frozen=True):
     """Who holds an epoch. ``beat`` rises with each renewal; ``address`` is where it serves, for those who forward.
 
     ``world`` names the machine's boot and the namespace in which ``pid`` is a process: each container has its own.
+    ``released``: it writes no more, and has ended its log.
     """
 
     epoch: int
@@ -39,6 +41,7 @@ class Holder(msgspec.Struct, frozen=True):
     token: str = ""  # tells two instances apart that are alike in all else
     beat: int = 0
     address: str | None = None
+    released: bool = False
 
     @property
     def gone(self) -> bool:
@@ -93,6 +96,7 @@ class Lease:
         self.repository, self.epoch = repository, mine.epoch
         self.after = after  # the last segment of all epochs before, on which this one builds; None where there is none
         self._mine = mine
+        self._lock = threading.Lock()
 
     @staticmethod
     def take(repository: Repository, *, address: str | None = None, over: int | None = None) -> Lease:
@@ -124,7 +128,21 @@ class Lease:
             raise LeaseLost(
                 "another instance has taken over this repository", hint="this one must not acknowledge any more"
             )
-        self._mine = msgspec.structs.replace(self._mine, beat=self._mine.beat + 1)
+        with self._lock:
+            if not self._mine.released:
+                self._beat(released=False)
+
+    def release(self, number: int) -> None:
+        """End the log of this epoch at ``number``, the next that would be put: whoever waits may take over at once.
+
+        Raises ``LeaseLost`` when somebody has; ``StoreError``.
+        """
+        Log(self.repository).finish(self.epoch, number)
+        with self._lock:
+            self._beat(released=True)
+
+    def _beat(self, *, released: bool) -> None:
+        self._mine = msgspec.structs.replace(self._mine, beat=self._mine.beat + 1, released=released)
         _put(self.repository, self._mine, if_absent=False)
 
 
