@@ -66,7 +66,7 @@ class World:
             self._write(ref, records, kind)
 
     def _base(self, ref: Ref) -> str:
-        return f"/tenants/default_tenant/databases/{ref.database}"
+        return f"/tenants/{ref.tenant}/databases/{ref.database}"
 
     def _create(self) -> None:
         name = self.chance.choice(["one", "two", "three"])

@@ -3,10 +3,10 @@
     python tests/stress/lost_disks.py [--rounds 300] [--durability sync] [--writers 4] [--seed 0]
 
 Each round starts ``chromakeep run`` on an empty disk, compares every record with what was acknowledged, lets several
-writers loose (collections made, dropped, renamed and made again under the same names, in databases of their own; adds,
-upserts, updates and deletes), kills the run, its server or both at a random moment, and deletes the data directory and
-all beside it. ``sync``: nothing that was acknowledged may be missing. ``async``: each writer's records are those of
-some moment not more than a second before the kill.
+writers loose (collections made, dropped, renamed and made again under the same names, in tenants and databases of their
+own; adds, upserts, updates and deletes), kills the run, its server or both at a random moment, and deletes the data
+directory and all beside it. ``sync``: nothing that was acknowledged may be missing. ``async``: each writer's records
+are those of some moment not more than a second before the kill.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter, deque
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Lasting(World):
 
     def __init__(self, number: int, seed: int) -> None:
         self.chance = random.Random(seed * 1000 + number)
+        self.tenant = "default_tenant" if number % 2 else f"tenant-{number}"
         self.database = f"database-{number}"
         self.model: Model = {}
         self.refs: dict[str, Ref] = {}
@@ -62,20 +64,22 @@ class Lasting(World):
         if name in self.refs:
             return
         body = {"name": name, "configuration": {"hnsw": {"sync_threshold": self.chance.choice([4, 15, 1000])}}}
-        made = self.client.request("POST", f"/tenants/default_tenant/databases/{self.database}/collections", body)
-        self.refs[name] = Ref(made["id"], name, "default_tenant", self.database)
+        made = self.client.request("POST", f"/tenants/{self.tenant}/databases/{self.database}/collections", body)
+        self.refs[name] = Ref(made["id"], name, self.tenant, self.database)
         self.model[name] = {}
 
     def begin(self, port: int) -> None:
         """On a new server, with what it has."""
         self.client = ChromaClient("127.0.0.1", port, timeout=60)
-        base = "/tenants/default_tenant/databases"
+        base = f"/tenants/{self.tenant}/databases"
         try:
             self.client.request("GET", f"{base}/{self.database}")
         except ServerAnswered:
+            with suppress(ServerAnswered):  # it may be there without its database
+                self.client.request("POST", "/tenants", {"name": self.tenant})
             self.client.request("POST", base, {"name": self.database})
         found = self.client.request("GET", f"{base}/{self.database}/collections")
-        self.refs = {c["name"]: Ref(c["id"], c["name"], "default_tenant", self.database) for c in found}
+        self.refs = {c["name"]: Ref(c["id"], c["name"], self.tenant, self.database) for c in found}
         have: Model = {}
         for name, ref in self.refs.items():
             body = {"include": ["embeddings", "documents", "metadatas"]}
