@@ -90,6 +90,9 @@ def test_a_live_server_follows_another_and_goes_on(
                 for *before, last in states(tail):
                     log.append([*before, last])
                     follower.bring(last, before)
+                    if chance.random() < 0.5:  # else several are shown at once
+                        follower.show()
+                follower.show()
                 assert read(two.client, world.refs) == world.model
                 assert names(two.client) == names(one.client)
                 assert queue(copy) == queue(data)
@@ -112,6 +115,7 @@ def test_a_live_server_follows_another_and_goes_on(
         for *before, last in log:
             follower.bring(last, before)
             follower.bring(last, before)  # twice is once
+        follower.show()
         assert read(server.client, world.refs) == world.model
         assert queue(third) == queue(copy)
         follower.close()
@@ -136,6 +140,7 @@ def test_what_the_api_takes_arrives_as_it_was(tmp_path: Path) -> None:
                 one.client.request("POST", f"{ref.path}/{verb}", body)
                 for *before, last in states(tail):
                     follower.bring(last, before)
+                follower.show()
 
             vectors = [[0.1, -3e-9, 7], [1, 2, 3.3333], [0, 0, 1]]
             metadatas = [{"a": [1, 2], "b": True}, {"s": ["x", "y\u0000"], "f": 1.0}, None]
@@ -174,6 +179,7 @@ def test_thousands_of_rows_and_persists(tmp_path: Path) -> None:
             one.client.delete(ref, [f"i{n}" for n in range(5000)])
             for *before, last in states(tail):
                 follower.bring(last, before)
+            follower.show()
             assert sorted(i for page in two.client.ids(ref) for i in page) == [f"i{n}" for n in range(5000, 5500)]
             assert read(two.client, {"large": ref}).keys() == {"large"}
             follower.close()

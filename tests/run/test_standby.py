@@ -244,6 +244,34 @@ def test_no_read_passes_before_the_standby_is_complete(
             assert second.client.count(ref) == 20
 
 
+def test_a_standby_keeps_up_with_a_writer_quicker_than_its_replay(
+    tmp_path: Path, keep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is always more in the log: it is shown together, reads are answered, and how old they are is told."""
+    show = standby.Follower.show
+
+    def slow(self: Any) -> None:
+        time.sleep(0.5)
+        show(self)
+
+    monkeypatch.setattr(standby.Follower, "show", slow)
+    with running(tmp_path / "one", keep, **SYNC) as first:
+        serving(first)
+        writer = Writer(first.port, sync_threshold=20)
+        writer.start()
+        eventually(lambda: writer.writes > 20, "writes")
+        with running(tmp_path / "two", keep, **SYNC) as second:
+            second.until("standing by")
+            start = writer.writes
+            eventually(lambda: writer.writes > start + 40, "more writes")
+            assert page(second, "/_keep/status")[1]["following"]["behind_seconds"] < 30
+            writer.over.set()
+            writer.join()
+            first.end()
+            serving(second)
+            writer.check(read_all(second.client, writer))
+
+
 def test_a_standby_that_has_grown_large_begins_again(
     tmp_path: Path, keep: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

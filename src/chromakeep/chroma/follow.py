@@ -43,6 +43,7 @@ class Follower:
         self.known: dict[str, int] = {}  # by topic, the last row that is here
         self._directory, self._client = directory, client
         self._refs: dict[str, Ref] = {}  # by id
+        self._unseen: set[str] = set()  # ids of collections with rows that Chroma has not replayed
         self._db = sqlite3.connect(directory / DATABASE, isolation_level=None, timeout=BUSY)
         try:
             with self._telling():
@@ -71,16 +72,19 @@ class Follower:
     def bring(self, last: Change, before: Iterable[Change] = ()) -> None:
         """Bring the state about that ``last`` completes; ``before`` are the changes that it continues.
 
-        What is there already of it stays as it is. Returns when reads show it.
+        What is there already of it stays as it is. Reads show all of it after ``show``, some of it maybe before.
         """
         with self._telling():
             if last.tables:
                 self._catalog(last)
-            touched: set[str] = set()
             for change in chain(before, (last,)):
-                touched |= self._rows(change.rows)
-        for id_ in sorted(touched):
+                self._unseen |= self._rows(change.rows)
+
+    def show(self) -> None:
+        """Return when reads show all that was brought. The cost is one request a collection, however much it was."""
+        for id_ in sorted(self._unseen & self._refs.keys()):
             self._nudge.give(self._client, self._refs[id_], timeout=REPLAY)
+        self._unseen.clear()
 
     def _catalog(self, change: Change) -> None:
         with self._transaction():
@@ -115,7 +119,8 @@ class Follower:
         return {row.topic.removeprefix(TOPIC) for row in new}
 
     def finish(self) -> None:
-        """Leave a directory that may be written to, and make it durable."""
+        """Leave a directory that may be written to, and make it durable. What was brought must have been shown."""
+        assert not self._unseen
         with self._telling():
             self._db.execute("PRAGMA synchronous=FULL")
             with self._transaction():

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from chromakeep.chroma.follow import Follower
 from chromakeep.chroma.server import ChromaServer
@@ -27,6 +28,7 @@ from chromakeep.repository.repository import Repository
 from chromakeep.repository.route import Leg, Route, latest
 
 POLL = 0.2  # seconds between two looks for more of the log
+TOGETHER = 0.3  # seconds for which what is read is brought before it is shown: a writer may be quicker than a replay
 AWAY = 2.0  # seconds between two tries of a repository that cannot be reached
 FIRST_RETRY, LAST_RETRY = 2.0, 60.0  # seconds before it begins again after a failure, doubled each time
 FINAL_LOOKS = 10  # at the end of an epoch that is over: there is nothing more to come
@@ -59,7 +61,8 @@ class Standby:
         self._done = False
         self._at: tuple[int, int] | None = None
         self._moment: str | None = None
-        self._fresh: float | None = None  # monotonic, when there was last nothing more in the log
+        self._fresh: float | None = None  # monotonic: reads show all that was in the log then
+        self._mark: tuple[float, tuple[int, int]] | None = None  # a moment after that, and the log's end at it
         self._closing, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._live, name="standby", daemon=True)
 
@@ -176,6 +179,7 @@ class Standby:
     def _pursue(self, log: Pursuit, follower: Follower, server: ChromaServer, base: str, size: int) -> None:
         """Follow until told to take over, and then to the very end; or until there is a reason to begin again."""
         looks, checked = 0, time.monotonic()
+        since: float | None = None  # monotonic, of the first that was brought and is not shown
         while not self._closing.is_set():
             lease, asked = self._lease, time.monotonic()
             if server.exited.is_set():
@@ -185,17 +189,20 @@ class Standby:
             except StoreError as error:
                 if lease is None:
                     self._observer(Noted(f"the log cannot be read: {error.message}; trying again", "warning"))
+                follower.show()
                 self._closing.wait(AWAY)
                 continue
-            self._at = log.at
             if stretch:
                 follower.bring(stretch.last, stretch.before)
                 self._moment = stretch.last.time
+                since = asked if since is None else since
+                if asked - since < TOGETHER:
+                    continue
+            follower.show()
+            since, self._at = None, log.at
+            self._see(asked, more=stretch is not None)
+            if stretch:
                 continue
-            self._fresh = asked
-            if not self.ready:
-                self.ready = True
-                self._observer(Noted("standing by: reads are answered, writes are another instance's"))
             if lease:
                 if log.at == lease.after and log.whole:
                     follower.finish()
@@ -211,6 +218,20 @@ class Standby:
                     return
             self._rest(POLL)
 
+    def _see(self, asked: float, *, more: bool) -> None:
+        """Find out how fresh reads are: nothing more was found, or what was the log's end at some moment is passed."""
+        if not more:
+            self._fresh, self._mark = asked, None
+        elif self._mark is None:  # it is written to faster than it is read: only a listing tells
+            if self._at and (self._fresh is None or asked - self._fresh > POLL):
+                with suppress(StoreError):
+                    self._mark = asked, (self._at[0], self._log.end(self._at[0])[0])
+        elif self._at and self._at >= self._mark[1]:
+            self._fresh, self._mark = self._mark[0], None
+        if not self.ready and self._fresh is not None:
+            self.ready = True
+            self._observer(Noted("standing by: reads are answered, writes are another instance's"))
+
     def _outgrown(self, base: str, size: int) -> bool:
         try:
             large = (self._beside.data / DATABASE).stat().st_size > 2 * size + ROOM
@@ -220,7 +241,7 @@ class Standby:
         return way is not None and way.snapshot.id != base
 
     def _drop(self) -> None:
-        self.ready, self._fresh = False, None
+        self.ready, self._fresh, self._mark = False, None, None
         server, self._server = self._server, None
         if server and not server.exited.is_set():
             server.kill()
