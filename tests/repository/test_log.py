@@ -16,6 +16,7 @@ from chromakeep.operations import reign
 from chromakeep.repository import Repository
 from chromakeep.repository import lease as lease_
 from chromakeep.repository.lease import Lease, holder, newest
+from chromakeep.repository.lineage import lineage
 from chromakeep.repository.log import Log, Segment, name_of, parse_name
 from chromakeep.repository.route import Route, latest
 from chromakeep.repository.snapshots import Snapshot
@@ -262,3 +263,28 @@ def test_who_waits_asks_little_and_takes_over_at_once(monkeypatch: pytest.Monkey
         else:
             Log(Repository.open(store)).finish(1, 1)
         assert waiting.done.wait(30) and waiting.lease and waiting.lease.epoch == 2
+
+
+def test_directories_that_a_log_was_handed_through_are_one_lineage(repository: Repository) -> None:
+    """By an epoch that builds on another one's end, or that was written from the same directory; a stranger is not."""
+
+    def reign(epoch: int, source: str, *, base: str | None = None, after: tuple[int, int] | None = None) -> None:
+        log.append(epoch, 1, Segment((change(epoch, epoch, whole=True),), base=base, after=after, source=source))
+        log.fence(epoch)
+
+    def of(name: str, source: str) -> Snapshot:
+        return msgspec.structs.replace(snapshot(name, 1), source=source)
+
+    log = Log(repository)
+    reign(1, "/strange", base="s")
+    reign(2, "/a", base="a")
+    reign(3, "/b", after=(2, 1))
+    log.fence(4)  # ended before it began
+    reign(5, "/b", base="b")  # mended, and begun anew
+    reign(6, "/c", base="moved")  # begun on a snapshot of another directory
+    snapshots = [of("s", "/strange"), of("a", "/a"), of("b", "/b"), of("moved", "/b")]
+    assert lineage(log, snapshots) == {"/a", "/b", "/c"}
+    assert lineage(log, snapshots[1:]) == {"/a", "/b", "/c"}
+    assert lineage(log, snapshots[:1]) == set()  # nothing to choose between
+    log.repository.store.delete(name_of(3, 1))
+    assert lineage(log, snapshots) == {"/b", "/c"}

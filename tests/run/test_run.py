@@ -125,7 +125,10 @@ def test_a_blank_database_does_not_hide_the_snapshots(tmp_path: Path, repository
 def test_a_repository_with_other_directories_is_not_guessed_from(tmp_path: Path, repository: Path) -> None:
     """Of two strangers' snapshots none is restored into a third directory; its own is."""
     for name in ("one", "two"):
-        fill(tmp_path / name, repository)
+        fill(tmp_path / name, None)  # each for itself, and then kept in one repository
+        with running(tmp_path / name, repository) as one:
+            one.until("serving on")
+            one.end()
     with running(tmp_path / "three", repository) as one, pytest.raises(RefusedToServe, match="none of it"):
         one.thread.join(PATIENCE)
         one.end()

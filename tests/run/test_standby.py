@@ -117,6 +117,9 @@ def test_a_standby_answers_reads_and_takes_over_after_sigterm(tmp_path: Path, ke
             second.end()
     assert more.ref
     more.check(held(two, more.ref))
+    with running(tmp_path / "three", keep, **SYNC) as third:  # a disk that the repository has no snapshot of
+        serving(third)
+        more.check(read_all(third.client, more))
 
 
 def test_after_sigkill_nothing_acknowledged_is_missing(tmp_path: Path, keep: Path) -> None:

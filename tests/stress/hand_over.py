@@ -14,8 +14,8 @@ its own (empty, or what an earlier instance left on it), is started beside it, a
 
 Writers use whichever instance takes their writes, and ask again until they are answered. After each round the one that
 writes is asked for everything: each record that was acknowledged is there once, as it was last written, no deleted one
-is, and nothing else. At last all of it is restored from the bucket. Where ``faketime`` is installed the clocks of the
-instances differ by up to five minutes.
+is, and nothing else. At last all of it is restored from the bucket. The clocks of the instances differ by up to five
+minutes (``skew.c``, where there is a C compiler).
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ class Scene:
     moto: S3Server
     proxy: FaultProxy
     address: str
+    skew: Path | None  # what shifts a process's clock
     instances: list[Instance] = field(default_factory=list)
     number: int = 0
 
@@ -136,9 +137,8 @@ class Scene:
             "--", "--host", "127.0.0.1", "--port", str(port),
         ]  # fmt: skip
         env = {**os.environ, "PYTHONPATH": str(SRC), "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-        if skew and shutil.which("faketime"):
-            env["DONT_FAKE_MONOTONIC"] = "1"
-            command = ["faketime", "-f", f"{skew:+d}s", *command]
+        if self.skew:
+            env |= {"LD_PRELOAD": str(self.skew), "SKEW": str(skew)}
         log = data.parent / "run.log"
         with log.open("ab") as output:
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=env)
@@ -356,12 +356,18 @@ def main() -> int:
     options = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="chromakeep-hand-over-"))
     print(f"working in {place}; it stays there if something is wrong", flush=True)
-    if not shutil.which("faketime"):
-        print("no faketime: the clocks of all instances agree", flush=True)
+    skew: Path | None = place / "skew.so"
+    source = Path(__file__).with_name("skew.c")
+    if (
+        not shutil.which("cc")
+        or subprocess.run(["cc", "-shared", "-fPIC", "-o", skew, source, "-ldl"], check=False).returncode
+    ):
+        print("no C compiler: the clocks of all instances agree", flush=True)
+        skew = None
     moto = start_moto(place)
     proxy = FaultProxy(moto.endpoint)
     address = S3Server(proxy.endpoint, moto.options, []).address("bench", "keep")
-    scene = Scene(place, options.durability, random.Random(options.seed), moto, proxy, address)
+    scene = Scene(place, options.durability, random.Random(options.seed), moto, proxy, address, skew)
     try:
         hand_over(scene, options.rounds, options.writers, long=options.long)
     finally:

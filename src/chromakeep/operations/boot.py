@@ -30,6 +30,7 @@ from chromakeep.errors import ChromakeepError, RefusedToServe, RepositoryNotFoun
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.beside import DATABASE, Beside
 from chromakeep.records import Collection
+from chromakeep.repository.lineage import lineage
 from chromakeep.repository.log import Log
 from chromakeep.repository.route import Route, latest
 
@@ -120,7 +121,7 @@ def boot(
     if open_repository is not None:
         try:
             repository = open_repository()
-            way = latest(Log(repository), candidates(repository.snapshots(), str(beside.data)))
+            way = latest(Log(repository), candidates(repository, str(beside.data)))
             evidence = Evidence(evidence.directory, True, way is not None)
         except RepositoryNotFound as error:
             failure = error
@@ -155,21 +156,25 @@ def boot(
     return Booted(outcome, collections, seconds, way.snapshot.id if way else None, kept, moment, way)
 
 
-def choose(snapshots: list[Snapshot], source: str) -> Snapshot | None:
-    """The newest of the ``candidates``."""
-    found = candidates(snapshots, source)
-    return found[-1] if found else None
+def candidates(repository: Repository, source: str, *, collection: str | None = None) -> list[Snapshot]:
+    """The snapshots from which this directory may be restored, or its collection of that id, oldest first.
 
-
-def candidates(snapshots: list[Snapshot], source: str) -> list[Snapshot]:
-    """The snapshots of this directory, oldest first; in a repository of one directory all, whatever its path was.
+    Where its log was handed from one directory to the next, up to this one or as far as there are any, all of these:
+    it was one database. Else those of this directory; in a repository of one directory all, whatever its path was.
 
     Raises ``RefusedToServe`` where the repository holds several other directories: a guess could serve a stranger's.
     """
-    own = [s for s in snapshots if s.source == source]
+    snapshots = repository.snapshots()
+    if collection:
+        snapshots = [s for s in snapshots if any(c.id == collection for c in s.collections)]
     others = sorted({s.source for s in snapshots})
-    if own or len(others) <= 1:
-        return own or snapshots
+    if len(others) <= 1:
+        return snapshots
+    linked = lineage(Log(repository), snapshots)
+    if source in linked or linked.issuperset(others):
+        return [s for s in snapshots if s.source in linked]
+    if own := [s for s in snapshots if s.source == source]:
+        return own
     raise RefusedToServe(
         f"{source} is empty and the repository holds snapshots of {', '.join(others[:5])}, none of it",
         hint=f"choose one: chromakeep restore REPO@SNAPSHOT {source}",

@@ -171,19 +171,19 @@ class _Snapshots:
 
     def fetch(self, ref: Ref) -> None:
         """Restore it, unless there is no repository, no snapshot, or none with the collection."""
-        from chromakeep.operations.boot import choose
+        from chromakeep.operations.boot import candidates
         from chromakeep.operations.restore import restore
 
         if self._open is None or ref.id in self._places:
             return
         try:
             try:
-                snapshots = (repository := self._open()).snapshots()
+                found = candidates(repository := self._open(), str(self._data), collection=ref.id)
             except RepositoryNotFound:
                 return
-            snapshot = choose([s for s in snapshots if any(c.id == ref.id for c in s.collections)], str(self._data))
-            if snapshot is None:
+            if not found:
                 return
+            snapshot = found[-1]
             place = self._root / ref.id
             self._observer(Noted(f"fetching what the files of {ref.name!r} lack from snapshot {snapshot.id}"))
             restore(repository, snapshot.id, place, collections=[ref.id], observer=self._observer)

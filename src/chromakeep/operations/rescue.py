@@ -221,8 +221,10 @@ def rescue(
 def _from_snapshot(
     beside: Beside, reason: str, open_repository: Callable[[], Repository] | None, observer: Observer
 ) -> RescueReport:
-    from chromakeep.operations.boot import choose
+    from chromakeep.operations.boot import candidates
     from chromakeep.operations.restore import restore
+    from chromakeep.repository.log import Log
+    from chromakeep.repository.route import latest
 
     what = f"{beside.data / DATABASE} is broken ({reason})"
     if open_repository is None:
@@ -232,17 +234,17 @@ def _from_snapshot(
         )
     try:
         repository = open_repository()
-        snapshot = choose(repository.snapshots(), str(beside.data))
-        if snapshot is None:
+        way = latest(Log(repository), candidates(repository, str(beside.data)))
+        if way is None:
             raise RefusedToServe(f"{what} and the repository holds no snapshot", hint="restore it from another backup")
         new = beside.scratch("new")
-        restore(repository, snapshot.id, new, observer=observer)
+        done = restore(repository, way, new, observer=observer)
     except RefusedToServe:
         raise
     except ChromakeepError as error:
         raise RefusedToServe(f"{what} and its snapshot cannot be restored: {error.message}", hint=error.hint) from None
     kept = beside.swap(new, "broken")
-    return RescueReport(str(kept), (), 0.0, snapshot.id, snapshot.time)
+    return RescueReport(str(kept), (), 0.0, way.snapshot.id, done.moment or way.snapshot.time)
 
 
 def _rebuilt(

@@ -139,7 +139,7 @@ class Standby:
 
     def _way(self) -> Route | None:
         """How the newest state is reached; None while no log leads to one."""
-        way = latest(self._log, candidates(self._repository.snapshots(), str(self._beside.data)))
+        way = latest(self._log, candidates(self._repository, str(self._beside.data)))
         return way if way and way.legs else None
 
     def _may_replace(self, way: Route) -> bool:
