@@ -20,7 +20,8 @@ help:
 	@echo 'make test    install what the tests need, then ruff, mypy --strict and pytest'
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make bench   the figures, against restic, tar and plain chroma run'
-	@echo 'make stress  $(SNAPSHOTS) snapshots under live writers, each compared exactly, kills, lost disks;  make soak'
+	@echo 'make stress  $(SNAPSHOTS) snapshots under live writers, each compared exactly, kills, lost disks,'
+	@echo '             instances that take over from each other;  make soak'
 	@echo 'make clean   remove what these made, ./data and ./keep too'
 
 # The shell that becomes chromakeep starts the loader first, so Ctrl-C reaches both; the loader ends when it is gone.
@@ -38,13 +39,17 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev packages servers
 	$(BIN)/python bench/bench.py $(BENCH)
 	$(BIN)/python bench/replication.py
+	$(BIN)/python bench/ways.py
 
-stress: $(VENV)/.dev
+stress: $(VENV)/.dev servers
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)
 	$(BIN)/python tests/stress/live_writers.py --through held --snapshots 100
 	$(BIN)/python tests/stress/kill_run.py --rounds 50
 	$(BIN)/python tests/stress/lost_disks.py --rounds 100 --durability sync
 	$(BIN)/python tests/stress/lost_disks.py --rounds 100 --durability async
+	$(BIN)/python tests/stress/hand_over.py --rounds 40 --durability sync --long
+	$(BIN)/python tests/stress/hand_over.py --rounds 20 --durability async --long
+	MACHINE_EXAMPLES=40 $(BIN)/python -m pytest -q --timeout 3600 tests/run/test_machine.py
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)0 --seed $$(date +%j)

@@ -26,6 +26,7 @@ class LogCheck:
         self.problems: dict[str, str] = {}
         self.bytes_read = 0
         self._pieces: dict[int, list[Piece]] = {}
+        self._put: list[Position] = []  # epoch and number of segments that leases tell of
 
     def run(self, *, read_data: bool) -> None:
         """Look at leases, horizons and the first and last object of each epoch; with ``read_data`` at every one."""
@@ -51,7 +52,8 @@ class LogCheck:
     def _leases(self) -> None:
         for name in (n for n in self.listed if n.startswith(lease.PREFIX)):
             try:
-                lease.read_one(self.repository, name)
+                found = lease.read_one(self.repository, name)
+                self._put.append((found.epoch, found.number))
             except ObjectNotFound:
                 continue  # removed meanwhile
             except ChromakeepError as error:
@@ -105,6 +107,11 @@ class LogCheck:
                 before, number = opening.after
                 if covering(self._pieces.get(before, ()), number) is None:
                     found[name_of(before, number)] = f"{GONE}, and {name_of(epoch, 1)} builds on it"
+        for epoch, number in self._put:
+            if number and (epoch, number) >= horizon and covering(self._pieces.get(epoch, ()), number) is None:
+                name = name_of(epoch, number)
+                if name not in found and not self._is_there(epoch, number):
+                    found[name] = f"{GONE}, and its writer had put it"
         return found
 
     def _gaps(self, epoch: int, start: int) -> dict[str, str]:

@@ -125,7 +125,7 @@ class Shipping:
         done = self._closed.wait(timeout) and not self.lost.is_set() and self._behind is None
         if done:
             with suppress(StoreError, LeaseLost):
-                self.lease.release(self.number + 1)
+                self.lease.release(self.number)
         return done
 
     def close(self) -> None:
@@ -213,7 +213,7 @@ class Shipping:
     def _renew(self) -> None:
         while not self._closed.wait(RENEW):
             try:
-                self.lease.renew()
+                self.lease.renew(self.number)
                 self._renewed = time.monotonic()
             except LeaseLost as error:
                 self._give_up(error)

@@ -30,7 +30,8 @@ class Holder(msgspec.Struct, frozen=True):
     """Who holds an epoch. ``beat`` rises with each renewal; ``address`` is where it serves, for those who forward.
 
     ``world`` names the machine's boot and the namespace in which ``pid`` is a process: each container has its own.
-    ``released``: it writes no more, and has ended its log.
+    ``number`` is of a segment that it has put: the last one at its last beat. ``released``: it writes no more, and has
+    ended its log.
     """
 
     epoch: int
@@ -41,6 +42,7 @@ class Holder(msgspec.Struct, frozen=True):
     token: str = ""  # tells two instances apart that are alike in all else
     beat: int = 0
     address: str | None = None
+    number: int = 0
     released: bool = False
 
     @property
@@ -122,27 +124,28 @@ class Lease:
                 break  # it was begun, and whoever began it had ended those before
         return Lease(repository, mine, after)
 
-    def renew(self) -> None:
-        """Show that this instance lives, and look whether another has taken over: then ``LeaseLost``."""
+    def renew(self, number: int = 0) -> None:
+        """Show that this instance lives and has put the segment ``number``, and look whether another has taken over:
+        then ``LeaseLost``."""
         if newest(self.repository) > self.epoch:
             raise LeaseLost(
                 "another instance has taken over this repository", hint="this one must not acknowledge any more"
             )
         with self._lock:
             if not self._mine.released:
-                self._beat(released=False)
+                self._beat(number, released=False)
 
     def release(self, number: int) -> None:
-        """End the log of this epoch at ``number``, the next that would be put: whoever waits may take over at once.
+        """End the log of this epoch behind the segment ``number``: whoever waits may take over at once.
 
         Raises ``LeaseLost`` when somebody has; ``StoreError``.
         """
-        Log(self.repository).finish(self.epoch, number)
+        Log(self.repository).finish(self.epoch, number + 1)
         with self._lock:
-            self._beat(released=True)
+            self._beat(number, released=True)
 
-    def _beat(self, *, released: bool) -> None:
-        self._mine = msgspec.structs.replace(self._mine, beat=self._mine.beat + 1, released=released)
+    def _beat(self, number: int, *, released: bool) -> None:
+        self._mine = msgspec.structs.replace(self._mine, beat=self._mine.beat + 1, number=number, released=released)
         _put(self.repository, self._mine, if_absent=False)
 
 
