@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from chromakeep.chroma.aside import ALL, Aside, Forked, Threaded, aside
+from chromakeep.chroma.aside import ALL, Aside, Forked, Spawned, Threaded, aside
 from chromakeep.chroma.inspection import inspect
 from chromakeep.errors import NotAChromaDirectory, SourceError
 
@@ -23,7 +23,8 @@ client, small = chromadb.PersistentClient(sys.argv[1]), {"hnsw": {"sync_threshol
 collection = client.create_collection("words", configuration=small)
 collection.add(ids=[f"{n}" for n in range(300)], embeddings=[[n, 1, 2] for n in range(300)], documents=["é"] * 300)
 """
-WAYS = [Threaded, pytest.param(Forked, marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"))]
+Way = type[Forked] | type[Spawned] | type[Threaded]
+WAYS = [Threaded, Spawned, pytest.param(Forked, marks=pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork"))]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def children() -> set[int]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_inspect_says(way: type[Forked] | type[Threaded], made: Path) -> None:
+def test_what_inspect_says(way: Way, made: Path) -> None:
     """Collections with their digests, no problems: the same object."""
     with way(made, quick_check=True) as beside:
         beside.go(ALL)
@@ -47,7 +48,7 @@ def test_what_inspect_says(way: type[Forked] | type[Threaded], made: Path) -> No
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_problems_come_through(way: type[Forked] | type[Threaded], made: Path, tmp_path: Path) -> None:
+def test_problems_come_through(way: Way, made: Path, tmp_path: Path) -> None:
     """A damaged directory is described in the same words."""
     place = Path(shutil.copytree(made, tmp_path / "chroma"))
     with (place / "chroma.sqlite3").open("r+b") as file:
@@ -61,7 +62,7 @@ def test_problems_come_through(way: type[Forked] | type[Threaded], made: Path, t
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_errors_come_through(way: type[Forked] | type[Threaded], tmp_path: Path) -> None:
+def test_errors_come_through(way: Way, tmp_path: Path) -> None:
     """With class, message and hint."""
     with pytest.raises(NotAChromaDirectory) as direct:
         inspect(tmp_path)
@@ -72,7 +73,7 @@ def test_errors_come_through(way: type[Forked] | type[Threaded], tmp_path: Path)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_it_waits_for_what_comes(way: type[Forked] | type[Threaded], made: Path, tmp_path: Path) -> None:
+def test_it_waits_for_what_comes(way: Way, made: Path, tmp_path: Path) -> None:
     """Nothing is read before the first ``go``, no segment before the second, no elements before the third."""
     place = tmp_path / "chroma"
     with way(place, quick_check=True) as beside:
@@ -95,7 +96,7 @@ def test_it_waits_for_what_comes(way: type[Forked] | type[Threaded], made: Path,
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("times", [0, 1, 2])
-def test_left_early(way: type[Forked] | type[Threaded], made: Path, times: int) -> None:
+def test_left_early(way: Way, made: Path, times: int) -> None:
     """It ends when it is left, however far it came; no child stays, no descriptor either."""
     before, descriptors = children(), set(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with way(made, quick_check=True) as beside:
@@ -106,20 +107,22 @@ def test_left_early(way: type[Forked] | type[Threaded], made: Path, times: int) 
     assert threading.active_count() == 1
 
 
-def test_a_process_that_dies(made: Path) -> None:
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_a_process_that_dies(way: type[Forked] | type[Spawned], made: Path) -> None:
     """Killed (out of memory): an error in words, not an empty answer."""
-    with Forked(made, quick_check=True) as beside, pytest.raises(SourceError, match="died"):
-        assert beside._pid
-        os.kill(beside._pid, signal.SIGKILL)
+    with way(made, quick_check=True) as beside, pytest.raises(SourceError, match="died"):
+        assert beside.pid
+        os.kill(beside.pid, signal.SIGKILL)
         beside.go()
         beside.result()
 
 
-def test_it_does_not_outlive_its_parent(made: Path) -> None:
+@pytest.mark.parametrize("way", ["Forked", "Spawned"])
+def test_it_does_not_outlive_its_parent(way: str, made: Path) -> None:
     """The parent is gone, SIGKILL or not: the child sees the end of its pipe."""
     script = (
-        "import os, sys; from pathlib import Path; from chromakeep.chroma.aside import Forked\n"
-        "print(Forked(Path(sys.argv[1]), quick_check=True)._pid, flush=True); os._exit(9)"
+        f"import os, sys; from pathlib import Path; from chromakeep.chroma.aside import {way}\n"
+        f"print({way}(Path(sys.argv[1]), quick_check=True).pid, flush=True); os._exit(9)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(made)], capture_output=True, text=True, check=False)
     deadline = time.monotonic() + 60
@@ -128,8 +131,9 @@ def test_it_does_not_outlive_its_parent(made: Path) -> None:
         time.sleep(0.01)
 
 
-def test_a_process_only_where_that_is_sound(made: Path) -> None:
-    """Beside another thread of Python's, which might hold a lock, it is a thread."""
+def test_a_fork_only_where_that_is_sound(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside another thread of Python's, which might hold a lock, it is a process started anew; in a program that is
+    not Python's own, a thread."""
 
     def way() -> type[Aside]:
         with aside(made) as beside:
@@ -137,9 +141,11 @@ def test_a_process_only_where_that_is_sound(made: Path) -> None:
 
     done = threading.Event()
     other = threading.Thread(target=done.wait)
-    assert way() is (Forked if sys.platform.startswith("linux") else Threaded)
+    assert way() is (Forked if sys.platform.startswith("linux") else Spawned)
     other.start()
     try:
+        assert way() is Spawned
+        monkeypatch.setattr(sys, "executable", "/usr/sbin/uwsgi")
         assert way() is Threaded
     finally:
         done.set()
