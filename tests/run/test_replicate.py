@@ -26,6 +26,7 @@ from chromakeep.operations.beside import Beside
 from chromakeep.operations.check import check
 from chromakeep.operations.restore import restore
 from chromakeep.operations.ship import Shipping
+from chromakeep.operations.tenure import Tenure
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import Lease, newest
 from chromakeep.repository.log import Log
@@ -361,7 +362,7 @@ def test_a_client_that_goes_away_does_not_end_the_log(tmp_path: Path, keep: Path
     data, repository = tmp_path / "data", Repository.open(LocalStore(keep))
     with ChromaServer(data, env=ENV) as server:
         ref = create(server.client, "one")
-        shipping = Shipping(data / "chroma.sqlite3", Lease.take(repository), source="", base="x")
+        shipping = Shipping(data / "chroma.sqlite3", Tenure(Lease.take(repository)), source="", base="x")
         shipping.shipped().cancel()
         shipping.start()
         add(server.client, ref, 0, 3)

@@ -46,7 +46,7 @@ from chromakeep.chroma.server import free_port  # noqa: E402
 from chromakeep.errors import ServerAnswered, ServerFailed  # noqa: E402
 from chromakeep.operations.beside import Beside  # noqa: E402
 from chromakeep.operations.restore import restore  # noqa: E402
-from chromakeep.operations.ship import LAPSE  # noqa: E402
+from chromakeep.operations.tenure import LAPSE  # noqa: E402
 from chromakeep.repository import Repository  # noqa: E402
 from chromakeep.store.open import open_store  # noqa: E402
 from run.running import DATABASE, SRC, create, eventually  # noqa: E402

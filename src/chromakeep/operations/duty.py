@@ -56,10 +56,10 @@ class Duty:
             return NotNow("another instance takes the writes; this one stands by")
         if self.role != SERVING:
             return NotNow(f"this instance is {self.role}")
+        if self._keeping and self._keeping.lease and not self._keeping.lease.sure:
+            return NotNow("this instance was frozen and does not know yet whether it still may write")
         if not (shipping := self.shipping):
             return None
-        if not shipping.sure:
-            return NotNow("this instance was frozen and does not know yet whether it still may write")
         failing = shipping.standing.failing
         if self.sync and failing is not None and failing > GIVEN_UP:
             return NotNow(f"the repository cannot be reached (for {failing:.0f} s), and a write is kept there first")

@@ -20,6 +20,7 @@ from chromakeep.errors import ChromakeepError, LeaseLost, NotAChromaDirectory
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.ship import Shipping
+from chromakeep.operations.tenure import Tenure
 from chromakeep.records import Collection
 from chromakeep.repository.lease import Lease, newest
 from chromakeep.repository.log import Log
@@ -63,7 +64,7 @@ class Keeping:
         self._size = 0  # bytes, of that snapshot
         self.awaited = False  # the repository was not there yet, and so there is no lease
         self._overtaken = False
-        self.lease: Lease | None = None  # set: what is committed between snapshots goes into the log
+        self.lease: Tenure | None = None  # set: what is committed between snapshots goes into the log
         self.shipping: Shipping | None = None
         self._ending, self._wake = threading.Event(), threading.Event()
         self._beginning = threading.Lock()  # held while a log begins: none does once the end has begun
@@ -120,7 +121,7 @@ class Keeping:
     @property
     def lost(self) -> bool:
         """Whether another instance writes to the repository: nothing that is committed here may be acknowledged."""
-        return self._overtaken or bool(self.shipping and self.shipping.lost.is_set())
+        return self._overtaken or bool(self.lease and self.lease.lost.is_set())
 
     def _claim(self, repository: Repository) -> None:
         """Take the lease of a repository that was not there when this instance began, if nobody else was quicker."""
@@ -132,7 +133,7 @@ class Keeping:
             raise LeaseLost("another instance began to write to this repository at the same time")
         with self._beginning:
             if not self._ending.is_set():  # a last snapshot needs no log
-                self.lease = Lease.take(repository)
+                self.lease = Tenure(Lease.take(repository), self._observer)
 
     def _schema_of(self, base: str | None) -> str | None:
         """The schema of what a log would build on."""
@@ -151,7 +152,8 @@ class Keeping:
         """The directory was replaced: end the log, and let the next snapshot begin another one. ``access`` is held."""
         if self.shipping and self.lease:
             self.shipping.close()
-            self.shipping, self.lease = None, Lease.take(self.lease.repository)
+            self.lease.end()
+            self.shipping, self.lease = None, Tenure(Lease.take(self.lease.repository), self._observer)
 
     def hold(self) -> None:
         """Hold Chroma's purge of its queue; beside a running server or without one, as often as one likes."""
@@ -285,6 +287,11 @@ class Keeping:
                 merge(self.lease.repository, one, upto, stop=self._ending.is_set)
         except ChromakeepError as error:  # the log is as good as before, in more objects
             self._observer(Noted(f"the log was not merged: {error}", "warning"))
+
+    def end(self) -> None:
+        """Show no sign of life any more, released or not."""
+        if self.lease:
+            self.lease.end()
 
     def finish(self, timeout: float, hurry: threading.Event) -> bool:
         """Ship what is left and take a last snapshot if something changed. Nobody may be writing.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from chromakeep.errors import ChromakeepError, CorruptObject, LeaseLost, StoreUnavailable
 from chromakeep.events import Noted, Observer, ignore
-from chromakeep.operations.ship import LAPSE
+from chromakeep.operations.tenure import LAPSE, Tenure
 from chromakeep.repository.lease import Holder, Lease, holder, newest
 from chromakeep.repository.log import Log
 from chromakeep.repository.repository import Repository
@@ -26,7 +26,7 @@ def reign(
     address: str | None = None,
     waiting: Callable[[Holder], None] = lambda holder: None,
     observer: Observer = ignore,
-) -> Lease | None:
+) -> Tenure | None:
     """Take the lease as soon as nobody else holds it: at once where the last holder has let go or is known to be gone,
     else when it has shown no sign of life for ``lapse`` seconds of this machine's clock. None when ``stop`` is set.
 
@@ -46,7 +46,7 @@ def reign(
                 seen, since = found, time.monotonic()
             over = found is None or found.released or found.gone or time.monotonic() - since > lapse
             if found is None or over or (listed and _ended(repository, epoch)):
-                return Lease.take(repository, address=address, over=epoch)
+                return Tenure(Lease.take(repository, address=address, over=epoch), observer)
         except LeaseLost:
             looks = 0  # another one was quicker: watch that one
             continue
@@ -81,9 +81,10 @@ class Reigning:
     def __init__(self, repository: Repository, *, stop: threading.Event, observer: Observer = ignore) -> None:
         self.done, self.lease, self.other = threading.Event(), None, None
         self._repository, self._stop, self._observer = repository, stop, observer
+        self._closed = False
         threading.Thread(target=self._work, name="reign", daemon=True).start()
 
-    lease: Lease | None
+    lease: Tenure | None
     other: Holder | None
 
     def _work(self) -> None:
@@ -92,6 +93,14 @@ class Reigning:
         except ChromakeepError as error:
             self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
         self.done.set()
+        if self._closed:
+            self.close()
+
+    def close(self) -> None:
+        """Show no sign of life any more with a lease that was got, or will be."""
+        self._closed = True
+        if self.lease:
+            self.lease.end()
 
     def _wait(self, holder: Holder) -> None:
         self.other = holder

@@ -64,25 +64,31 @@ def replicate(
         beside.take(grace, alone=False)
         beside.remember(keeper=Process.of(os.getpid()), verified=None)
         keeping = Keeping(beside, lambda: repository, every=every, stage=stage or beside.stage, observer=observer)
-        if repository.config.conditional_put:
-            lease = reign(repository, stop=stop, observer=observer)
-            if lease and lease.after and 0 < beside.state.epoch < lease.after[0]:
-                raise RefusedToServe(
-                    f"another instance has written to the repository since {data} was replicated to it",
-                    hint=f"stop the application, then: chromakeep restore REPO {data} --replace",
-                )
-            keeping.lease = lease
-        keeping.hold()
-        keeping.start()
-        while not stop.wait(LOOK):
-            if keeping.lost:
-                raise LeaseLost("another instance has taken over this repository", hint="restore from it, or stop it")
-            keeping.hold()  # of a directory that has only now begun
-            if keeping.newest_at is None and keeping.failure is None:
-                keeping.soon()
-        if not keeping.finish(grace, threading.Event()):
-            raise PartialFailure(f"stopped before all of {data} was in the repository: {keeping.failure or 'too slow'}")
-        keeping.release()
+        try:
+            if repository.config.conditional_put:
+                lease = reign(repository, stop=stop, observer=observer)
+                if lease and lease.after and 0 < beside.state.epoch < lease.after[0]:
+                    raise RefusedToServe(
+                        f"another instance has written to the repository since {data} was replicated to it",
+                        hint=f"stop the application, then: chromakeep restore REPO {data} --replace",
+                    )
+                keeping.lease = lease
+            keeping.hold()
+            keeping.start()
+            while not stop.wait(LOOK):
+                if keeping.lost:
+                    raise LeaseLost(
+                        "another instance has taken over this repository", hint="restore from it, or stop it"
+                    )
+                keeping.hold()  # of a directory that has only now begun
+                if keeping.newest_at is None and keeping.failure is None:
+                    keeping.soon()
+            if not keeping.finish(grace, threading.Event()):
+                why = keeping.failure or "too slow"
+                raise PartialFailure(f"stopped before all of {data} was in the repository: {why}")
+            keeping.release()
+        finally:
+            keeping.end()
         epoch, segment = keeping.shipping.line if keeping.shipping else (None, None)
         seconds = round(time.monotonic() - started, 3)
         return Replicated(keeping.taken, keeping.newest, epoch, segment, seconds)

@@ -131,14 +131,17 @@ def run(
         beside.tidy()
         _report(settings, beside, options, observer, env)
         service = _Service(settings, beside, lock, options, program, env, observer, stop, hurry or threading.Event())
-        with service.open_door():
-            booted = service.prepare()
-            if booted:
-                seconds = time.monotonic() - started
-                observer(Noted(f"{booted.outcome}: {summary(booted.collections)}, in {seconds:.1f} s"))
-                service.serve(booted.collections)
-            else:  # what a killed run has left in the directory is worth a snapshot all the same
-                service.end(None)
+        try:
+            with service.open_door():
+                booted = service.prepare()
+                if booted:
+                    seconds = time.monotonic() - started
+                    observer(Noted(f"{booted.outcome}: {summary(booted.collections)}, in {seconds:.1f} s"))
+                    service.serve(booted.collections)
+                else:  # what a killed run has left in the directory is worth a snapshot all the same
+                    service.end(None)
+        finally:
+            service.let_go()
         return RunResult(
             booted.outcome if booted else "stopped before serving",
             service.keeping.taken if service.keeping else 0,
@@ -443,6 +446,12 @@ class _Service:
             watching.over.set()
 
     # -- the end -----------------------------------------------------------------------------------------------------
+
+    def let_go(self) -> None:
+        """Of the lease, whatever happened."""
+        for one in (self.succession, self.keeping):
+            if one:
+                one.end()
 
     def end(self, server: ChromaServer | None) -> None:
         """Stop the server, take the last snapshot, remember that all is well; within ``grace`` seconds of the stop."""

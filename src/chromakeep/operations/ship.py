@@ -1,9 +1,8 @@
 """Ship: every commit of a live database goes into the log, a fraction of a second after it was made.
 
 One thread looks whether anything was committed (a ``stat``), reads what it was in one read transaction and puts it as
-one segment; however many writers there were meanwhile, they share it. A second one shows that this instance lives, and
-finds out when another has taken over. What cannot be put is tried again for as long as it takes; the rest stays in the
-queue, so memory is bounded by one segment.
+one segment; however many writers there were meanwhile, they share it. What cannot be put is tried again for as long as
+it takes; the rest stays in the queue, so memory is bounded by one segment.
 """
 
 from __future__ import annotations
@@ -21,12 +20,10 @@ from chromakeep.changes import Change
 from chromakeep.chroma.tail import Tail
 from chromakeep.errors import ChromakeepError, LeaseLost, StoreError
 from chromakeep.events import Noted, Observer, ignore
-from chromakeep.repository.lease import Lease
+from chromakeep.operations.tenure import Tenure
 from chromakeep.repository.log import Log, Segment
 
 LOOK = 0.15  # seconds between two looks: some commits share a put, and are in the bucket within 0.2 s
-RENEW = 2.5  # seconds between two signs of life
-LAPSE = 10.0  # seconds without one after which another instance may take over
 SLOWEST = 5.0  # seconds between two tries of a put that fails
 
 
@@ -50,14 +47,14 @@ class Shipping:
     def __init__(
         self,
         database: Path,
-        lease: Lease,
+        lease: Tenure,
         *,
         source: str,
         base: str | None,
         known: Mapping[str, int] | None = None,
         observer: Observer = ignore,
     ) -> None:
-        self.lease, self.lost = lease, threading.Event()
+        self.lease, self.lost = lease, lease.lost
         self.counter = -1  # SQLite's, of the newest state in the log
         self.number = 0
         self._log = Log(lease.repository)
@@ -71,16 +68,12 @@ class Shipping:
         self._lock = threading.Lock()
         self._behind: float | None = None  # monotonic; when something not yet shipped was first seen
         self._failing: float | None = None
-        self._renewed = self._refused = time.monotonic()
-        self._threads = [
-            threading.Thread(target=target, name=name, daemon=True)
-            for target, name in ((self._ship, "ship"), (self._renew, "lease"))
-        ]
+        self._thread = threading.Thread(target=self._ship, name="ship", daemon=True)
 
     def start(self) -> None:
         """Begin."""
-        for thread in self._threads:
-            thread.start()
+        self.lease.on_lost = self._stop
+        self._thread.start()
 
     # -- asked from other threads --------------------------------------------------------------------------------
 
@@ -106,13 +99,6 @@ class Shipping:
         now, behind, failing = time.monotonic(), self._behind, self._failing
         return Standing(*self.line, now - behind if behind else 0.0, now - failing if failing else None)
 
-    @property
-    def sure(self) -> bool:
-        """Whether the last sign of life is fresh, or just now failed for want of a bucket, in which nobody else could
-        have taken over either. Not so in a process that was frozen.
-        """
-        return not self.lost.is_set() and time.monotonic() - max(self._renewed, self._refused) < LAPSE
-
     # -- the end -------------------------------------------------------------------------------------------------
 
     def finish(self, timeout: float) -> bool:
@@ -132,7 +118,7 @@ class Shipping:
         """Let go of the database. Not while this process holds a lock on it (``chroma.locking``)."""
         self._ending.set()
         self._wake.set()
-        if self._threads[0].ident is not None:
+        if self._thread.ident is not None:
             self._closed.wait(SLOWEST)
         self._tail.close()
 
@@ -146,7 +132,7 @@ class Shipping:
                 self._round()
             self._round(final=True)
         except LeaseLost as error:
-            self._give_up(error)
+            self.lease.give_up(error)
         except _Ended:
             pass
         finally:
@@ -183,7 +169,7 @@ class Shipping:
             source=self._source if first else None,
         )
         self._log.append(self.lease.epoch, self.number + 1, segment)
-        self.number += 1
+        self.number = self.lease.number = self.number + 1
         if not change.more:
             self.counter = change.counter
 
@@ -210,23 +196,9 @@ class Shipping:
                     self._observer(Noted(f"the log is written again, after {seconds:.1f} s"))
                 return found
 
-    def _renew(self) -> None:
-        while not self._closed.wait(RENEW):
-            try:
-                self.lease.renew(self.number)
-                self._renewed = time.monotonic()
-            except LeaseLost as error:
-                self._give_up(error)
-                return
-            except ChromakeepError:  # the other thread tells
-                self._refused = time.monotonic()
-
-    def _give_up(self, error: LeaseLost) -> None:
-        if not self.lost.is_set():
-            self.lost.set()
-            self._ending.set()
-            self._wake.set()
-            self._observer(Noted(error.message, "warning"))
+    def _stop(self, error: LeaseLost) -> None:
+        self._ending.set()
+        self._wake.set()
         self._fail_waiting(error)
 
     def _fail_waiting(self, error: LeaseLost) -> None:

@@ -21,7 +21,7 @@ from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.beside import DATABASE, Beside, Process
 from chromakeep.operations.boot import DATA, candidates, look
 from chromakeep.operations.restore import restore
-from chromakeep.repository.lease import Lease
+from chromakeep.operations.tenure import Tenure
 from chromakeep.repository.log import Log
 from chromakeep.repository.pursuit import FellBehind, Pursuit, settled
 from chromakeep.repository.repository import Repository
@@ -57,7 +57,7 @@ class Standby:
         self._make_server, self._hold = make_server, hold
         self._log = Log(repository)
         self._server: ChromaServer | None = None
-        self._lease: Lease | None = None
+        self._lease: Tenure | None = None
         self._done = False
         self._at: tuple[int, int] | None = None
         self._moment: str | None = None
@@ -79,7 +79,7 @@ class Standby:
         followed = {"epoch": at[0], "segment": at[1]} if at else {}
         return {"following": {**followed, "moment": self._moment, "behind_seconds": behind}}
 
-    def take_over(self, lease: Lease) -> ChromaServer | None:
+    def take_over(self, lease: Tenure) -> ChromaServer | None:
         """Apply what is left of the log that ``lease`` builds on; the server, whose directory may be written to then.
 
         None, and the directory is good for nothing, where it is not exactly at the end of that log.

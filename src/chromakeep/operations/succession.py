@@ -19,7 +19,7 @@ from chromakeep.operations.boot import DATA, look
 from chromakeep.operations.duty import STARTING, WAITING, Duty
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.reign import Reigning
-from chromakeep.repository.lease import Lease
+from chromakeep.operations.tenure import Tenure
 from chromakeep.repository.repository import Repository
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Succession:
         self._late = False
         self._standby: Standby | None = None
 
-    def reign(self) -> Lease | None:
+    def reign(self) -> Tenure | None:
         """Wait until no other instance writes to the repository; None where there is none yet, or it does not answer.
 
         With the lease ``server`` is there or not; where it is not, a standby's directory has to be restored anew.
@@ -123,6 +123,11 @@ class Succession:
             raise LeaseLost("another instance has written to this repository", hint=START_AGAIN)
         self._keeping.lease = waiting.lease
         self._keeping.soon()
+
+    def end(self) -> None:
+        """Show no sign of life any more: whatever happened, this run is over."""
+        if self._waiting:
+            self._waiting.close()
 
     def close(self) -> bool:
         """End what is left of a standby. Whether the directory is this instance's own to take a snapshot of.

@@ -1,0 +1,86 @@
+"""Tenure: a lease that is this instance's, shown to live from the moment it was taken.
+
+What follows a takeover may take long: a restore, the check of a directory. A lease without a beat meanwhile would
+lapse, and a third instance would take over from one that is about to serve.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from chromakeep.errors import ChromakeepError, LeaseLost
+from chromakeep.events import Noted, Observer, ignore
+from chromakeep.repository.lease import Lease
+from chromakeep.repository.repository import Repository
+
+RENEW = 2.5  # seconds between two signs of life
+LAPSE = 10.0  # seconds without one after which another instance may take over
+
+
+class Tenure:
+    """A thread shows that the holder lives until ``release``, ``end``, or another instance has taken over: then
+    ``lost`` is set, ``on_lost`` is called, and nothing may be acknowledged from then on.
+
+    ``number`` is of the last segment that was put.
+    """
+
+    def __init__(self, lease: Lease, observer: Observer = ignore) -> None:
+        self.lost = threading.Event()
+        self.number = 0
+        self.on_lost: Callable[[LeaseLost], None] = lambda error: None
+        self._lease, self._observer = lease, observer
+        self._over = threading.Event()
+        self._renewed = self._refused = time.monotonic()
+        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+
+    @property
+    def repository(self) -> Repository:
+        """Where it holds."""
+        return self._lease.repository
+
+    @property
+    def epoch(self) -> int:
+        """Which reign it is."""
+        return self._lease.epoch
+
+    @property
+    def after(self) -> tuple[int, int] | None:
+        """The last segment of all epochs before, on which this one builds; None where there is none."""
+        return self._lease.after
+
+    @property
+    def sure(self) -> bool:
+        """Whether the last sign of life is fresh, or just now failed for want of a bucket, in which nobody else could
+        have taken over either. Not so in a process that was frozen.
+        """
+        return not self.lost.is_set() and time.monotonic() - max(self._renewed, self._refused) < LAPSE
+
+    def give_up(self, error: LeaseLost) -> None:
+        """Another instance has taken over."""
+        first = not self.lost.is_set()
+        self.lost.set()
+        self.end()
+        if first:
+            self._observer(Noted(error.message, "warning"))
+        self.on_lost(error)
+
+    def release(self, number: int) -> None:
+        """As ``Lease.release``."""
+        self.end()
+        self._lease.release(number)
+
+    def end(self) -> None:
+        """Show no sign of life any more."""
+        self._over.set()
+
+    def _renew(self) -> None:
+        while not self._over.wait(RENEW):
+            try:
+                self._lease.renew(self.number)
+                self._renewed = time.monotonic()
+            except LeaseLost as error:
+                self.give_up(error)
+            except ChromakeepError:  # whoever puts tells
+                self._refused = time.monotonic()

@@ -1,0 +1,71 @@
+"""A lease is shown to live from the moment it was taken, whatever its holder does, and told to be lost when it is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from chromakeep.errors import LeaseLost
+from chromakeep.operations import reign as reign_
+from chromakeep.operations import tenure
+from chromakeep.operations.beside import Beside
+from chromakeep.operations.duty import SERVING, SYNC, Duty
+from chromakeep.operations.keep import Keeping
+from chromakeep.operations.reign import reign
+from chromakeep.operations.tenure import Tenure
+from chromakeep.repository import Repository
+from chromakeep.repository.lease import Lease
+from chromakeep.store.memory import MemoryStore
+from run.running import eventually
+
+
+@pytest.fixture
+def repository(monkeypatch: pytest.MonkeyPatch) -> Repository:
+    monkeypatch.setattr(tenure, "RENEW", 0.05)
+    monkeypatch.setattr(reign_, "WATCH", 0.02)
+    return Repository.create(MemoryStore())
+
+
+def test_it_does_not_lapse_while_its_holder_prepares(repository: Repository) -> None:
+    """A restore may take longer than a lease lives: nobody takes over meanwhile, and at once when the beats end."""
+    held, stop = Tenure(Lease.take(repository)), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(reign, repository, stop=stop, lapse=1.0)
+        try:
+            time.sleep(3)
+            assert not waiting.done() and held.sure
+            held.end()
+            next_ = waiting.result(30)
+            assert next_ and next_.epoch == 2
+            next_.end()
+        finally:
+            stop.set()
+
+
+def test_a_lost_one_is_told_before_anything_is_shipped(repository: Repository, tmp_path: Path) -> None:
+    """An instance that only just begins to serve must not take a write that its successor will never see."""
+    told: list[LeaseLost] = []
+    held = Tenure(Lease.take(repository))
+    held.on_lost = told.append
+    keeping = Keeping(Beside(tmp_path / "data"), lambda: repository, every=60, stage=None)
+    keeping.lease = held
+    duty = Duty(SYNC, keeping)
+    duty.role = SERVING
+    assert duty.ready
+    Lease.take(repository)
+    eventually(held.lost.is_set, "the loss")
+    eventually(lambda: told, "that it is told")
+    assert not held.sure and isinstance(duty.refusal(), LeaseLost) and not duty.ready
+
+
+def test_one_that_was_frozen_is_not_sure(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its next beat it cannot know."""
+    held = Tenure(Lease.take(repository))
+    held.end()
+    assert held.sure
+    monkeypatch.setattr(tenure, "LAPSE", 0.0)
+    assert not held.sure
