@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -234,6 +235,25 @@ def test_without_a_bucket_a_synchronous_write_waits(tmp_path: Path, keep: Path) 
             waiting.result(30)
         assert b"i1" in logged_ids(keep)
         one.until("the log is written again")
+
+
+def test_a_log_that_cannot_begin_begins_later(tmp_path: Path, keep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bucket goes away just when the log would begin: told, and what was written meanwhile is in it in the end."""
+    made, failures = Shipping.__init__, iter(range(2))
+
+    def late(self: Shipping, *args: Any, **more: Any) -> None:
+        if next(failures, None) is not None:
+            raise StoreUnavailable("the bucket is away")
+        made(self, *args, **more)
+
+    monkeypatch.setattr(Shipping, "__init__", late)
+    monkeypatch.setattr(keep_, "FIRST_RETRY", 0.2)
+    with running(tmp_path / "data", keep, **synchronous(keep)) as one:
+        one.until("serving on")
+        ref = create(one.client, "one")
+        add(one.client, ref, 0, 5)
+        one.until("the log does not begin yet", 2)
+        assert logged_ids(keep) >= {f"i{n}".encode() for n in range(5)}
 
 
 def test_an_async_run_goes_on_without_a_bucket_and_catches_up(tmp_path: Path, keep: Path) -> None:

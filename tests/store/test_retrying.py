@@ -7,13 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from chromakeep.addresses import parse
 from chromakeep.errors import ObjectExists, ObjectNotFound, StoreDenied, StoreUnavailable
 from chromakeep.events import Event, Retried
-from chromakeep.store.base import ObjectInfo
+from chromakeep.store.base import ObjectInfo, brisk
+from chromakeep.store.cloud import CloudStore
 from chromakeep.store.memory import MemoryStore
 from chromakeep.store.metered import MeteredStore
 from chromakeep.store.retrying import RetryingStore
 from chromakeep.testing.faults import FaultyStore
+
+KEYS = {"access_key_id": "test", "secret_access_key": "test"}
 
 
 class Watcher:
@@ -78,6 +82,21 @@ def test_attempts_and_time_are_bounded() -> None:
             "a"
         )
     assert watcher.seen == []
+
+
+def test_a_brisk_one_gives_up_soon() -> None:
+    """Two attempts, whatever the patience of the store that it was made of; the store below is asked for less, too."""
+    faulty = FaultyStore(MemoryStore(), unavailable=3)
+    watcher = Watcher()
+    with pytest.raises(StoreUnavailable):
+        brisk(RetryingStore(faulty, attempts=8, observer=watcher)).put("a", b"1")
+    assert len(watcher.seen) == 1
+    cloud = CloudStore(parse("s3://bucket/there?endpoint=http://127.0.0.1:1&region=us-east-1"), options=KEYS)
+    store = brisk(RetryingStore(cloud))
+    assert isinstance(store, RetryingStore) and isinstance(store.inner, CloudStore) and store.inner is not cloud
+    assert store.inner.address == cloud.address
+    memory = MemoryStore()
+    assert brisk(memory) is memory
 
 
 def test_stop_ends_the_waiting() -> None:

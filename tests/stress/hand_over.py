@@ -53,6 +53,8 @@ from run.running import DATABASE, SRC, create, eventually  # noqa: E402
 from servers.fault_proxy import Fault, FaultProxy  # noqa: E402
 from servers.s3 import S3Server, start_moto  # noqa: E402
 
+KINDS = {"async": ["deploy", "two", "nap", "no bucket"]}
+KINDS["sync"] = [*KINDS["async"], "crash", "frozen"]
 FENCED = 20  # exit status of an instance that lost its lease
 GROWTH = 64 << 20  # bytes of memory that an instance may grow by while it has no bucket
 
@@ -300,9 +302,8 @@ def happen(scene: Scene, what: str, seconds: float) -> None:
     scene.writer()
 
 
-def hand_over(scene: Scene, rounds: int, count: int, *, long: bool) -> None:
+def hand_over(scene: Scene, rounds: int, count: int, kinds: list[str], *, long: bool) -> None:
     """All rounds."""
-    kinds = ["deploy", "two", "nap", "no bucket"] + (["crash", "frozen"] if scene.durability == "sync" else [])
     done, started = Counter[str](), time.monotonic()
     scene.start()
     scene.writer()
@@ -352,8 +353,10 @@ def main() -> int:
     parser.add_argument("--durability", choices=("sync", "async"), default="sync")
     parser.add_argument("--writers", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", help="these events, with commas between them")
     parser.add_argument("--long", action="store_true", help="the first round: a minute without the bucket")
     options = parser.parse_args()
+    kinds = options.only.split(",") if options.only else KINDS[options.durability]
     place = Path(tempfile.mkdtemp(prefix="chromakeep-hand-over-"))
     print(f"working in {place}; it stays there if something is wrong", flush=True)
     skew: Path | None = place / "skew.so"
@@ -369,7 +372,7 @@ def main() -> int:
     address = S3Server(proxy.endpoint, moto.options, []).address("bench", "keep")
     scene = Scene(place, options.durability, random.Random(options.seed), moto, proxy, address, skew)
     try:
-        hand_over(scene, options.rounds, options.writers, long=options.long)
+        hand_over(scene, options.rounds, options.writers, kinds, long=options.long)
     finally:
         for one in scene.instances:
             with suppress(ProcessLookupError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from chromakeep.chroma.catalog import DATABASE, Catalog
 from chromakeep.chroma.purge import hold, purge, release
 from chromakeep.chroma.signature import signature
-from chromakeep.errors import ChromakeepError, LeaseLost, NotAChromaDirectory
+from chromakeep.errors import ChromakeepError, LeaseLost, NotAChromaDirectory, StoreError
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.ship import Shipping
@@ -64,6 +64,7 @@ class Keeping:
         self._size = 0  # bytes, of that snapshot
         self.awaited = False  # the repository was not there yet, and so there is no lease
         self._overtaken = False
+        self._begun_in_vain: tuple[str | None, Mapping[str, int] | None] | None = None  # with what a log is to begin
         self.lease: Tenure | None = None  # set: what is committed between snapshots goes into the log
         self.shipping: Shipping | None = None
         self._ending, self._wake = threading.Event(), threading.Event()
@@ -99,6 +100,10 @@ class Keeping:
                 made = Shipping(
                     data / DATABASE, self.lease, source=str(data), base=base, known=known, observer=self._observer
                 )
+        except StoreError as error:
+            self._observer(Noted(f"the log does not begin yet: {error.message}; trying again", "warning"))
+            self._begun_in_vain = base, known
+            return
         except ChromakeepError as error:
             self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
             self.lease = None
@@ -210,6 +215,8 @@ class Keeping:
         self._done.set()
 
     def _pause(self, failures: int) -> float:
+        if self._begun_in_vain:
+            return min(self._every, FIRST_RETRY)
         if not failures:
             return max(self._every, self._size / PACE) if self.shipping else self._every
         return min(self._every, FIRST_RETRY * 2.0 ** (failures - 1), 60.0)
@@ -217,6 +224,9 @@ class Keeping:
     def _attempt(self) -> bool:
         failure: ChromakeepError | None = None
         try:
+            if begin := self._begun_in_vain:
+                self._begun_in_vain = None
+                self.ship(*begin)
             self._snapshot()
         except NotAChromaDirectory:
             pass  # a fresh server has not written yet

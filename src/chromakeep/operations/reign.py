@@ -35,17 +35,18 @@ def reign(
     seen: Holder | None = None
     since, told = time.monotonic(), 0
     epoch = looks = 0
+    brisk = repository.brisk
     while not stop.is_set():
         try:
             listed = looks % ROUND == 0
             looks += 1
             if listed:
-                epoch = newest(repository)
-            found = holder(repository, epoch) if epoch else None
+                epoch = newest(brisk)
+            found = holder(brisk, epoch) if epoch else None
             if found != seen:  # before it is judged: the time of another holder is not this one's
                 seen, since = found, time.monotonic()
             over = found is None or found.released or found.gone or time.monotonic() - since > lapse
-            if found is None or over or (listed and _ended(repository, epoch)):
+            if found is None or over or (listed and _ended(brisk, epoch)):
                 return Tenure(Lease.take(repository, address=address, over=epoch), observer)
         except LeaseLost:
             looks = 0  # another one was quicker: watch that one

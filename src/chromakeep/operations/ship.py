@@ -57,9 +57,9 @@ class Shipping:
         self.lease, self.lost = lease, lease.lost
         self.counter = -1  # SQLite's, of the newest state in the log
         self.number = 0
-        self._log = Log(lease.repository)
+        self._log = Log(lease.repository.brisk)
         # Clocks of two instances may differ by minutes: the log's times rise all the same.
-        since = self._log.last_time(*lease.after) if lease.after else None
+        since = Log(lease.repository).last_time(*lease.after) if lease.after else None
         self._tail = Tail(database, dict(known or {}), since=since)
         self.schema = self._tail.schema
         self._source, self._base, self._observer = source, base, observer

@@ -162,7 +162,7 @@ class Standby:
         size = (self._beside.data / DATABASE).stat().st_size
         follower = Follower(self._beside.data, server.client)
         try:
-            self._pursue(Pursuit(self._log, leg, at), follower, server, way.snapshot.id, size)
+            self._pursue(Pursuit(Log(self._repository.brisk), leg, at), follower, server, way.snapshot.id, size)
         finally:
             follower.close()
 

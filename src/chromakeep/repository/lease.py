@@ -106,15 +106,16 @@ class Lease:
 
         Raises ``LeaseLost`` when another instance was quicker.
         """
-        epoch = (newest(repository) if over is None else over) + 1
+        brisk = repository.brisk
+        epoch = (newest(brisk) if over is None else over) + 1
         who, token = (socket.gethostname(), os.getpid(), rfc3339(now()), world()), secrets.token_hex(8)
         mine = Holder(epoch, *who, token, address=address)
         try:
-            _put(repository, mine, if_absent=True)
+            _put(brisk, mine, if_absent=True)
         except ObjectExists:
-            if holder(repository, epoch) != mine:
+            if holder(brisk, epoch) != mine:
                 raise LeaseLost("another instance was quicker to take over") from None
-        log, after = Log(repository), None
+        log, after = Log(brisk), None
         for earlier in sorted({*log.epochs(), epoch - 1} - {0}, reverse=True):
             if earlier >= epoch:
                 raise LeaseLost("another instance was quicker to take over")
@@ -127,7 +128,7 @@ class Lease:
     def renew(self, number: int = 0) -> None:
         """Show that this instance lives and has put the segment ``number``, and look whether another has taken over:
         then ``LeaseLost``."""
-        if newest(self.repository) > self.epoch:
+        if newest(self.repository.brisk) > self.epoch:
             raise LeaseLost(
                 "another instance has taken over this repository", hint="this one must not acknowledge any more"
             )
@@ -140,13 +141,13 @@ class Lease:
 
         Raises ``LeaseLost`` when somebody has; ``StoreError``.
         """
-        Log(self.repository).finish(self.epoch, number + 1)
+        Log(self.repository.brisk).finish(self.epoch, number + 1)
         with self._lock:
             self._beat(number, released=True)
 
     def _beat(self, number: int, *, released: bool) -> None:
         self._mine = msgspec.structs.replace(self._mine, beat=self._mine.beat + 1, number=number, released=released)
-        _put(self.repository, self._mine, if_absent=False)
+        _put(self.repository.brisk, self._mine, if_absent=False)
 
 
 def _put(repository: Repository, mine: Holder, *, if_absent: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import msgspec
 
@@ -33,7 +34,7 @@ from chromakeep.repository.packs import Stored, open_block
 from chromakeep.repository.sealed import seal, unseal
 from chromakeep.repository.snapshots import Snapshot, now, rfc3339, select
 from chromakeep.repository.spans import SpanMap
-from chromakeep.store.base import ObjectInfo, Store
+from chromakeep.store.base import ObjectInfo, Store, brisk
 from chromakeep.store.unconditional import HeadThenPut
 
 FORMAT = 1
@@ -76,6 +77,11 @@ class Repository:
         self._parts: dict[str, IndexPart] = {}
         self.damaged: dict[str, VerificationFailed] = {}  # index objects that the last reading had to do without
         self._snapshots: dict[str, Snapshot | None] = {}
+
+    @cached_property
+    def brisk(self) -> Repository:
+        """The same repository through a store that gives up soon (``store.base.Brisk``): for the log and the lease."""
+        return Repository(brisk(self.store), self.config, self.keys)
 
     # -- open and create ----------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,3 +53,18 @@ class Store(Protocol):
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is removed already."""
+
+
+@runtime_checkable
+class Brisk(Protocol):
+    """A store that can be had with less patience."""
+
+    def brisk(self) -> Store:
+        """The same objects; a call that hangs or fails is given up within seconds. For small objects, of those who try
+        again by themselves, or have to say that it fails.
+        """
+
+
+def brisk(store: Store) -> Store:
+    """As ``Brisk.brisk``; the store itself where it has no patience to lose."""
+    return store.brisk() if isinstance(store, Brisk) else store

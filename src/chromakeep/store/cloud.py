@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar, cast
 
@@ -22,6 +23,7 @@ from chromakeep.store.names import checked, checked_prefix, is_name
 
 CONNECT_SECONDS = 10.0
 T = TypeVar("T")
+BRISK = 10.0  # seconds a request, of a store that is to give up soon
 FAILURES = (BaseError, OSError, ValueError)  # obstore's own, and those of Python's that it raises in their place
 
 
@@ -49,6 +51,7 @@ class CloudStore:
         timeout: float = 120.0,
     ) -> None:
         self.address = address
+        self._again = partial(CloudStore, address, options=options, environ=environ)
         self._folder = f"{address.prefix}/" if address.prefix else ""
         try:
             self._store = _connect(address, configuration(address, environ or {}) | dict(options or {}), timeout)
@@ -56,6 +59,10 @@ class CloudStore:
             raise
         except FAILURES as error:
             raise translated(error, address, "") from None
+
+    def brisk(self) -> CloudStore:
+        """With a connection pool of its own, and ten seconds a request."""
+        return self._again(timeout=BRISK)
 
     def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
         path = self._folder + checked(name)

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from chromakeep.errors import ObjectExists, ObjectNotFound, StoreUnavailable
 from chromakeep.events import Observer, Retried, ignore
-from chromakeep.store.base import ObjectInfo, Store
+from chromakeep.store.base import ObjectInfo, Store, brisk
 
 T = TypeVar("T")
 
@@ -47,6 +47,10 @@ class RetryingStore:
         self._longest_delay = longest_delay
         self._observer = observer
         self._stop = stop or threading.Event()
+
+    def brisk(self) -> Store:
+        """Two attempts."""
+        return RetryingStore(brisk(self.inner), attempts=2, observer=self._observer, stop=self._stop)
 
     def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
         answers_lost = 0
