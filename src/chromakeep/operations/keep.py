@@ -29,7 +29,7 @@ from chromakeep.repository.merging import merge
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
 
-PACE = 5e6  # bytes a second that snapshots may take of a directory whose commits are logged: some 3 % of a core
+PACE = 2e6  # bytes a second that snapshots may take of a directory whose commits are logged: some 1.5 % of a core
 LOW = 0.1  # of the disk free: then the queue is let go, for a full disk ends the serving
 FIRST_RETRY = 5.0  # seconds after a failed snapshot; doubled each time, never more than ``every`` or a minute
 
