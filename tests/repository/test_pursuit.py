@@ -10,6 +10,7 @@ from chromakeep.changes import Change
 from chromakeep.errors import CorruptObject
 from chromakeep.repository import Repository
 from chromakeep.repository.log import Log, Segment, name_of
+from chromakeep.repository.merging import merge
 from chromakeep.repository.pursuit import LOOK_ROUND, FellBehind, Pursuit, settled
 from chromakeep.repository.route import Route, latest
 from chromakeep.store.memory import MemoryStore
@@ -58,6 +59,20 @@ def test_states_come_when_they_are_whole(log: Log) -> None:
     assert told(pursuit) == [[3, 4, 5], [6]] and not pursuit.whole
     log.append(1, 5, Segment((change(8, 8),)))
     assert told(pursuit) == [[7, 8]] and pursuit.whole and pursuit.at == (1, 5)
+
+
+def test_what_was_merged_meanwhile_is_found_at_once_by_who_asks_for_it(log: Log) -> None:
+    """One that fell behind, and whose turn it is to write, must not wait for the next listing, nor restore."""
+    _, pursuit = pursue(log)
+    for number in range(3, 9):
+        log.append(1, number, Segment((change(number, number),)))
+    log.fence(1)
+    merge(log.repository, 1, least=2)
+    assert pursuit.next() is None
+    found = []
+    while stretch := pursuit.next(thorough=True):
+        found.append(stretch.last.counter)
+    assert found == [3, 4, 5, 6, 7, 8] and pursuit.at == (1, 8)
 
 
 def test_a_restore_and_a_pursuit_leave_out_what_a_dead_writer_began(log: Log) -> None:

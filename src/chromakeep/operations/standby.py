@@ -185,7 +185,7 @@ class Standby:
             if server.exited.is_set():
                 raise ServerFailed(f"chroma ended by itself ({server.ending}): {server.last_words()}")
             try:
-                stretch = log.next()
+                stretch = log.next(thorough=lease is not None)
             except StoreError as error:
                 if lease is None:
                     self._observer(Noted(f"the log cannot be read: {error.message}; trying again", "warning"))

@@ -61,23 +61,25 @@ class Pursuit:
         """Whether no state is begun that is not ended."""
         return not self._parts
 
-    def next(self) -> Stretch | None:
+    def next(self, *, thorough: bool = False) -> Stretch | None:
         """What leads to the next state; None where the log has no more for now.
+
+        What was merged while one fell behind is found now and then; ``thorough``: at once, by a listing.
 
         Raises ``FellBehind``, ``CorruptObject``, ``StoreError``. After any of these but ``StoreError`` there is no
         going on.
         """
         while not self._ready:
-            if not self._read():
+            if not self._read(thorough):
                 return None
         return self._ready.pop(0)
 
-    def _read(self) -> bool:
+    def _read(self, thorough: bool) -> bool:
         epoch, number = self.at
         if self._over:
             return self._enter()
         try:
-            segment = self._log.read(epoch, number + 1, merged=self._vain % LOOK_ROUND == LOOK_ROUND - 1)
+            segment = self._log.read(epoch, number + 1, merged=thorough or self._vain % LOOK_ROUND == LOOK_ROUND - 1)
         except MissingObject:
             self._vain += 1
             if self._vain % LOOK_ROUND == 0:
