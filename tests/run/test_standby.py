@@ -16,7 +16,7 @@ import pytest
 
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.errors import ServerAnswered, ServerFailed
-from chromakeep.operations import standby
+from chromakeep.operations import duty, standby
 from chromakeep.repository import Repository
 from chromakeep.repository.log import Log, name_of
 from chromakeep.repository.snapshots import Snapshot
@@ -63,7 +63,9 @@ def read_all(client: ChromaClient, writer: Writer) -> dict[str, float]:
     return {i: float(v[0]) for i, v in client.get_vectors(writer.ref, limit=10**6).items()}
 
 
-def test_a_standby_answers_reads_and_takes_over_after_sigterm(tmp_path: Path, keep: Path) -> None:
+def test_a_standby_answers_reads_and_takes_over_after_sigterm(
+    tmp_path: Path, keep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it shows is what was acknowledged, a moment later; then it writes on, without a snapshot, and a third
     instance restores all of it; the first, started again, stands by for it."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -88,6 +90,9 @@ def test_a_standby_answers_reads_and_takes_over_after_sigterm(tmp_path: Path, ke
             known = page(second, "/_keep/status")[1]
             assert known["role"] == "standby" and known["following"]["epoch"] == 1
             assert known["following"]["behind_seconds"] < 30
+            monkeypatch.setattr(duty, "STALE", 0.0)  # as after a minute without a bucket
+            assert page(second, "/readyz/reads")[0] == 503 and second.client.count(ref) == 10
+            monkeypatch.undo()
             writer.over.set()
             writer.join()
             eventually(lambda: read_all(second.client, writer) == read_all(first.client, writer), "the rest")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 STARTING, WAITING, STANDBY, SERVING, STOPPING = "starting", "waiting", "standby", "serving", "stopping"
 ASYNC, SYNC, SNAPSHOTS = "async", "sync", "snapshots"
+STALE = 60.0  # seconds without news of the log after which a standby is not ready for reads
 GIVEN_UP = 10.0  # seconds without a bucket after which writes are refused that could only wait for it
 
 
@@ -82,8 +83,14 @@ class Duty:
 
     @property
     def readable(self) -> bool:
-        """Whether it answers reads: of a standby's, those of a moment ago (``standby.Standby.status``)."""
-        return self.role == STANDBY or self.ready
+        """Whether it answers reads as it should: a standby with what was a moment ago, not before it lost its bucket.
+
+        It answers them all the same, for where there is nobody else.
+        """
+        if self.role != STANDBY or self.standby is None:
+            return self.ready
+        behind = self.standby.behind
+        return behind is not None and behind < STALE
 
     def status(self) -> dict[str, object]:
         """What there is to know, for a page: role, durability, how far the log is (``ship.Standing``) or a standby."""

@@ -70,14 +70,18 @@ class Standby:
         """Begin."""
         self._thread.start()
 
+    @property
+    def behind(self) -> float | None:
+        """Reads show at least all that was in the log so many seconds ago; None before they are answered."""
+        fresh = self._fresh
+        return time.monotonic() - fresh if self.ready and fresh is not None else None
+
     def status(self) -> dict[str, object]:
-        """For a page. ``behind_seconds``: reads show at least all that was in the log that long ago, by this machine's
-        clock; None before they are answered. ``moment`` is the other's time of the newest state here.
-        """
-        at, fresh = self._at, self._fresh
-        behind = round(time.monotonic() - fresh, 3) if self.ready and fresh is not None else None
+        """For a page. ``behind_seconds`` by this machine's clock, ``moment`` of the newest state by the other's."""
+        at, behind = self._at, self.behind
         followed = {"epoch": at[0], "segment": at[1]} if at else {}
-        return {"following": {**followed, "moment": self._moment, "behind_seconds": behind}}
+        told = {"moment": self._moment, "behind_seconds": None if behind is None else round(behind, 3)}
+        return {"following": {**followed, **told}}
 
     def take_over(self, lease: Tenure) -> ChromaServer | None:
         """Apply what is left of the log that ``lease`` builds on; the server, whose directory may be written to then.
