@@ -427,7 +427,7 @@ class _Service:
         )
         watching.start()
         try:
-            while not server.exited.wait(0.05):
+            while not server.exited.wait(0.1):
                 if self.stop.is_set():
                     return None
                 try:

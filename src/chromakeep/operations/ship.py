@@ -23,7 +23,7 @@ from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository.log import Log, Segment
 
-LOOK = 0.15  # seconds between two looks: some commits share a put, and are in the bucket within 0.2 s
+LOOK = 0.2  # seconds between two looks: some commits share a put, which costs more than all else here
 SLOWEST = 5.0  # seconds between two tries of a put that fails
 
 

@@ -42,7 +42,7 @@ class Watching(threading.Thread):
     def run(self) -> None:
         silent_since: float | None = None
         next_probe = 0.0
-        while not self.over.wait(0.1):
+        while not self.over.wait(0.25):
             suspicious = self._server.panicked.is_set()
             if not suspicious and time.monotonic() < next_probe:
                 continue
