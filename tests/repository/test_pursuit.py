@@ -14,6 +14,7 @@ from chromakeep.repository.merging import merge
 from chromakeep.repository.pursuit import LOOK_ROUND, FellBehind, Pursuit, settled
 from chromakeep.repository.route import Route, latest
 from chromakeep.store.memory import MemoryStore
+from chromakeep.store.metered import MeteredStore
 from repository.test_log import change, seconds, snapshot
 
 
@@ -62,17 +63,22 @@ def test_states_come_when_they_are_whole(log: Log) -> None:
 
 
 def test_what_was_merged_meanwhile_is_found_at_once_by_who_asks_for_it(log: Log) -> None:
-    """One that fell behind, and whose turn it is to write, must not wait for the next listing, nor restore."""
+    """One that fell behind, and whose turn it is to write, must not wait for the next listing, nor restore; and what
+    was merged into one object is read once, not once a segment."""
+    store = MeteredStore(log.repository.store)
+    log = Log(Repository(store, log.repository.config, log.repository.keys))
     _, pursuit = pursue(log)
     for number in range(3, 9):
         log.append(1, number, Segment((change(number, number),)))
     log.fence(1)
     merge(log.repository, 1, least=2)
     assert pursuit.next() is None
+    store.calls.clear()
     found = []
     while stretch := pursuit.next(thorough=True):
         found.append(stretch.last.counter)
     assert found == [3, 4, 5, 6, 7, 8] and pursuit.at == (1, 8)
+    assert store.calls["get"] <= 6 and store.calls["list"] <= 5
 
 
 def test_a_restore_and_a_pursuit_leave_out_what_a_dead_writer_began(log: Log) -> None:

@@ -55,6 +55,7 @@ class Pursuit:
         self._ready: list[Stretch] = []
         self._over = False
         self._vain = 0
+        self._run: Iterator[tuple[int, Segment]] = iter(())
 
     @property
     def whole(self) -> bool:
@@ -79,11 +80,8 @@ class Pursuit:
         if self._over:
             return self._enter()
         try:
-            segment = self._log.read(epoch, number + 1, merged=thorough or self._vain % LOOK_ROUND == LOOK_ROUND - 1)
+            segment = self._next(epoch, number + 1, thorough)
         except MissingObject:
-            self._vain += 1
-            if self._vain % LOOK_ROUND == 0:
-                self._look_round()
             return False
         self._vain = 0
         if segment is None:
@@ -94,6 +92,23 @@ class Pursuit:
             return self._enter()
         self._take(epoch, number + 1, segment)
         return True
+
+    def _next(self, epoch: int, number: int, thorough: bool) -> Segment | None:
+        """A segment, None for a tombstone. Raises ``MissingObject`` for one that is not there yet."""
+        if found := next(self._run, None):
+            return found[1]
+        try:
+            return self._log.read(epoch, number, merged=False)
+        except MissingObject:
+            self._vain += 1
+            if not thorough and self._vain % LOOK_ROUND:
+                raise
+            self._look_round()
+            # What was merged is read as a run: each object once, however many segments it holds.
+            self._run = self._log.segments(epoch, number - 1)
+            if found := next(self._run, None):
+                return found[1]
+            raise
 
     def _take(self, epoch: int, number: int, segment: Segment) -> None:
         self.at = epoch, number
@@ -128,7 +143,7 @@ class Pursuit:
                 continue  # it was taken and given up before anything was written
             if first.after != self.at:
                 raise FellBehind(epoch, 1)
-            self._counter, self._reached, self._over = -1, -1, False
+            self._counter, self._reached, self._over, self._run = -1, -1, False, iter(())
             self._take(epoch, 1, first)
             return True
         return False
