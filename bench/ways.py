@@ -6,8 +6,8 @@ rows    Chroma's own purge of its queue is held; new rows of the queue and what 
 pages   a shadow of hashes of SQLite's pages; the database is read when its change counter has moved
 frames  the database in WAL mode, opted in to; the frames that were added to the log file
 
-Each looks every 0.15 s, and compresses what it found (zstd 3). CPU is of the looking alone. With pages and frames an
-must be shipped when it is persisted, too (here never: 1,000 writes are a persist); with rows it is replayed.
+Each looks every 0.15 s, and compresses what it found (zstd 3). CPU is of the looking alone. With pages and frames
+an index must be shipped when it is persisted, too (here never: 1,000 writes are a persist); with rows it is replayed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from chromakeep.chroma.purge import hold
 from chromakeep.chroma.tail import Tail
 
 PAGE, LOOK = 4096, 0.15
-FRAME, HEAD = PAGE + 24, 32  # of SQLite's WAL (sqlite.org/fileformat2.html)
+HEAD = 32  # bytes before the first frame of SQLite's WAL (sqlite.org/fileformat2.html)
 
 
 @dataclass

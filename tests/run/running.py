@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from chromakeep.chroma.reader import read_collection
 from chromakeep.chroma.server import free_port
 from chromakeep.errors import ChromakeepError, ServerAnswered, ServerFailed
 from chromakeep.events import Event, Noted
+from chromakeep.operations.beside import Beside
 from chromakeep.operations.run import RunResult, RunSettings, run
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
@@ -62,6 +64,40 @@ def held(directory: Path, ref: Ref) -> dict[str, float]:
     for portion in read_collection(directory, ref.id):
         found |= {i: float(v[0]) for i, v in zip(portion.ids, portion.vectors, strict=True)}
     return found
+
+
+def answers(client: ChromaClient) -> bool:
+    """Whether a server is there."""
+    try:
+        client.heartbeat(timeout=1)
+    except ServerFailed:
+        return False
+    return True
+
+
+def ready(run: subprocess.Popen[bytes], port: int, log: Path) -> bool:
+    """Whether a run's door answers for its server; it must not have ended."""
+    assert run.poll() is None, log.read_text()[-3000:]
+    return answers(ChromaClient("127.0.0.1", port))
+
+
+def signal_to(pid: int) -> None:
+    """SIGKILL, if it is still there."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def kill(run: subprocess.Popen[bytes], data: Path, how: str = "run") -> None:
+    """SIGKILL to the ``run``, its ``server`` or ``both``, and to the run at last; returns when both are gone."""
+    server = Beside(data)._read().server
+    if how != "run" and server:
+        signal_to(server.pid)
+    run.kill()
+    run.wait()
+    if server:
+        eventually(lambda: not server.alive(), "the server's end")
 
 
 class Writer(threading.Thread):

@@ -22,11 +22,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from chromakeep.chroma.client import ChromaClient
-from chromakeep.errors import ServerFailed
-from chromakeep.operations.beside import Beside
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
-from run.running import eventually, process
+from run.running import eventually, kill, process, ready
 
 Record = tuple[float, str | None, dict[str, Any] | None]
 Place = tuple[str, str]  # tenant and database
@@ -37,16 +35,6 @@ NAMES = st.sampled_from(["one", "two", "three"])
 IDS = st.lists(st.sampled_from([f"i{n}" for n in range(12)] + ["ü/ø", "i" * 100]), min_size=1, max_size=6, unique=True)
 VALUES = st.integers(1, 10**6).map(float)
 FIRST: Place = ("default_tenant", "default_database")
-
-
-def up(run: Any, port: int, log: Path) -> bool:
-    """Whether it serves; it must not have ended."""
-    assert run.poll() is None, log.read_text()[-3000:]
-    try:
-        ChromaClient("127.0.0.1", port).heartbeat(timeout=1)
-    except ServerFailed:
-        return False
-    return True
 
 
 class Losses(RuleBasedStateMachine):
@@ -67,7 +55,7 @@ class Losses(RuleBasedStateMachine):
         self.run, port, log = self.stack.enter_context(
             process(self.data, self.keep, every=3600, durability="sync", more=("--hold-writes", "30s"))
         )
-        eventually(partial(up, self.run, port, log), "the server")
+        eventually(partial(ready, self.run, port, log), "the server")
         self.client = ChromaClient("127.0.0.1", port, timeout=60)
 
     # -- requests ---------------------------------------------------------------------------------------------------
@@ -157,11 +145,7 @@ class Losses(RuleBasedStateMachine):
     @precondition(lambda self: self.paths)
     @rule()
     def lose(self) -> None:
-        server = Beside(self.data)._read().server
-        self.run.kill()
-        self.run.wait()
-        if server:
-            eventually(lambda: not server.alive(), "the server's end")
+        kill(self.run, self.data)
         self.stack.close()
         shutil.rmtree(self.data)
         shutil.rmtree(self.base / ".data.chromakeep", ignore_errors=True)
@@ -190,10 +174,8 @@ class Losses(RuleBasedStateMachine):
             if self.paths:
                 self.lose()
         finally:
+            kill(self.run, self.data)
             self.stack.close()
-            server = Beside(self.data)._read().server
-            if server:
-                eventually(lambda: not server.alive(), "the server's end")
             shutil.rmtree(self.base, ignore_errors=True)
 
 

@@ -21,7 +21,7 @@ from chromakeep.operations.beside import Beside
 from chromakeep.operations.restore import restore
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
-from run.running import PATIENCE, Writer, add, create, eventually, held, process, running
+from run.running import PATIENCE, Writer, add, answers, create, eventually, held, process, running
 
 
 @pytest.fixture
@@ -407,15 +407,6 @@ def test_a_server_left_by_a_killed_run_is_gone_before_the_next_serves(tmp_path: 
 def enough(writer: Writer, wanted: int, child: subprocess.Popen[bytes]) -> bool:
     """Whether the writer got that far, or never will."""
     return writer.writes > wanted or child.poll() is not None
-
-
-def answers(client: ChromaClient) -> bool:
-    """Whether a server is there."""
-    try:
-        client.heartbeat(timeout=1)
-    except ServerFailed:
-        return False
-    return True
 
 
 def test_a_backup_by_hand_beside_a_run_is_possible(tmp_path: Path, repository: Path) -> None:

@@ -44,12 +44,11 @@ from chromakeep.chroma.client import ChromaClient, Ref  # noqa: E402
 from chromakeep.chroma.reader import read_collection  # noqa: E402
 from chromakeep.chroma.server import free_port  # noqa: E402
 from chromakeep.errors import ServerAnswered, ServerFailed  # noqa: E402
-from chromakeep.operations.beside import Beside  # noqa: E402
 from chromakeep.operations.restore import restore  # noqa: E402
 from chromakeep.operations.tenure import LAPSE  # noqa: E402
 from chromakeep.repository import Repository  # noqa: E402
 from chromakeep.store.open import open_store  # noqa: E402
-from run.running import DATABASE, SRC, create, eventually  # noqa: E402
+from run.running import DATABASE, SRC, create, eventually, kill  # noqa: E402
 from servers.fault_proxy import Fault, FaultProxy  # noqa: E402
 from servers.s3 import S3Server, start_moto  # noqa: E402
 
@@ -95,17 +94,6 @@ class Instance:
     def memory(self) -> int:
         """Resident bytes of the process."""
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-    def kill(self, how: str) -> None:
-        """SIGKILL to the run, its server or both; returns when both are gone."""
-        server = Beside(self.data)._read().server
-        with suppress(ProcessLookupError):
-            if how != "run" and server:
-                os.kill(server.pid, signal.SIGKILL)
-        self.process.kill()
-        self.process.wait()
-        if server:
-            eventually(lambda: not server.alive(), "the server's end")
 
 
 @dataclass
@@ -294,7 +282,7 @@ def happen(scene: Scene, what: str, seconds: float) -> None:
         os.kill(first.process.pid, signal.SIGCONT)
         scene.gone(first, FENCED)
     elif what == "crash" or (what == "two" and scene.durability == "sync"):
-        first.kill(chance.choice(["run", "server", "both"]))
+        kill(first.process, first.data, chance.choice(["run", "server", "both"]))
         scene.gone(first)
     else:
         first.process.send_signal(signal.SIGTERM)
@@ -377,7 +365,7 @@ def main() -> int:
         for one in scene.instances:
             with suppress(ProcessLookupError):
                 os.kill(one.process.pid, signal.SIGCONT)
-            one.kill("both")
+            kill(one.process, one.data, "both")
         proxy.stop()
         moto.stop()
     shutil.rmtree(place)

@@ -13,10 +13,8 @@ held until a snapshot has it, makes it again. Whatever is missing, named by a re
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,12 +26,11 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from chromakeep.chroma.client import ChromaClient  # noqa: E402
-from chromakeep.errors import ServerFailed  # noqa: E402
 from chromakeep.operations.beside import Beside  # noqa: E402
 from chromakeep.operations.restore import restore  # noqa: E402
 from chromakeep.repository import Repository  # noqa: E402
 from chromakeep.store.local import LocalStore  # noqa: E402
-from run.running import Writer, eventually, held, process  # noqa: E402
+from run.running import Writer, answers, eventually, held, process, signal_to  # noqa: E402
 
 KILL_RUN, KILL_SERVER, KILL_BOTH, TERM = "kill run", "kill server", "kill both", "term"
 
@@ -95,7 +92,7 @@ def kill(place: Path, rounds: int, choice: random.Random) -> None:
     assert writer and writer.ref
     with process(data, repository, grace=30.0) as (run, port, log):
         client = ChromaClient("127.0.0.1", port)
-        eventually(lambda: up(client), "the server", 120)
+        eventually(lambda: answers(client), "the server", 120)
         run.terminate()
         assert run.wait(60) == 0, log.read_text()[-5000:]
     writer.over.set()
@@ -112,23 +109,6 @@ def kill(place: Path, rounds: int, choice: random.Random) -> None:
 def enough(writer: Writer, before: int, run: subprocess.Popen[bytes]) -> bool:
     """Whether a write was acknowledged, or never will be."""
     return writer.writes > before or run.poll() is not None
-
-
-def signal_to(pid: int) -> None:
-    """SIGKILL, if it is still there."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def up(client: ChromaClient) -> bool:
-    """Whether a server is there."""
-    try:
-        client.heartbeat(timeout=1)
-    except ServerFailed:
-        return False
-    return True
 
 
 if __name__ == "__main__":

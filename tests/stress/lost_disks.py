@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -34,7 +31,7 @@ from chroma.test_tail import Model, World  # noqa: E402
 from chromakeep.chroma.client import ChromaClient, Ref  # noqa: E402
 from chromakeep.errors import ServerAnswered, ServerFailed  # noqa: E402
 from chromakeep.operations.beside import Beside, Process  # noqa: E402
-from run.running import eventually, process  # noqa: E402
+from run.running import eventually, process, ready, signal_to  # noqa: E402
 
 WINDOW = 1.0  # seconds before the kill that async may lose
 
@@ -175,32 +172,9 @@ def lose(place: Path, rounds: int, durability: str, writers: int, seed: int) -> 
     print(f"{said}: {dict(done)}, {seconds:.0f} s")
 
 
-def ready(run: subprocess.Popen[bytes], port: int, log: Path) -> bool:
-    """Whether it serves; it must not have ended."""
-    assert run.poll() is None, log.read_text()[-3000:]
-    return up(port)
-
-
 def gone(server: Process) -> bool:
     """Whether a process has ended."""
     return not server.alive()
-
-
-def up(port: int) -> bool:
-    """Whether the server behind the door answers."""
-    try:
-        ChromaClient("127.0.0.1", port).heartbeat(timeout=1)
-    except ServerFailed:
-        return False
-    return True
-
-
-def signal_to(pid: int) -> None:
-    """SIGKILL, if it is still there."""
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 def main() -> int:

@@ -121,7 +121,7 @@ def boot(
     if open_repository is not None:
         try:
             repository = open_repository()
-            way = latest(Log(repository), candidates(repository, str(beside.data)))
+            way = newest_state(repository, str(beside.data))
             evidence = Evidence(evidence.directory, True, way is not None)
         except RepositoryNotFound as error:
             failure = error
@@ -154,6 +154,11 @@ def boot(
     assert outcome in (FRESH, RESTORED)
     seconds = time.monotonic() - started
     return Booted(outcome, collections, seconds, way.snapshot.id if way else None, kept, moment, way)
+
+
+def newest_state(repository: Repository, source: str) -> Route | None:
+    """How the newest state for this directory is reached; None where there is none. Raises as ``candidates`` does."""
+    return latest(Log(repository), candidates(repository, source))
 
 
 def candidates(repository: Repository, source: str, *, collection: str | None = None) -> list[Snapshot]:

@@ -315,7 +315,7 @@ class Keeping:
         shipped = shipping is not None and shipping.finish(timeout)
         if lease and not shipping:
             with suppress(ChromakeepError):
-                lease.release(0)  # nobody has to wait for this instance
+                lease.release()  # nobody has to wait for this instance
         self._wake.set()
         self.start()
         while not self._done.wait(0.05):

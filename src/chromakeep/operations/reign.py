@@ -45,8 +45,8 @@ def reign(
             found = holder(brisk, epoch) if epoch else None
             if found != seen:  # before it is judged: the time of another holder is not this one's
                 seen, since = found, time.monotonic()
-            over = found is None or found.released or found.gone or time.monotonic() - since > lapse
-            if found is None or over or (listed and _ended(brisk, epoch)):
+            lapsed = time.monotonic() - since > lapse
+            if found is None or found.released or found.gone or lapsed or (listed and _ended(brisk, epoch)):
                 return Tenure(Lease.take(repository, address=address, over=epoch), observer)
         except LeaseLost:
             looks = 0  # another one was quicker: watch that one

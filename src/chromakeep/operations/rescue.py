@@ -221,10 +221,8 @@ def rescue(
 def _from_snapshot(
     beside: Beside, reason: str, open_repository: Callable[[], Repository] | None, observer: Observer
 ) -> RescueReport:
-    from chromakeep.operations.boot import candidates
+    from chromakeep.operations.boot import newest_state
     from chromakeep.operations.restore import restore
-    from chromakeep.repository.log import Log
-    from chromakeep.repository.route import latest
 
     what = f"{beside.data / DATABASE} is broken ({reason})"
     if open_repository is None:
@@ -234,7 +232,7 @@ def _from_snapshot(
         )
     try:
         repository = open_repository()
-        way = latest(Log(repository), candidates(repository, str(beside.data)))
+        way = newest_state(repository, str(beside.data))
         if way is None:
             raise RefusedToServe(f"{what} and the repository holds no snapshot", hint="restore it from another backup")
         new = beside.scratch("new")

@@ -41,7 +41,7 @@ class Shipping:
     """Ships into the epoch of ``lease``. ``base`` names the snapshot it builds on, None: ``lease.after``; ``known``
     gives by topic the last row that this has already.
 
-    ``lost`` is set when another instance has taken over; nothing is shipped from then on.
+    Nothing is shipped once the lease is lost.
     """
 
     def __init__(
@@ -54,9 +54,8 @@ class Shipping:
         known: Mapping[str, int] | None = None,
         observer: Observer = ignore,
     ) -> None:
-        self.lease, self.lost = lease, lease.lost
+        self.lease = lease
         self.counter = -1  # SQLite's, of the newest state in the log
-        self.number = 0
         self._log = Log(lease.repository.brisk)
         # Clocks of two instances may differ by minutes: the log's times rise all the same.
         since = Log(lease.repository).last_time(*lease.after) if lease.after else None
@@ -81,7 +80,7 @@ class Shipping:
         """Done when everything committed before this call is in the log; fails with ``LeaseLost``."""
         ticket: Future[None] = Future()
         with self._lock:
-            if self.lost.is_set() or self._closed.is_set():
+            if self.lease.lost.is_set() or self._closed.is_set():
                 ticket.set_exception(LeaseLost("this instance does not write to the repository any more"))
                 return ticket
             self._waiting.append(ticket)
@@ -91,7 +90,7 @@ class Shipping:
     @property
     def line(self) -> tuple[int, int]:
         """Epoch and number of the last segment."""
-        return self.lease.epoch, self.number
+        return self.lease.epoch, self.lease.number
 
     @property
     def standing(self) -> Standing:
@@ -108,10 +107,10 @@ class Shipping:
         """
         self._ending.set()
         self._wake.set()
-        done = self._closed.wait(timeout) and not self.lost.is_set() and self._behind is None
+        done = self._closed.wait(timeout) and not self.lease.lost.is_set() and self._behind is None
         if done:
             with suppress(StoreError, LeaseLost):
-                self.lease.release(self.number)
+                self.lease.release()
         return done
 
     def close(self) -> None:
@@ -160,7 +159,7 @@ class Shipping:
             raise
 
     def _put(self, change: Change) -> None:
-        first = self.number == 0
+        first = self.lease.number == 0
         segment = Segment(
             (change,),
             base=self._base if first else None,
@@ -168,8 +167,8 @@ class Shipping:
             schema=self.schema if first else None,
             source=self._source if first else None,
         )
-        self._log.append(self.lease.epoch, self.number + 1, segment)
-        self.number = self.lease.number = self.number + 1
+        self._log.append(self.lease.epoch, self.lease.number + 1, segment)
+        self.lease.number += 1
         if not change.more:
             self.counter = change.counter
 

@@ -19,13 +19,13 @@ from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import ChromakeepError, ServerFailed, StoreError
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.beside import DATABASE, Beside, Process
-from chromakeep.operations.boot import DATA, candidates, look
+from chromakeep.operations.boot import DATA, look, newest_state
 from chromakeep.operations.restore import restore
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository.log import Log
 from chromakeep.repository.pursuit import FellBehind, Pursuit, settled
 from chromakeep.repository.repository import Repository
-from chromakeep.repository.route import Leg, Route, latest
+from chromakeep.repository.route import Leg, Route
 
 POLL = 0.2  # seconds between two looks for more of the log
 TOGETHER = 0.3  # seconds for which what is read is brought before it is shown: a writer may be quicker than a replay
@@ -55,7 +55,7 @@ class Standby:
         self.known: dict[str, int] = {}  # by topic, the last row that is in the log; set by ``take_over``
         self._repository, self._beside, self._observer = repository, beside, observer
         self._make_server, self._hold = make_server, hold
-        self._log = Log(repository)
+        self._log = Log(repository.brisk)
         self._server: ChromaServer | None = None
         self._lease: Tenure | None = None
         self._done = False
@@ -143,7 +143,7 @@ class Standby:
 
     def _way(self) -> Route | None:
         """How the newest state is reached; None while no log leads to one."""
-        way = latest(self._log, candidates(self._repository, str(self._beside.data)))
+        way = newest_state(self._repository, str(self._beside.data))
         return way if way and way.legs else None
 
     def _may_replace(self, way: Route) -> bool:
@@ -166,7 +166,7 @@ class Standby:
         size = (self._beside.data / DATABASE).stat().st_size
         follower = Follower(self._beside.data, server.client)
         try:
-            self._pursue(Pursuit(Log(self._repository.brisk), leg, at), follower, server, way.snapshot.id, size)
+            self._pursue(Pursuit(self._log, leg, at), follower, server, way.snapshot.id, size)
         finally:
             follower.close()
 

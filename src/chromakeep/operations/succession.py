@@ -144,5 +144,5 @@ class Succession:
             return True
         if lease and not self._keeping.shipping:  # nothing was written: nobody has to wait for this instance
             with suppress(ChromakeepError):
-                lease.release(0)
+                lease.release()
         return False

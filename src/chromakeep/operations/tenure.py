@@ -66,10 +66,10 @@ class Tenure:
             self._observer(Noted(error.message, "warning"))
         self.on_lost(error)
 
-    def release(self, number: int) -> None:
-        """As ``Lease.release``."""
+    def release(self) -> None:
+        """As ``Lease.release``, behind the last segment."""
         self.end()
-        self._lease.release(number)
+        self._lease.release(self.number)
 
     def end(self) -> None:
         """Show no sign of life any more."""
