@@ -90,6 +90,41 @@ def test_a_gap_and_damage_are_told(repository: Repository) -> None:
         list(log.segments(1))
 
 
+class Together(MemoryStore):
+    """Reads of the log are answered two at a time: a reader that asks for one after the other never gets any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair: threading.Barrier | None = None
+
+    def get(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        if self.pair and name.startswith("log/"):
+            self.pair.wait(30)
+        return super().get(name, start=start, length=length)
+
+
+def test_a_long_log_is_read_ahead() -> None:
+    """In a bucket each segment costs a round trip: several are asked for at once, and come in order; the reader that
+    stops in the middle leaves nothing behind, and a gap or damage comes at its place."""
+    store = Together()
+    log = Log(Repository.create(store))
+    for number in range(1, 25):
+        log.append(1, number, Segment((change(number, number),)))
+    store.pair = threading.Barrier(2)
+    assert [number for number, _ in log.segments(1)] == list(range(1, 25))
+    store.pair = None
+    reader = log.segments(1, 3)
+    assert next(reader)[0] == 4
+    reader.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("log")]
+    store.delete(name_of(1, 20))
+    seen = []
+    with pytest.raises(MissingObject, match="0000000020"):
+        for number, _ in log.segments(1):
+            seen.append(number)
+    assert seen == list(range(1, 20))
+
+
 def test_a_lost_answer_is_no_lost_lease(repository: Repository) -> None:
     """The same segment twice is once; another one under its name is the end."""
     log = Log(repository)

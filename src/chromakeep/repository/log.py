@@ -12,7 +12,9 @@ before it deletes, so a reader that finds an object gone finds what it held in a
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from typing import NamedTuple
@@ -27,6 +29,7 @@ from chromakeep.repository.snapshots import instant
 
 PREFIX = "log/"
 ENDED, FENCED = b"ended", b"fenced"  # payloads of tombstones: by the writer itself, by its successor
+AHEAD = 8  # pieces read at once
 TRIES = 4  # listings that show a gap, before it is one: a listing is not of one moment
 
 
@@ -101,6 +104,22 @@ def covering(pieces: Iterable[Piece], number: int) -> Piece | None:
     return max((p for p in pieces if number in p), key=lambda p: p.last, default=None)
 
 
+def chain(pieces: Iterable[Piece], number: int, stop: int | None = None) -> list[Piece]:
+    """The fewest pieces that hold the numbers from ``number`` up to ``stop``, or as far as there is no gap."""
+    found: list[Piece] = []
+    best: Piece | None = None
+    ordered = deque(sorted(pieces, key=lambda p: p.first))
+    while stop is None or number <= stop:
+        while ordered and ordered[0].first <= number:
+            piece = ordered.popleft()
+            best = piece if best is None or piece.last > best.last else best
+        if best is None or best.last < number:
+            break
+        found.append(best)
+        number = best.last + 1
+    return found
+
+
 class Log:
     """The log of a repository, to be read by anybody."""
 
@@ -166,26 +185,44 @@ class Log:
         """Segments of an epoch behind a number, up to ``stop`` or as far as there are any; each once, in their order,
         whoever merges meanwhile. Raises ``MissingObject`` for a gap, ``CorruptObject``."""
         expected, tries = after + 1, 0
-        pieces = self.pieces(epoch)
         while stop is None or expected <= stop:
-            piece = covering(pieces, expected)
+            pieces = self.pieces(epoch)
             try:
-                if piece is None:
-                    if all(p.last < expected for p in pieces):
+                for piece, payloads in self._ahead(chain(pieces, expected, stop)):
+                    if payloads is None:
                         return
+                    for number in range(expected, piece.last + 1 if stop is None else min(piece.last, stop) + 1):
+                        yield number, decode(piece.name, payloads[number - piece.first])
+                    expected, tries = piece.last + 1, 0
+                if all(p.last < expected for p in pieces):
+                    return
+                if stop is None or expected <= stop:
                     raise ObjectNotFound(name_of(epoch, expected))
-                payloads = self.payloads(piece)
             except ObjectNotFound as error:
                 tries += 1
                 if tries == TRIES:
                     raise MissingObject(error.name, hint="the log cannot be followed beyond it") from None
-                pieces = self.pieces(epoch)
-                continue
-            if payloads is None:
-                return
-            for number in range(expected, piece.last + 1 if stop is None else min(piece.last, stop) + 1):
-                yield number, decode(piece.name, payloads[number - piece.first])
-            expected, tries = piece.last + 1, 0
+
+    def _ahead(self, run: list[Piece]) -> Iterator[tuple[Piece, list[bytes] | None]]:
+        """The payloads of pieces, in order. Of a long run ``AHEAD`` are read at once: a segment is small, so that what
+        takes time in a bucket is asking for it."""
+        if len(run) <= AHEAD:
+            for piece in run:
+                yield piece, self.payloads(piece)
+            return
+        with ThreadPoolExecutor(AHEAD, "log") as pool:
+            waiting: deque[tuple[Piece, Future[list[bytes] | None]]] = deque()
+            try:
+                for piece in run:
+                    waiting.append((piece, pool.submit(self.payloads, piece)))
+                    if len(waiting) == AHEAD:
+                        first, found = waiting.popleft()
+                        yield first, found.result()
+                for first, found in waiting:
+                    yield first, found.result()
+            finally:
+                for _, found in waiting:
+                    found.cancel()
 
     def payloads(self, piece: Piece) -> list[bytes] | None:
         """The encoded segments of a piece, in their order; None for a tombstone. Raises ``ObjectNotFound``,
