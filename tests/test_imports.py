@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "chromakeep"
-CORE = {"errors", "events", "records", "addresses", "layout", "changes", "__init__"}
-NOUNS = {"store", "repository", "chroma"}
+CORE = {"errors", "events", "records", "addresses", "layout", "changes", "digests", "batches", "conditions", "__init__"}
+NOUNS = {"store", "repository", "chroma", "exchange"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(CORE, CORE),
     "store": CORE | {"store"},
     "repository": CORE | {"store", "repository"},
     "chroma": CORE | {"chroma"},
+    "exchange": CORE | {"exchange"},
     "testing": CORE | {"store", "testing"},
     "operations": CORE | NOUNS | {"operations"},
     "server": CORE | {"operations", "server"},

@@ -1,8 +1,19 @@
-"""What a collection is, wherever it lives, and the digest that proves two of them equal."""
+"""What a collection is, wherever it lives; the digest that proves two of them equal; the seams of the pump.
+
+A ``Source`` reads collections, a ``Sink`` writes them; what passes between them are Arrow record batches of the one
+schema that ``batches`` fixes. Whoever implements a place implements one or both.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from chromakeep.conditions import Where
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +56,119 @@ class Collection:
     space: str = "l2"
     model: str | None = None  # the embedding function and model the collection names; never built, only told
     digest: Digest | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """What makes a collection, beside its records: as Chroma's HTTP API shows it, whatever place it is in.
+
+    ``metadata``, ``configuration`` (``configuration_json``) and ``schema`` are plain JSON, carried as they are:
+    nothing that they name is built or imported. ``count`` is None where the place cannot tell it without reading.
+    """
+
+    name: str
+    id: str = ""
+    tenant: str = "default_tenant"
+    database: str = "default_database"
+    dimension: int | None = None
+    metadata: Mapping[str, Any] | None = None
+    configuration: Mapping[str, Any] | None = None
+    schema: Mapping[str, Any] | None = None
+    count: int | None = None
+
+    @property
+    def space(self) -> str:
+        """``l2``, ``cosine`` or ``ip``: in the configuration, or as the versions before 0.6 had it in the metadata."""
+        hnsw = (self.configuration or {}).get("hnsw") or {}
+        return str(hnsw.get("space") or (self.metadata or {}).get("hnsw:space") or "l2")
+
+    @property
+    def function(self) -> Mapping[str, Any]:
+        """The embedding function that it names, with name, type and config; never built, only told."""
+        found = (self.configuration or {}).get("embedding_function")
+        return found if isinstance(found, Mapping) else {}
+
+    @property
+    def model(self) -> str | None:
+        """The function's name and its model, as far as they are named."""
+        config = self.function.get("config")
+        model = config.get("model_name") or config.get("model") if isinstance(config, Mapping) else None
+        name = self.function.get("name")
+        return " ".join(str(part) for part in (name, model) if part) or None
+
+    @property
+    def place(self) -> tuple[str, str, str]:
+        """Tenant, database and name: what one collection differs in from all others of a place."""
+        return self.tenant, self.database, self.name
+
+
+Mark = Any
+"""How far something was read or written: plain JSON, made and understood by one source or sink."""
+
+
+class Source(Protocol):
+    """A place to read from. Not for several threads at a time, unless it says so."""
+
+    def definitions(self) -> Sequence[Definition]:
+        """The collections there are."""
+
+    def batches(
+        self, definition: Definition, *, after: Mark = None, where: Where | None = None
+    ) -> Iterator[tuple[pa.RecordBatch, Mark]]:
+        """All records of a collection that satisfy ``where``, each once, with the mark that leads behind each batch.
+
+        Every batch has the schema ``batches.schema(definition.dimension)`` and at least one record, unless none of a
+        part that was read satisfied ``where``. ``after``: a mark of an earlier reader of the same ``state()``; what is
+        before it is not read again. Raises ``SourceError`` for a record that cannot be given exactly.
+        """
+
+    def state(self) -> str:
+        """What is there, in one word: while it is the same, the marks lead on. Empty: they never do."""
+
+    def close(self) -> None:
+        """Let go of connections and files; twice is once."""
+
+
+CONFLICTS = ("fail", "skip", "upsert", "replace")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a sink takes. None: it says nothing of it."""
+
+    writers: int = 1
+    records: int = 2048
+
+
+class Intake(Protocol):
+    """One collection of a sink while it is written."""
+
+    limits: Limits
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Write records; when it returns they are accepted. The same ones again change nothing. Up to
+        ``limits.writers`` threads call it at a time, with different batches."""
+
+    def mark(self) -> Mark:
+        """What an intake of a later process needs to go on behind all that was written; None: it needs nothing.
+        What a mark tells of is durable."""
+
+    def finish(self) -> None:
+        """All was written: bring the collection into its final shape."""
+
+
+class Sink(Protocol):
+    """A place to write to. Nothing is visible under its final name before it is whole, where the place can do that."""
+
+    def definitions(self) -> Sequence[Definition]:
+        """The collections that are there already."""
+
+    def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> Intake:
+        """Begin one, or go on with one (``mark`` of an ``Intake`` that a killed process left). ``conflict`` is of
+        ``CONFLICTS`` and says what happens if there is one of that name. Raises ``TargetNotEmpty``."""
+
+    def publish(self) -> None:
+        """All collections are finished: make them visible, in one step where the place can do that."""
+
+    def close(self) -> None:
+        """Let go. What was not published stays invisible and can be gone on with; twice is once."""

@@ -19,8 +19,8 @@ import pytest
 from chroma.conftest import spooled
 from chroma.directories import VERSIONS
 from chromakeep.chroma import pickles
-from chromakeep.chroma.digests import hashes
 from chromakeep.chroma.pickles import IdMap, parse_id_map, read_cut_off, read_id_map, read_names
+from chromakeep.digests import hashes
 from chromakeep.errors import SourceBroken
 
 

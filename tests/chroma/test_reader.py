@@ -16,11 +16,11 @@ from chroma.conftest import Known
 from chroma.directories import VERSIONS
 from chroma.torn import SCENES
 from chromakeep.chroma.catalog import Catalog
-from chromakeep.chroma.digests import Tally, encode, hashes, key_hash, row_hashes, value_hashes
 from chromakeep.chroma.hnsw import through_cosine
 from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.metadata import canonical
 from chromakeep.chroma.reader import Portion, read_collection, read_vectors
+from chromakeep.digests import Tally, encode_value, hashes, key_hash, row_hashes, value_hashes
 from chromakeep.errors import UsageError
 from chromakeep.records import Digest
 
@@ -49,7 +49,7 @@ def digest_of(got: dict[str, Any]) -> Digest:
         if got["uris"][i] is not None:
             entries["chroma:uri"] = got["uris"][i]
         for key, value in entries.items():
-            tally.metadata += lanes * key_hash(key.encode()) * value_hashes([encode(value)])[0]
+            tally.metadata += lanes * key_hash(key.encode()) * value_hashes([encode_value(value)])[0]
     return tally.digest()
 
 
@@ -171,8 +171,8 @@ def test_values_of_different_types_have_different_bytes() -> None:
         float(2**62),
         -1,
     ]
-    assert len({encode(value) for value in values}) == len(values)
-    assert encode(-0.0) == encode(0.0)
+    assert len({encode_value(value) for value in values}) == len(values)
+    assert encode_value(-0.0) == encode_value(0.0)
 
 
 def test_every_change_shows_in_its_own_part(random_directories: list[Known]) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chromakeep.chroma.catalog import Catalog, Entry
-from chromakeep.chroma.digests import hashes
 from chromakeep.chroma.queue import ADD, BACKFILL, DELETE, DOCUMENT, UPDATE, Queue, Row
+from chromakeep.digests import hashes
 
 URI = "chroma:uri"
 HIDDEN = "chroma:"

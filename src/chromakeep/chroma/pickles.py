@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chromakeep.chroma import spool
-from chromakeep.chroma.digests import Lanes, hashes
 from chromakeep.chroma.spool import Spool
+from chromakeep.digests import Lanes, hashes
 from chromakeep.errors import SourceBroken
 
 FILE = "index_metadata.pickle"

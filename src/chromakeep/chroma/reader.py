@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw
 from chromakeep.chroma.catalog import Catalog, Entry, untrusted_rows
-from chromakeep.chroma.digests import hashes
 from chromakeep.chroma.metadata import HIDDEN, URI, Fields, Records
 from chromakeep.chroma.queue import DOCUMENT, Queue
 from chromakeep.chroma.vectors import Vectors
+from chromakeep.digests import hashes
 from chromakeep.errors import SourceBroken
 
 PORTION = 2048

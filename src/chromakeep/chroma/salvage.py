@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw, pickles
 from chromakeep.chroma.catalog import Catalog, Entry, untrusted_rows
-from chromakeep.chroma.digests import hashes
 from chromakeep.chroma.metadata import Records
 from chromakeep.chroma.pickles import IdMap
 from chromakeep.chroma.purge import held_after
 from chromakeep.chroma.queue import Queue, Row, replay
+from chromakeep.digests import hashes
 from chromakeep.errors import ChromakeepError, SourceBroken
 
 PORTION = 2048

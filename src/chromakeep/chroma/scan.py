@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chromakeep.chroma.catalog import Catalog
-from chromakeep.chroma.digests import Lanes, Tally, encode, hashes, key_hash, value_hashes
 from chromakeep.chroma.metadata import HIDDEN, URI, Fields, Records, value_of
 from chromakeep.chroma.queue import DOCUMENT
+from chromakeep.digests import Lanes, Tally, encode_value, hashes, key_hash, value_hashes
 
 RANGE = 1 << 17  # rows of ``embeddings`` in memory at a time, 29 bytes each
 PORTION = 8192
@@ -131,7 +131,7 @@ class Scan:
             if type(value) is bytes
             else value.encode()
             if type(value) is str
-            else encode(value)
+            else encode_value(value)
             if kind > _IS_HIDDEN
             else b""
             for kind, value in zip(kinds, values, strict=True)
@@ -182,4 +182,4 @@ def add_fields(tally: Tally, id_: bytes, fields: Fields) -> None:
         if key == DOCUMENT:
             tally.documents += lanes * value_hashes([value.encode()])[0]
         elif key == URI or not key.startswith(HIDDEN):
-            tally.metadata += lanes * key_hash(key.encode()) * value_hashes([encode(value)])[0]
+            tally.metadata += lanes * key_hash(key.encode()) * value_hashes([encode_value(value)])[0]

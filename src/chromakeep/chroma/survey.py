@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw, spool
 from chromakeep.chroma.catalog import DATABASE, Catalog, Entry
-from chromakeep.chroma.digests import Lanes, Tally, hashes
 from chromakeep.chroma.metadata import Records
 from chromakeep.chroma.problems import MAX_IDS, Problem
 from chromakeep.chroma.queue import Queue
 from chromakeep.chroma.scan import Scan
 from chromakeep.chroma.spool import Spool
 from chromakeep.chroma.vectors import Vectors
+from chromakeep.digests import Lanes, Tally, hashes
 from chromakeep.records import Collection
 
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw, pickles
 from chromakeep.chroma.catalog import Entry
-from chromakeep.chroma.digests import Lanes, Tally, hashes, row_hashes, value_hashes
 from chromakeep.chroma.hnsw import Fault
 from chromakeep.chroma.metadata import named
 from chromakeep.chroma.pickles import IdMap
 from chromakeep.chroma.queue import Queue, replay
+from chromakeep.digests import Lanes, Tally, hashes, row_hashes, value_hashes
 from chromakeep.errors import SourceBroken
 
 _PORTION = 512

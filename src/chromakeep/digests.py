@@ -39,7 +39,7 @@ def key_hash(key: bytes) -> Lanes:
     return lanes
 
 
-def encode(value: object) -> bytes:
+def encode_value(value: object) -> bytes:
     """The canonical bytes of a metadata value: a letter for its type, the value; a list's items led by their lengths.
 
     ``1``, ``1.0``, ``True`` and ``"1"`` all differ. ``-0.0`` is ``0.0``, as which SQLite stores it.
@@ -53,7 +53,7 @@ def encode(value: object) -> bytes:
     if isinstance(value, float):
         return b"f" + _FLOAT.pack(value + 0.0)
     if isinstance(value, list):
-        return b"l" + b"".join([b"%d:%b" % (len(item), item) for item in map(encode, value)])
+        return b"l" + b"".join([b"%d:%b" % (len(item), item) for item in map(encode_value, value)])
     raise TypeError(f"no metadata value of Chroma: {type(value).__name__}")
 
 
