@@ -40,6 +40,7 @@ bench: $(VENV)/.dev packages servers
 	$(BIN)/python bench/bench.py $(BENCH)
 	$(BIN)/python bench/replication.py
 	$(BIN)/python bench/ways.py
+	$(BIN)/python bench/records.py
 
 stress: $(VENV)/.dev servers
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)

@@ -9,6 +9,7 @@
 ``az://container/prefix``                   Azure Blob Storage (``?account=NAME``, ``?endpoint=URL``)
 ``memory://name``                           objects in this process, gone when it ends
 ``http://host:8000/tenant/database``        a Chroma server, or one database of it
+``chroma-cloud://tenant/database``          Chroma Cloud
 =========================================== ============================================================
 
 A snapshot in a repository is ``ADDRESS@SELECTOR``; see ``split_selector``. Credentials are never part of an address:
@@ -34,7 +35,8 @@ OPTIONS: dict[str, frozenset[str]] = {
 }
 """The kinds of object storage, and the query parameters each understands."""
 
-KNOWN = "a local path, file://, s3://, r2://, spaces://, gs://, az://, memory://, http://, https://"
+CLOUD = "chroma-cloud"
+KNOWN = "a local path, file://, s3://, r2://, spaces://, gs://, az://, memory://, http://, https://, chroma-cloud://"
 
 # One slash is enough to be taken for a URL (a path normaliser makes ``s3:/b`` of ``s3://b``); a single letter is not a
 # scheme, and a path that really begins so can be written ``./data:/x``.
@@ -51,8 +53,9 @@ _SECRETIVE = re.compile(r"secret|passw|pwd|token|key|credential|^sas|sig", re.IG
 class Address:
     """A place. Values are plain and already checked; ``parse(str(address)) == address``.
 
-    ``kind`` is ``path``, ``http`` or one of ``OPTIONS``; ``place`` the path as given, the bucket or container, the
-    name in memory, or ``scheme://host:port``; ``prefix`` what follows it, without slashes at its ends.
+    ``kind`` is ``path``, ``http``, ``chroma-cloud`` or one of ``OPTIONS``; ``place`` the path as given, the bucket or
+    container, the name in memory, the tenant, or ``scheme://host:port``; ``prefix`` what follows it, without slashes at
+    its ends.
     """
 
     kind: str
@@ -88,7 +91,7 @@ def parse(text: str) -> Address:
     rest = text[scheme.end() :]
     if kind == "file":
         return Address("path", _file_path(rest))
-    if kind not in OPTIONS and kind not in ("http", "https"):
+    if kind not in OPTIONS and kind not in ("http", "https", CLOUD):
         raise UsageError(f"{kind}:// is not a kind of address that is known", hint=f"known are {KNOWN}")
     if not rest.startswith("/"):
         raise UsageError(f"after {kind}: there are two slashes", hint=f"write {kind}://...")
@@ -98,6 +101,8 @@ def parse(text: str) -> Address:
         raise _holds_credentials(kind)
     if kind in ("http", "https"):
         return _server(kind, place, prefix, query)
+    if kind == CLOUD:
+        return _cloud(place, prefix, query)
     if kind == "memory":
         if place and not _WORD.fullmatch(place):
             raise UsageError("memory://NAME takes letters, digits and ._- as its name")
@@ -171,6 +176,12 @@ def _server(scheme: str, host: str, prefix: str, query: str) -> Address:
     return Address("http", f"{scheme}://{host}", _clean_prefix(scheme, prefix))
 
 
+def _cloud(tenant: str, database: str, query: str) -> Address:
+    if not _WORD.fullmatch(tenant) or not _WORD.fullmatch(database) or query:
+        raise UsageError(f"{CLOUD}:// names a tenant and a database", hint=f"write {CLOUD}://TENANT/DATABASE")
+    return Address(CLOUD, tenant, database)
+
+
 def _clean_prefix(kind: str, prefix: str) -> str:
     prefix = prefix.strip("/")
     for segment in prefix.split("/") if prefix else ():
@@ -206,6 +217,7 @@ def _holds_credentials(kind: str) -> UsageError:
         "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
         "http": "CHROMA_TOKEN",
         "https": "CHROMA_TOKEN",
+        CLOUD: "CHROMA_API_KEY",
     }
     return UsageError(
         f"a {kind}:// address seems to hold credentials, which would end up in logs and histories",

@@ -28,6 +28,16 @@ class Progressed(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class RecordsMoved(Event):
+    """``done`` records of a collection have gone through a phase; ``total``: of how many, as far as that is known."""
+
+    phase: str
+    collection: str
+    done: int
+    total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Retried(Event):
     """A step failed in a way that may pass and is tried again after ``delay`` seconds."""
 

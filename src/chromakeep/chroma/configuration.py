@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from chromakeep.errors import SourceBroken
@@ -31,12 +31,24 @@ _LEGACY = {
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """The settings that matter here. ``model`` is the embedding function, as ``name`` or ``name:model``, if any."""
+    """The settings that matter here. ``model`` is the embedding function, as ``name`` or ``name:model``, if any.
+
+    ``settings`` are all of the index, ``function`` is what is stored of the embedding function, ``schema`` the schema
+    as stored: plain JSON, only to be passed on.
+    """
 
     space: str
     sync_threshold: int
     max_neighbors: int
     model: str | None
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
+    function: dict[str, Any] = field(default_factory=dict, hash=False)
+    schema: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def shown(self) -> dict[str, Any]:
+        """As Chroma's HTTP API shows it: ``configuration_json``."""
+        hnsw = {name: value for name, value in self.settings.items() if name != "batch_size"}
+        return {"hnsw": hnsw, "spann": None, "embedding_function": self.function or None}
 
 
 def configuration(schema: Any, config: Any, legacy: dict[str, Any]) -> Configuration:
@@ -58,7 +70,7 @@ def configuration(schema: Any, config: Any, legacy: dict[str, Any]) -> Configura
         raise SourceBroken(f"a collection has the space {str(space)[:40]!r}")
     if not all(type(number) is int and 0 < number < 1 << 62 for number in (threshold, neighbors)):
         raise SourceBroken("a collection's index settings are no positive numbers")
-    return Configuration(space, threshold, neighbors, _model(function))
+    return Configuration(space, threshold, neighbors, _model(function), settings, function, parsed)
 
 
 def _json(text: Any) -> dict[str, Any]:

@@ -191,18 +191,6 @@ class Records:
         for start in range(0, len(self.appended), size):
             yield self.appended[start : start + size]
 
-    def portions(self, size: int) -> Iterator[tuple[list[bytes], list[Fields]]]:
-        """The living ids and their fields, in the order of ``collection.get``."""
-        in_place = self.in_place
-        for start in range(0, len(in_place), size):
-            rowids = in_place[start : start + size].tolist()
-            stored = read_fields(self.connection, rowids, arrays=self.arrays)
-            ids = self._ids(rowids)
-            yield ids, [self.changed.get(i, stored.get(n, {})) or {} for i, n in zip(ids, rowids, strict=True)]
-        for start in range(0, len(self.appended), size):
-            ids = self.appended[start : start + size]
-            yield ids, [self.changed[id_] or {} for id_ in ids]
-
     def _ids(self, rowids: list[int]) -> list[bytes]:
         found = dict(
             self.connection.execute(

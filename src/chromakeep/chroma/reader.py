@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw
 from chromakeep.chroma.catalog import Catalog, Entry, untrusted_rows
-from chromakeep.chroma.metadata import HIDDEN, URI, Fields, Records
-from chromakeep.chroma.queue import DOCUMENT, Queue
+from chromakeep.chroma.columns import read_columns
+from chromakeep.chroma.metadata import Records
+from chromakeep.chroma.queue import Queue
 from chromakeep.chroma.vectors import Vectors
 from chromakeep.digests import hashes
 from chromakeep.errors import SourceBroken
@@ -48,8 +49,9 @@ def read_collection(directory: Path, collection: str | Entry, *, portion: int = 
         for row in records.poisoned + vectors.poisoned + vectors.misfits:
             raise SourceBroken(f"queue row {row.seq} stops Chroma: {row.poison or 'its vector has another dimension'}")
         index = Index(vectors)
-        for ids, fields in records.portions(portion):
-            yield _portion(index, ids, fields)
+        for some in read_columns(records, portion):
+            ids = [id_.decode() for id_ in some.ids]
+            yield Portion(ids, index.vectors(some.ids), some.documents, some.uris, some.metadatas)
 
 
 def read_vectors(directory: Path, collection: str | Entry) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
@@ -67,18 +69,6 @@ def open_collection(catalog: Catalog, collection: str | Entry) -> tuple[Records,
     return Records(catalog, entry, queue), Vectors(catalog.directory, entry, queue)
 
 
-def _portion(index: Index, ids: list[bytes], fields: list[Fields]) -> Portion:
-    uris, metadatas = [], []
-    for each in fields:
-        uri = each.get(URI)
-        uris.append(uri if isinstance(uri, str) else None)
-        shown = {key: value for key, value in each.items() if not key.startswith(HIDDEN)}
-        # Chroma shows {} for a record that has nothing but hidden keys, and null for one that has no key at all
-        metadatas.append(shown if shown or each.keys() - {DOCUMENT} else None)
-    documents = [text if isinstance(text := each.get(DOCUMENT), str) else None for each in fields]
-    return Portion([id_.decode() for id_ in ids], index.vectors(ids), documents, uris, metadatas)
-
-
 class Index:
     """Random access to the vectors of a sound collection by id."""
 
@@ -88,22 +78,25 @@ class Index:
         seen = vectors.check()
         for fault in vectors.faults:
             raise SourceBroken(fault.message)
-        self.moved = set(vectors.moved.tolist())
         self.places = vectors.places(seen) if seen else np.zeros(0, np.int64)
+        self.places[vectors.moved] = -1
+        cosine = vectors.entry.space == "cosine"
+        self.mapped = hnsw.Mapped(vectors.path, vectors.header, lengths=cosine) if vectors.header else None
 
     def vectors(self, ids: list[bytes]) -> NDArray[np.float32]:
         """The vectors of these ids, (n, dimension). Raises SourceBroken when one has none."""
         held = self.held
         out = np.empty((len(ids), held.entry.dimension or 0), np.float32)
-        queued = {id_: i for i, id_ in enumerate(ids) if held.replay.alive.get(id_)}
-        for id_, vector in held.queued(set(queued)):
+        alive = held.replay.alive
+        queued = {id_: i for i, id_ in enumerate(ids) if alive.get(id_)} if alive else {}
+        for id_, vector in held.queued(set(queued)) if queued else ():
             out[queued[id_]] = vector
-        rest = [i for i, id_ in enumerate(ids) if id_ not in queued]
-        positions = held.ids.find(hashes([ids[i] for i in rest]))
-        for i, position in zip(rest, positions, strict=True):
-            if position < 0 or position in self.moved:
-                raise SourceBroken(f"{ids[i].decode()} has no vector in index or queue")
-        if rest and held.header:
-            cosine = held.entry.space == "cosine"
-            out[rest] = hnsw.read_vectors(held.path, held.header, self.places[positions], lengths=cosine)
+        rest = np.array([i for i, id_ in enumerate(ids) if id_ not in queued], np.int64)
+        sought = [ids[i] for i in rest.tolist()] if queued else ids
+        positions = np.asarray(held.ids.find(hashes(sought)), np.int64)
+        places = np.where(positions < 0, -1, self.places[positions]) if len(self.places) else positions
+        if len(lost := np.flatnonzero(places < 0)):
+            raise SourceBroken(f"{sought[lost[0]].decode()} has no vector in index or queue")
+        if self.mapped and len(places):
+            out[rest] = self.mapped.take(places)
         return out

@@ -10,7 +10,7 @@ import click
 
 from chromakeep import __version__
 from chromakeep.cli import failures
-from chromakeep.cli.commands import configuration, directory, history, key, replicate, repository, restore, run
+from chromakeep.cli.commands import configuration, copy, directory, history, key, replicate, repository, restore, run
 
 EXAMPLE = """
   \b
@@ -57,6 +57,9 @@ for _command in (
     repository.snapshots,
     history.history,
     directory.show,
+    copy.copy,
+    copy.export,
+    copy.import_,
     repository.check,
     repository.prune,
     repository.unlock,

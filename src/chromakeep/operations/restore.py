@@ -139,7 +139,7 @@ def rollback(target: Path, *, dry_run: bool = False) -> RollbackResult:
     """Swap back what the last restore replaced; what is there now is kept in its turn. Renames only: no copying."""
     target = target.resolve()
     old = place.newest_old(target)
-    _refuse_in_use(target)
+    refuse_in_use(target)
     kept = place.kept_as(target) if dry_run else place.install(old, target)
     return RollbackResult(str(target), str(old), str(kept) if kept else "", dry_run)
 
@@ -215,11 +215,12 @@ def _check_target(target: Path, replace: bool) -> bool:
         raise TargetNotEmpty(
             f"{target}: is not empty", hint="restore elsewhere, or say --replace: what is there is kept as .old-TIME"
         )
-    _refuse_in_use(target)
+    refuse_in_use(target)
     return was_empty
 
 
-def _refuse_in_use(target: Path) -> None:
+def refuse_in_use(target: Path) -> None:
+    """Raise ``UsageError`` while another process has a directory open for writing."""
     if target.is_dir() and (found := writers(target)):
         raise UsageError(
             f"{target}: process {found[0].pid} ({found[0].command}) has it open for writing",

@@ -69,17 +69,33 @@ def snapshots(call: Call, repo: str | None) -> Reply:
     example="""
         chromakeep check s3://bucket/prefix
         chromakeep check ./keep --read-data --progress json
+        chromakeep check ./chroma http://localhost:8000 --collections books
     """,
 )
 @place("repo", "REPO")
+@place("other", "B")
 @click.option("--read-data", is_flag=True, help="Read and verify every byte, not only that every object is there.")
-def check(call: Call, repo: str | None, read_data: bool) -> Reply:
-    """Check that all the snapshots need is there and undamaged.
+@click.option("--collections", metavar="A,B", help="Of two places, compare only these collections.")
+@click.option("--work", metavar="PATH", help="Of two places, where working copies are kept meanwhile.")
+def check(
+    call: Call, repo: str | None, other: str | None, read_data: bool, collections: str | None, work: str | None
+) -> Reply:
+    """Check that all the snapshots need is there and undamaged; or, given A and B, that two places hold the same.
 
-    Without --read-data only that every object is there and whole in size; with it every byte is read and verified.
+    Of a repository, without --read-data, only that every object is there and whole in size; with it every byte is read
+    and verified. Of two places (see `copy`) every id, vector, document and metadata value is compared.
 
-    Exit status 14 when something is missing or damaged; each problem names the snapshots that it breaks.
+    Exit status 14 when something is missing, damaged or different: each problem of a repository names the snapshots
+    that it breaks, each difference the first ids.
     """
+    if other is not None:
+        from chromakeep.cli.commands.copy import compare
+
+        if repo is None or read_data:
+            raise UsageError("--read-data is for one repository, not for two places")
+        return compare(call, repo, other, collections=collections, work=work)
+    if collections or work:
+        raise UsageError("--collections and --work are for comparing two places", hint="chromakeep check A B")
     from chromakeep.operations.check import check as operation
 
     repository = call.repository(call.needs(repo, "repository", "REPO"))

@@ -1,0 +1,263 @@
+"""``copy``, ``export``, ``import``, and the comparison of two places: commands about records."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from chromakeep.cli import added, output
+from chromakeep.cli.command import Call, command, place
+from chromakeep.cli.output import Reply
+from chromakeep.cli.settings import PREFIX
+from chromakeep.errors import UsageError, VerificationFailed
+
+if TYPE_CHECKING:
+    from chromakeep.operations.endpoints import Means
+
+WITH_ARROW = "install it with: pip install 'chromakeep[arrow]'"
+
+_OPTIONS = (
+    click.option("--collections", metavar="A,B", help="Only these collections."),
+    click.option("--where", metavar="JSON", help="Only records whose metadata satisfies this filter of Chroma's."),
+    click.option("--rename", multiple=True, metavar="A=B", help="What a collection is called at TO; may be repeated."),
+    click.option("--tenant", metavar="NAME", help="The tenant at TO, instead of the one it was in."),
+    click.option("--database", metavar="NAME", help="The database at TO, instead of the one it was in."),
+    click.option(
+        "--on-conflict",
+        "conflict",
+        type=click.Choice(("fail", "skip", "upsert", "replace")),
+        default="fail",
+        show_default=True,
+        help="What becomes of a collection that TO has already: skip keeps its records and adds what is missing,"
+        " upsert overwrites records of the same id, replace puts the new one in its place and keeps the old.",
+    ),
+    click.option("--rate", type=click.FloatRange(min=0.001), metavar="N", help="At most N records a second."),
+    click.option("--verify", is_flag=True, help="Read everything back and compare every record."),
+    click.option("--dry-run", is_flag=True, help="Say what would be copied and what stands in the way."),
+    click.option("--work", metavar="PATH", help="Where working copies and the checkpoint are kept meanwhile."),
+)
+
+
+def _options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+@command(
+    "copy",
+    keys=("chroma",),
+    example="""
+        chromakeep copy ./chroma http://localhost:8000 --verify
+        chromakeep copy s3://bucket/keep@2026-08-01T12:00:05Z ./chroma --collections books
+        chromakeep copy http://old:8000 http://new:8000/acme/prod --rename docs=docs-2024
+    """,
+)
+@place("source", "FROM", required=True)
+@place("target", "TO", required=True)
+@_options
+def copy(call: Call, source: str, target: str, **options: Any) -> Reply:
+    """Copy collections from any place to any other, record by record.
+
+    FROM and TO are a Chroma directory, a server (http://host:8000/tenant/database), Chroma Cloud
+    (chroma-cloud://tenant/database), a file (.parquet, .jsonl, .jsonl.zst) or a directory of Parquet (dir.parquet/);
+    FROM may be a repository, at any moment (REPO@TIME).
+
+    Vectors are copied as they are, never made again. A directory in use is copied first, exactly, without stopping its
+    writers. A copy that was killed goes on where it was when the same command is run again.
+    """
+    return _copy(call, source, target, **options)
+
+
+@command("export", keys=("chroma",), example="chromakeep export ./chroma books.parquet --collections books")
+@place("source", "FROM", required=True)
+@place("target", "FILE", required=True)
+@_options
+def export(call: Call, source: str, target: str, **options: Any) -> Reply:
+    """Copy collections into a file: x.parquet for one, dir.parquet/ for any number, x.jsonl for a look."""
+    _must_be_file(target, "FILE", "copy")
+    return _copy(call, source, target, **options)
+
+
+@command("import", keys=("chroma",), example="chromakeep import books.parquet http://localhost:8000 --verify")
+@place("source", "FILE", required=True)
+@place("target", "TO", required=True)
+@_options
+def import_(call: Call, source: str, target: str, **options: Any) -> Reply:
+    """Copy collections from a file that `export` or another program has written."""
+    _must_be_file(source, "FILE", "copy")
+    return _copy(call, source, target, **options)
+
+
+def _must_be_file(text: str, name: str, instead: str) -> None:
+    _needs_arrow()
+    from chromakeep.exchange.open import is_exchange
+
+    if not is_exchange(text):
+        raise UsageError(
+            f"{name} is no .parquet or .jsonl: {text}", hint=f"between other places: chromakeep {instead} FROM TO"
+        )
+
+
+def _copy(
+    call: Call,
+    source: str,
+    target: str,
+    *,
+    collections: str | None,
+    where: str | None,
+    rename: tuple[str, ...],
+    tenant: str | None,
+    database: str | None,
+    conflict: str,
+    rate: float | None,
+    verify: bool,
+    dry_run: bool,
+    work: str | None,
+) -> Reply:
+    _needs_arrow()
+    from chromakeep.conditions import Where
+    from chromakeep.operations.checkpoint import Checkpoint
+    from chromakeep.operations.copy import Plan
+    from chromakeep.operations.copy import copy as operation
+    from chromakeep.operations.endpoints import open_sink, open_source
+
+    plan = Plan(
+        names(collections),
+        Where(where) if where else None,
+        _renamed(rename),
+        tenant,
+        database,
+        conflict,
+        rate,
+        verify,
+    )
+    told = {
+        "from": source,
+        "to": target,
+        "collections": collections,
+        "where": where,
+        "rename": list(rename),
+        "tenant": tenant,
+        "database": database,
+        "conflict": conflict,
+        "verify": verify,
+    }
+    at = _work(work, source, target)
+    checkpoint = Checkpoint(None if dry_run else at / "checkpoint.json", told)
+    means = _means(call, at)
+    with closing(open_source(source, means, resume=checkpoint.state)) as reading:
+        sink, read_back = open_sink(target, means)
+        with closing(sink):
+            done = operation(
+                reading, sink, plan, read_back=read_back, checkpoint=checkpoint, dry_run=dry_run, observer=call.observer
+            )
+    if not dry_run:
+        shutil.rmtree(at, ignore_errors=True)
+    rows = [
+        (
+            output.printable(c.name),
+            output.printable(c.target),
+            f"{c.records:,}",
+            str(c.dimension or "-"),
+            ("exists already" if c.exists else "") if dry_run else "verified" if c.comparison else "",
+        )
+        for c in done.collections
+    ]
+    lines = [output.table(("collection", "to", "records", "dimension", ""), rows, "records dimension")] if rows else []
+    if dry_run:
+        lines.append(f"would copy {output.plural(done.records, 'record')}, about {output.size(done.bytes)}")
+    else:
+        seconds = max(done.seconds, 0.001)
+        lines.append(
+            f"copied {output.plural(done.records, 'record')} in {output.duration(seconds)} "
+            f"({done.records / seconds:,.0f}/s)" + (", every one compared" if done.verified else "")
+        )
+    return Reply(done, "\n".join(lines))
+
+
+def compare(call: Call, a: str, b: str, *, collections: str | None, work: str | None) -> Reply:
+    """``check A B``."""
+    _needs_arrow()
+    from chromakeep.operations.compare import compare_places
+    from chromakeep.operations.endpoints import open_source
+
+    at = _work(work, a, b)
+    try:
+        with (
+            closing(open_source(a, _means(call, at / "a"))) as one,
+            closing(open_source(b, _means(call, at / "b"))) as two,
+        ):
+            found = compare_places(one, two, collections=names(collections), folder=at, observer=call.observer)
+    finally:
+        shutil.rmtree(at, ignore_errors=True)
+    lines = [output.printable(each.line()) for each in found.comparisons]
+    lines += [f"{output.printable(name)} is only in the first" for name in found.only_first]
+    lines += [f"{output.printable(name)} is only in the second" for name in found.only_second]
+    status = 0 if found.equal else VerificationFailed.exit_status
+    return Reply({"kind": "comparison", **_fields(found)}, "\n".join(lines) or "nothing to compare", status)
+
+
+def _fields(found: object) -> dict[str, Any]:
+    import msgspec
+
+    fields: dict[str, Any] = msgspec.to_builtins(found)
+    return fields
+
+
+def names(text: str | None) -> tuple[str, ...] | None:
+    """The names in ``A,B``. Raises ``UsageError`` for an empty one."""
+    if text is None:
+        return None
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found):
+        raise UsageError(f"--collections: an empty name in {text!r}", hint="write it like books,laws")
+    return found
+
+
+def _renamed(pairs: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for pair in pairs:
+        old, mark, new = pair.partition("=")
+        if not (old and mark and new):
+            raise UsageError(f"--rename {pair}: not A=B", hint="write the old name, =, and the new one")
+        found[old] = new
+    return found
+
+
+def _means(call: Call, work: Path) -> Means:
+    from chromakeep.operations.endpoints import Means
+
+    theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
+    return Means(
+        work,
+        call.repository,
+        theirs,
+        call.settings.text("chroma") if call.settings else None,
+        os.environ.get("CHROMA_TOKEN"),
+        os.environ.get("CHROMA_API_KEY"),
+        call.observer,
+    )
+
+
+def _work(given: str | None, source: str, target: str) -> Path:
+    """Where this copy keeps what it needs to go on: the same place for the same FROM and TO."""
+    if given:
+        return Path(given)
+    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    words = "\0".join([str(Path.cwd()), source, target])
+    return Path(state) / "chromakeep" / "copies" / hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+
+
+def _needs_arrow() -> None:
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise UsageError("records are moved by pyarrow, which is not installed", hint=WITH_ARROW) from None

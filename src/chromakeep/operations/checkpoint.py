@@ -1,0 +1,98 @@
+"""Checkpoint: how far a copy has come, in a file, so that a killed one goes on where it was.
+
+What is written down is true of what the target has: a mark of the source is taken down when everything before it was
+accepted, with the sums of the digest up to there. The file is replaced in one step, and removed when all is done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chromakeep.errors import UsageError
+from chromakeep.operations.place import sync
+
+VERSION = 1
+
+
+class Part(msgspec.Struct, omit_defaults=True):
+    """One collection: ``mark`` of the source, ``intake`` of the sink, ``sums`` of its digest up to there."""
+
+    mark: Any = None
+    intake: Any = None
+    records: int = 0
+    sums: list[list[int]] = []
+    done: bool = False
+
+
+class _Content(msgspec.Struct):
+    version: int
+    plan: str
+    state: str
+    parts: dict[str, Part]
+
+
+_DECODER = msgspec.json.Decoder(_Content)
+
+
+class Checkpoint:
+    """Of one copy. ``parts``: by the collection's tenant, database and name at the source."""
+
+    def __init__(self, path: Path | None, plan: Mapping[str, Any]) -> None:
+        """``path``: None where nothing is to be kept. ``plan``: what is copied, from where to where, and how; a file of
+        another plan is refused, as going on with it would mix the two. Raises ``UsageError``."""
+        self.path, self.plan = path, msgspec.json.encode(plan, order="sorted").decode()
+        self.state = ""
+        self.parts: dict[str, Part] = {}
+        if path is None or not path.exists():
+            return
+        try:
+            found = _DECODER.decode(path.read_bytes())
+        except (msgspec.MsgspecError, OSError) as error:
+            raise UsageError(f"{path} is no checkpoint of a copy ({error})", hint="remove it to begin anew") from None
+        if found.version != VERSION or found.plan != self.plan:
+            raise UsageError(
+                f"{path} is the checkpoint of another copy", hint="finish that one, or remove the file to begin anew"
+            )
+        self.state, self.parts = found.state, found.parts
+
+    def begin(self, state: str) -> bool:
+        """Go on with what was written down, if the source is in that state still; else begin anew. True: it goes on."""
+        goes_on = bool(state) and state == self.state and bool(self.parts)
+        if not goes_on:
+            self.parts = {}
+        self.state = state
+        return goes_on
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier process has begun this copy."""
+        return bool(self.parts)
+
+    def part(self, place: tuple[str, str, str]) -> Part:
+        """What is known of a collection."""
+        return self.parts.setdefault("/".join(place), Part())
+
+    def save(self) -> None:
+        """Write it down, durably."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        new = self.path.with_name(f"{self.path.name}.new")
+        with new.open("wb") as file:
+            file.write(msgspec.json.encode(_Content(VERSION, self.plan, self.state, self.parts)))
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.path)
+        sync(self.path.parent)
+
+    def remove(self) -> None:
+        """All is done."""
+        if self.path is not None:
+            with suppress(OSError):
+                self.path.unlink()

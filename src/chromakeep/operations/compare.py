@@ -1,0 +1,252 @@
+"""compare: two collections, wherever they are, record by record: by digest, and by id where the digests differ.
+
+Nothing is sampled: every id, vector, document and metadata value of both is read. A collection with a cosine index also
+equals another one when the rounding of such an index (``sums``) makes the one of the other, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chromakeep.batches import each_record
+from chromakeep.chroma.spool import Spool, cuts, within
+from chromakeep.conditions import Where
+from chromakeep.digests import hashes
+from chromakeep.errors import UsageError
+from chromakeep.events import Observer, RecordsMoved, ignore
+from chromakeep.operations.sums import Sums, as_cosine, rounded
+from chromakeep.records import Definition, Digest, Source
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+NAMED = 20  # ids that are named of each kind of difference
+
+Lanes = NDArray[np.uint64]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What differs: ids that only the first has, that only the second has, and whose records differ in anything; of
+    each the count and the first few."""
+
+    name: str
+    other: str
+    records: tuple[int, int]
+    missing: int = 0
+    extra: int = 0
+    differing: int = 0
+    missing_ids: tuple[str, ...] = ()
+    extra_ids: tuple[str, ...] = ()
+    differing_ids: tuple[str, ...] = ()
+    digests: tuple[Digest, Digest] | None = None
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs."""
+        return not (self.missing or self.extra or self.differing)
+
+    def line(self) -> str:
+        """In one line, with the first ids."""
+        if self.equal:
+            return f"{self.name} and {self.other} are equal: {self.records[0]:,} records"
+        parts = []
+        for count, ids, what in (
+            (self.missing, self.missing_ids, "only in the first"),
+            (self.extra, self.extra_ids, "only in the second"),
+            (self.differing, self.differing_ids, "different"),
+        ):
+            if count:
+                first = ", ".join(ids[:5]) + (", ..." if count > min(len(ids), 5) else "")
+                parts.append(f"{count:,} {what} ({first})")
+        return f"{self.name} and {self.other} differ: {'; '.join(parts)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparisons:
+    """Of two places: what differs in the collections that both have, and which ones only one of them has."""
+
+    comparisons: tuple[Comparison, ...]
+    only_first: tuple[str, ...] = ()
+    only_second: tuple[str, ...] = ()
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs."""
+        return all(c.equal for c in self.comparisons) and not self.only_first and not self.only_second
+
+
+def compare_places(
+    a: Source,
+    b: Source,
+    *,
+    collections: Sequence[str] | None = None,
+    folder: Path | None = None,
+    observer: Observer = ignore,
+) -> Comparisons:
+    """Compare all collections, or these, of two places, by their names; where both places have only one database, in
+    whatever databases they are. Raises ``UsageError`` for a name that neither has."""
+    one, two = list(a.definitions()), list(b.definitions())
+    alone = all(len({d.place[:2] for d in some}) <= 1 for some in (one, two))
+    left = {d.place[2:] if alone else d.place: d for d in one}
+    right = {d.place[2:] if alone else d.place: d for d in two}
+    if collections is not None:
+        chosen = {d.place for d in choose([*one, *two], collections)}
+        left = {place: d for place, d in left.items() if d.place in chosen}
+        right = {place: d for place, d in right.items() if d.place in chosen}
+    return Comparisons(
+        tuple(
+            compare(a, definition, b, right[place], folder=folder, observer=observer)
+            for place, definition in left.items()
+            if place in right
+        ),
+        tuple(described(left[place]) for place in left if place not in right),
+        tuple(described(right[place]) for place in right if place not in left),
+    )
+
+
+def choose(definitions: Sequence[Definition], wanted: Sequence[str] | None) -> list[Definition]:
+    """The collections of these names (``name``, ``database/name`` or ``tenant/database/name``); all if ``wanted`` is
+    None. Raises ``UsageError`` for one that is not there."""
+    if wanted is None:
+        return list(definitions)
+    found: list[Definition] = []
+    for name in wanted:
+        some = [d for d in definitions if name in (d.name, "/".join(d.place[1:]), "/".join(d.place))]
+        if not some:
+            there = ", ".join(described(d) for d in definitions[:10]) or "none at all"
+            raise UsageError(f"there is no collection {name!r}", hint=f"there is: {there}")
+        found += [d for d in some if d not in found]
+    return found
+
+
+@dataclass(slots=True)
+class _Side:
+    """One collection of the two, as it is read."""
+
+    source: Source
+    definition: Definition
+    where: Where | None
+    observer: Observer
+
+    def read(self, phase: str) -> Iterator[pa.RecordBatch]:
+        done = 0
+        for some, _ in self.source.batches(self.definition, where=self.where):
+            done += len(some)
+            self.observer(RecordsMoved(phase, described(self.definition), done, self.definition.count))
+            yield some
+
+
+def described(definition: Definition) -> str:
+    """The name, with tenant and database before it where they are not Chroma's defaults."""
+    tenant, database, name = definition.place
+    return name if (tenant, database) == ("default_tenant", "default_database") else f"{tenant}/{database}/{name}"
+
+
+def compare(
+    a: Source,
+    definition: Definition,
+    b: Source,
+    other: Definition,
+    *,
+    where: Where | None = None,
+    among: bool = False,
+    existing_wins: bool = False,
+    known: Sums | None = None,
+    folder: Path | None = None,
+    observer: Observer = ignore,
+) -> Comparison:
+    """Compare a collection at ``a`` with one at ``b``. ``where`` chooses among the records of both.
+
+    ``among``: ``b`` may have more than ``a``. ``existing_wins``: the values of an id that both have are not compared.
+    ``known``: the sums of what ``a`` has, where they were taken before. ``folder``: for the lists of hashes of long
+    collections. Constant memory.
+    """
+    one = _Side(a, definition, where, observer)
+    two = _Side(b, other, None if among else where, observer)
+    names = described(definition), described(other)
+    cosine = rounded(definition, other)
+    if not among:
+        first, second = known or summed(one, cosine), summed(two, cosine)
+        if first.equals(second):
+            return Comparison(*names, (first.count, second.count), digests=(first.digest(), second.digest()))
+    return _by_id(one, two, names, among=among, existing_wins=existing_wins, cosine=cosine, folder=folder)
+
+
+def summed(side: _Side, cosine: bool) -> Sums:
+    """The sums of all its records."""
+    sums = Sums(rounded=cosine)
+    for some in side.read("verify"):
+        sums.add(some)
+    return sums
+
+
+def _by_id(
+    one: _Side,
+    two: _Side,
+    names: tuple[str, str],
+    *,
+    among: bool,
+    existing_wins: bool,
+    cosine: bool,
+    folder: Path | None,
+) -> Comparison:
+    """Which ids differ, from a list of hashes of each record on both sides, compared range by range."""
+    left, right = _hashes(one, cosine, folder), _hashes(two, cosine, folder)
+    kinds: tuple[list[Lanes], list[Lanes], list[Lanes]] = ([], [], [])
+    longer = left if len(left) >= len(right) else right
+    for low, high in cuts(longer):
+        (here,), (there,) = within(low, high, left), within(low, high, right)
+        here, there = here[np.argsort(here[:, 0])], there[np.argsort(there[:, 0])]
+        known = np.isin(here[:, 0], there[:, 0])
+        kinds[0].append(here[~known, 0])
+        if not among:
+            kinds[1].append(there[~np.isin(there[:, 0], here[:, 0]), 0])
+        if not existing_wins:
+            mine = here[known]
+            theirs = there[np.minimum(np.searchsorted(there[:, 0], mine[:, 0]), max(len(there) - 1, 0))]
+            # column 2 is the content, column 3 the content as a cosine index shows it (the same where there is none)
+            same = (mine[:, 1] == theirs[:, 1]) | (mine[:, 2] == theirs[:, 1]) | (mine[:, 1] == theirs[:, 2])
+            kinds[2].append(mine[~same, 0])
+    missing, extra, differing = (np.concatenate([np.zeros(0, np.uint64), *some]) for some in kinds)
+    return Comparison(
+        *names,
+        (len(left), len(right)),
+        len(missing),
+        len(extra),
+        len(differing),
+        _named(one, missing),
+        _named(two, extra),
+        _named(one, differing),
+    )
+
+
+def _hashes(side: _Side, cosine: bool, folder: Path | None) -> Spool:
+    """Of every record: a word of its id's hash, of the hash of all it holds, and of that as a cosine index shows it."""
+    found = Spool(np.uint64, folder, width=3)
+    for some in side.read("compare by id"):
+        hashed = each_record(some)
+        shown = each_record(as_cosine(some)) if cosine else hashed
+        found.add(np.stack([hashed[:, 0, 0], hashed[:, 1, 0], shown[:, 1, 0]], axis=1))
+    return found
+
+
+def _named(side: _Side, wanted: Lanes) -> tuple[str, ...]:
+    """The first ids with these hashes, sorted."""
+    wanted = np.sort(wanted)[:NAMED]
+    found: list[str] = []
+    if not len(wanted):
+        return ()
+    for some, _ in side.source.batches(side.definition, where=side.where):
+        ids = some.column("id").to_pylist()
+        lanes = hashes([id_.encode() for id_ in ids])[:, 0]
+        found += [ids[i] for i in np.flatnonzero(np.isin(lanes, wanted)).tolist()]
+        if len(found) >= len(wanted):
+            break
+    return tuple(sorted(found))

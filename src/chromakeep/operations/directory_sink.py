@@ -1,0 +1,134 @@
+"""A data directory as a sink: filled by a Chroma of its own beside the place it is for, and put there when it is whole.
+
+Chroma writes it, so that it is what Chroma would have written; nobody else sees it before. A directory that is there
+already is copied first, exactly, and kept as ``NAME.old-TIME`` when the new one has taken its place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from chromakeep.chroma.capture import capture
+from chromakeep.chroma.client import ChromaClient
+from chromakeep.chroma.directory_source import DirectorySource, state_of
+from chromakeep.chroma.inspection import inspect
+from chromakeep.chroma.server import ChromaServer
+from chromakeep.errors import SourceBroken, SourceBusy
+from chromakeep.events import Noted, Observer, ignore
+from chromakeep.operations import place
+from chromakeep.operations.restore import refuse_in_use
+from chromakeep.records import Definition, Intake, Mark, Sink, Source
+
+STATE = "state"  # file beside the directory that is being filled: in which state what it is a copy of was
+
+
+class DirectorySink:
+    """One directory. ``kept`` is where its old content is after ``publish``."""
+
+    def __init__(
+        self,
+        target: Path,
+        over: Callable[[ChromaClient], Sink],
+        *,
+        env: Mapping[str, str],
+        program: str | None = None,
+        observer: Observer = ignore,
+    ) -> None:
+        """``over``: a sink that writes to a server; ``env`` and ``program``: with which the server is run."""
+        self.target, self._observer = target.resolve(), observer
+        self.kept: Path | None = None
+        self._over = over
+        self._work = self.target.parent / f".{self.target.name}.copying"
+        self._new = self._work / "data"
+        self._env, self._program = env, program
+        self._server: ChromaServer | None = None
+        self._sink: Sink | None = None
+
+    def definitions(self) -> Sequence[Definition]:
+        """What the directory has, or the one that is being filled."""
+        if self._new.exists():
+            return self._open().definitions()
+        if place.is_empty(self.target):
+            return []
+        source = DirectorySource(self.target)
+        try:
+            return source.definitions()
+        finally:
+            source.close()
+
+    def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> Intake:
+        """As ``records.Sink``. Without a mark of an earlier process what such a one has left is removed first."""
+        if mark is None and self._server is None:
+            shutil.rmtree(self._work, ignore_errors=True)
+        return self._open().collection(definition, conflict=conflict, mark=mark)
+
+    def reader(self) -> Source:
+        """What was written so far, before it is published; ends the server, for its files to be at rest."""
+        self._stop()
+        return DirectorySource(self._new)
+
+    def publish(self) -> None:
+        """Check what was built, sync it and put it in place. Raises ``SourceBroken``; ``UsageError`` while a process
+        writes to the directory and ``SourceBusy`` when one has: then it is as it was."""
+        if not self._new.exists():
+            self._open()  # no collection at all: an empty Chroma
+        self._stop()
+        refuse_in_use(self.target)
+        found = inspect(self._new, digests=False)
+        if found.problems:
+            raise SourceBroken(f"{self._new}: what Chroma has written is not whole: {found.problems[0].message}")
+        before = self._work / STATE
+        if before.exists() and before.read_text() != state_of(self.target):
+            raise SourceBusy(
+                f"{self.target} was written to while the copy was made",
+                hint="stop what writes there, and copy again; the directory is as it was",
+            )
+        for folder, _, files in os.walk(self._new):
+            for name in files:
+                with (Path(folder) / name).open("rb") as file:
+                    os.fsync(file.fileno())
+            place.sync(Path(folder))
+        self.kept = place.install(self._new, self.target)
+        shutil.rmtree(self._work, ignore_errors=True)
+        if self.kept:
+            self._observer(Noted(f"what was there is kept as {self.kept}"))
+
+    def close(self) -> None:
+        """Stop the server. What was not published stays beside, for the copy to go on with."""
+        with suppress(OSError):
+            self._stop()
+
+    def _open(self) -> Sink:
+        if self._sink is None:
+            if not self._new.exists():
+                self._prepare()
+            self._server = ChromaServer(self._new, env=self._env, program=self._program)
+            self._server.start()
+            self._sink = self._over(self._server.client)
+        return self._sink
+
+    def _prepare(self) -> None:
+        self._work.mkdir(parents=True, exist_ok=True)
+        (self._work / STATE).unlink(missing_ok=True)
+        if place.is_empty(self.target):
+            self._new.mkdir()
+            return
+        refuse_in_use(self.target)
+        half = self._work / "capture"
+        shutil.rmtree(half, ignore_errors=True)
+        before = state_of(self.target)
+        capture(self.target, half, observer=self._observer)
+        (self._work / STATE).write_text(before)
+        half.rename(self._new)
+
+    def _stop(self) -> None:
+        if self._sink is not None:
+            self._sink.close()
+            self._sink = None
+        if self._server is not None:
+            self._server.stop(60)
+            self._server = None

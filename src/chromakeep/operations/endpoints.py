@@ -1,0 +1,154 @@
+"""Endpoints: an address, opened as the source or the sink of a copy.
+
+=================================== =======================================================================
+a Chroma data directory             read from an exact copy of it, taken hot; written by a Chroma of its own
+``REPO``, ``REPO@TIME``             read from the state that is restored to a working directory, verified
+``http://host:8000/tenant/database`` read and written over HTTP
+``chroma-cloud://tenant/database``  the same, within Chroma Cloud's limits
+``x.parquet``, ``dir.parquet/``     read and written as files
+``x.jsonl``, ``x.jsonl.zst``, ``-`` the same
+=================================== =======================================================================
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from chromakeep.addresses import CLOUD, Address, parse, split_selector
+from chromakeep.chroma.capture import capture
+from chromakeep.chroma.connection import Connection
+from chromakeep.chroma.directory_source import DirectorySource
+from chromakeep.chroma.server_sink import ServerSink
+from chromakeep.chroma.server_source import ServerSource
+from chromakeep.errors import NotAChromaDirectory, UsageError
+from chromakeep.events import Observer, ignore
+from chromakeep.exchange.open import is_exchange, sink_of, source_of
+from chromakeep.operations.directory_sink import DirectorySink
+from chromakeep.operations.restore import restore
+from chromakeep.records import Sink, Source
+
+if TYPE_CHECKING:
+    from chromakeep.repository import Repository
+
+DATABASE = "chroma.sqlite3"
+CLOUD_URL = "https://api.trychroma.com:443"
+
+
+@dataclass(frozen=True)
+class Means:
+    """With what places are opened.
+
+    ``work``: a directory for working copies, that a later process which goes on finds again. ``open_repository``: by
+    its address. ``token``: for servers; ``cloud_token``: for Chroma Cloud. ``env`` and ``program``: to run Chroma with.
+    """
+
+    work: Path
+    open_repository: Callable[[str], Repository]
+    env: Mapping[str, str]
+    program: str | None = None
+    token: str | None = None
+    cloud_token: str | None = None
+    observer: Observer = ignore
+
+
+def open_source(text: str, means: Means, *, resume: str = "") -> Source:
+    """The place as a source. ``resume``: the state of which marks are kept; a working copy of just that is used again.
+
+    Raises ``UsageError`` for what is no source, and what opening raises.
+    """
+    if is_exchange(text):
+        return source_of(text)
+    address, selector = split_selector(text)
+    place = parse(address)
+    if selector is None and place.kind in ("http", CLOUD):
+        tenant, database = _database(place)
+        return ServerSource(_connection(place, means), tenant, database, plan=means.work / "ids")
+    if selector is None and not place.is_url and _is_directory(Path(place.place)):
+        return _working_copy(
+            means.work / "capture",
+            resume,
+            lambda into: capture(Path(place.place), into, timeout=120.0, observer=means.observer),
+        )
+    if not place.is_url and not (Path(place.place) / "config").exists():
+        raise NotAChromaDirectory(
+            f"{text}: neither a Chroma directory, a repository nor a file that is known",
+            hint="the one holds chroma.sqlite3, the other is made by `chromakeep init`; files end in .parquet, .jsonl",
+        )
+    repository = means.open_repository(address)
+    return _working_copy(
+        means.work / "restored",
+        resume,
+        lambda into: restore(repository, selector, into, observer=means.observer),
+    )
+
+
+def open_sink(text: str, means: Means) -> tuple[Sink, Callable[[], Source]]:
+    """The place as a sink, and how to read what was written there before it is published, where it is not visible yet.
+
+    Raises ``UsageError`` for what is no sink.
+    """
+    if is_exchange(text):
+        files = sink_of(text)
+        return files, files.reader
+    address, selector = split_selector(text)
+    place = parse(address)
+    if selector is not None:
+        raise UsageError(f"{text}: a moment of a repository cannot be written", hint="back a directory up instead")
+    if place.kind in ("http", CLOUD):
+        tenant, database = _database(place)
+        connection = _connection(place, means)
+        sink = ServerSink(connection, tenant, database, cloud=place.kind == CLOUD, observer=means.observer)
+        return sink, lambda: ServerSource(connection, tenant, database)
+    if place.is_url or (Path(place.place) / "config").exists():
+        raise UsageError(
+            f"{place}: a repository takes snapshots of directories, no single records",
+            hint="copy into a directory, then: chromakeep backup DIRECTORY REPO",
+        )
+    directory = DirectorySink(
+        Path(place.place),
+        lambda client: ServerSink(Connection(f"http://{client.host}:{client.port}"), None, None),
+        env=means.env,
+        program=means.program,
+        observer=means.observer,
+    )
+    return directory, directory.reader
+
+
+def _working_copy(at: Path, resume: str, make: Callable[[Path], object]) -> Source:
+    """A directory at rest: the one an earlier process left, if it is that of ``resume``, else a new one."""
+    token = at.with_name(f"{at.name}.state")
+    if not (resume and token.exists() and token.read_text() == resume and at.exists()):
+        shutil.rmtree(at, ignore_errors=True)
+        token.unlink(missing_ok=True)
+        at.parent.mkdir(parents=True, exist_ok=True)
+        make(at)
+        token.write_text(secrets.token_hex(16))
+    return DirectorySource(at, state=token.read_text())
+
+
+def _is_directory(path: Path) -> bool:
+    return (path / DATABASE).exists()
+
+
+def _database(place: Address) -> tuple[str | None, str | None]:
+    """Tenant and database that an address names; None where it names none."""
+    if place.kind == CLOUD:
+        return place.place, place.prefix
+    parts = [unquote(part) for part in place.prefix.split("/")] if place.prefix else []
+    if len(parts) > 2:
+        raise UsageError(
+            f"{place}: after the host come tenant and database", hint="write http://HOST:PORT/TENANT/DATABASE"
+        )
+    return (parts[0] if parts else None), (parts[1] if len(parts) == 2 else None)
+
+
+def _connection(place: Address, means: Means) -> Connection:
+    if place.kind == CLOUD:
+        return Connection(CLOUD_URL, token=means.cloud_token, observer=means.observer)
+    return Connection(place.place, token=means.token, observer=means.observer)

@@ -1,0 +1,160 @@
+"""Pump: the records of one collection from a source to a sink, with bounded memory, in parallel, and never past a mark.
+
+One thread reads ahead into a short queue; as many write as the sink takes. The source waits while the queue is full, so
+memory does not grow with the collection. A mark is taken down when everything before it was accepted by the sink.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import Empty, Full, Queue
+from typing import TYPE_CHECKING
+
+from chromakeep.operations.checkpoint import Checkpoint, Part
+from chromakeep.operations.sums import Numbers, Sums
+from chromakeep.records import Intake, Mark
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+AHEAD = 4  # batches in the queue, beside those that are being written
+SAVE = 2.0  # seconds between two checkpoints; for a sink that has to make a part durable for one, more
+DURABLE = 15.0
+_WAIT = 0.1
+
+Batches = Iterator[tuple["pa.RecordBatch", Mark]]
+
+
+class Pump:
+    """One collection. ``part`` is brought up to date as it runs; ``moved`` counts the records of this process."""
+
+    def __init__(
+        self,
+        intake: Intake,
+        part: Part,
+        checkpoint: Checkpoint,
+        *,
+        sums: Sums | None = None,
+        rate: float | None = None,
+        progress: Callable[[int, int], None] = lambda records, size: None,
+    ) -> None:
+        """``sums``: add what passes to these, and to ``part``. ``rate``: at most so many records a second."""
+        self.intake, self.part, self.checkpoint, self.rate = intake, part, checkpoint, rate
+        self.progress, self.sums = progress, sums
+        self.moved = 0
+        self._queue: Queue[tuple[int, pa.RecordBatch] | None] = Queue(AHEAD)
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+        self._pending: deque[_Step] = deque()  # batches that were read, in their order
+        self._saved = time.monotonic()
+        self._started = self._saved
+
+    def run(self, batches: Batches) -> None:
+        """Until the source has no more. Raises what the source or the sink raises; then ``part`` tells of what was
+        accepted up to there, and is saved."""
+        writers = [threading.Thread(target=self._write, daemon=True) for _ in range(self.intake.limits.writers)]
+        for writer in writers:
+            writer.start()
+        try:
+            self._read(batches)
+        except BaseException as error:
+            self._error = self._error or error
+        for _ in writers:
+            self._offer(None)
+        for writer in writers:
+            writer.join()
+        with self._lock:
+            self._settle()
+            if self._error is None or self.part.records:
+                self._save()
+        if self._error is not None:
+            raise self._error
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def _read(self, batches: Batches) -> None:
+        for number, (batch, mark) in enumerate(batches):
+            if self.sums:
+                self.sums.add(batch)
+            step = _Step(mark, len(batch), self.sums.numbers() if self.sums else [])
+            with self._lock:
+                self._pending.append(step)
+            if not self._offer((number, batch)):
+                return
+            self._slow_down(len(batch))
+
+    def _offer(self, item: tuple[int, pa.RecordBatch] | None) -> bool:
+        while self._error is None or item is None:
+            try:
+                self._queue.put(item, timeout=_WAIT)
+                return True
+            except Full:
+                if self._error is not None:
+                    self._drain()
+        return False
+
+    def _drain(self) -> None:
+        try:
+            while True:
+                self._queue.get_nowait()
+        except Empty:
+            pass
+
+    def _slow_down(self, records: int) -> None:
+        self.moved += records
+        if self.rate:
+            ahead = self.moved / self.rate - (time.monotonic() - self._started)
+            while ahead > 0 and self._error is None:
+                time.sleep(min(ahead, _WAIT))
+                ahead = self.moved / self.rate - (time.monotonic() - self._started)
+
+    # -- writing --------------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._error is not None:
+                continue
+            number, batch = item
+            try:
+                if len(batch):
+                    self.intake.write(batch)
+                self._accepted(number, batch)
+            except BaseException as error:
+                self._error = self._error or error
+
+    def _accepted(self, number: int, batch: pa.RecordBatch) -> None:
+        with self._lock:
+            self._pending[number - self._settled].accepted = True
+            self._settle()
+            self.progress(len(batch), batch.nbytes)
+            pause = DURABLE if self.intake.limits.writers == 1 else SAVE
+            if time.monotonic() - self._saved > pause:
+                self._save()
+
+    _settled = 0  # batches before the first of ``_pending``
+
+    def _settle(self) -> None:
+        """Take down how far everything is accepted."""
+        while self._pending and self._pending[0].accepted:
+            step = self._pending.popleft()
+            self._settled += 1
+            self.part.mark, self.part.sums = step.mark, step.sums
+            self.part.records += step.records
+
+    def _save(self) -> None:
+        if self.checkpoint.path is not None and self.checkpoint.state:
+            self.part.intake = self.intake.mark()
+            self.checkpoint.save()
+        self._saved = time.monotonic()
+
+
+class _Step:
+    """A batch under way."""
+
+    __slots__ = ("accepted", "mark", "records", "sums")
+
+    def __init__(self, mark: Mark, records: int, sums: Numbers) -> None:
+        self.mark, self.records, self.sums, self.accepted = mark, records, sums, False
