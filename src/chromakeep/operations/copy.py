@@ -139,7 +139,8 @@ def _one(
         observer(RecordsMoved("copy", name, told, definition.count))
 
     observer(RecordsMoved("copy", name, told, definition.count))
-    sums = Sums(rounded=rounded(definition, target), numbers=part.sums) if plan.verify else None
+    summed = plan.verify and (part.mark is None or part.sums)
+    sums = Sums(rounded=rounded(definition, target), numbers=part.sums) if summed else None
     pump = Pump(intake, part, checkpoint, sums=sums, rate=plan.rate, progress=progress)
     pump.run(source.batches(definition, after=part.mark, where=plan.where))
     intake.finish()

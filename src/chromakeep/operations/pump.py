@@ -58,9 +58,12 @@ class Pump:
         writers = [threading.Thread(target=self._write, daemon=True) for _ in range(self.intake.limits.writers)]
         for writer in writers:
             writer.start()
+        failed: BaseException | None = None
         try:
             self._read(batches)
-        except BaseException as error:
+        except Exception as error:  # of the source: what it gave before is written
+            failed = error
+        except BaseException as error:  # a signal: what is not under way yet is left
             self._error = self._error or error
         for _ in writers:
             self._offer(None)
@@ -70,8 +73,8 @@ class Pump:
             self._settle()
             if self._error is None or self.part.records:
                 self._save()
-        if self._error is not None:
-            raise self._error
+        if failed := self._error or failed:
+            raise failed
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -119,8 +122,8 @@ class Pump:
                 continue
             number, batch = item
             try:
-                if len(batch):
-                    self.intake.write(batch)
+                for at in range(0, len(batch), self.intake.limits.records):
+                    self.intake.write(batch.slice(at, self.intake.limits.records))
                 self._accepted(number, batch)
             except BaseException as error:
                 self._error = self._error or error

@@ -37,7 +37,7 @@ class Recall:
 def recall(
     source: Source, definition: Definition, sides: Sequence[Search], *, queries: int = 100, n: int = 10, seed: int = 0
 ) -> Recall:
-    """The recall@``n`` of each side for ``queries`` of the collection's records. Ties at the last place count as found."""
+    """The recall@``n`` of each side for so many records of the collection. Ties at the last place count as found."""
     drawn = _drawn(source, definition, queries, seed)
     if not len(drawn):
         return Recall(definition.name, 0, n, tuple(1.0 for _ in sides))

@@ -1,0 +1,352 @@
+"""The pump: every record once, whatever fails where; a copy that was killed goes on; nothing that stands in the way is
+found late; and what is called verified is equal."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from chromakeep.batches import batch, encode
+from chromakeep.conditions import Where
+from chromakeep.errors import ServerFailed, SourceError, TargetNotEmpty, UsageError, VerificationFailed
+from chromakeep.operations.checkpoint import Checkpoint
+from chromakeep.operations.compare import compare, compare_places
+from chromakeep.operations.copy import Plan, copy
+from chromakeep.operations.pump import AHEAD
+from chromakeep.records import Definition, Limits, Mark
+from chromakeep.testing.memory_records import Memory, MemoryIntake, MemorySink, MemorySource
+
+WHOLE = {"from": "a", "to": "b"}
+
+
+def records(start: int, stop: int, *, dimension: int = 3, salt: int = 0) -> pa.RecordBatch:
+    """Records number ``start`` to ``stop``; ``salt`` makes others of the same ids."""
+    numbers = range(start, stop)
+    return batch(
+        [f"id-{n}" for n in numbers],
+        np.array([[n, n + salt, -n / 3] for n in numbers], np.float32)[:, :dimension],
+        [None if n % 5 == 0 else f"text {n} {salt}" for n in numbers],
+        [f"file:///{n}" if n % 7 == 0 else None for n in numbers],
+        [None if n % 11 == 0 else encode({"n": n, "even": n % 2 == 0, "salt": float(salt)}) for n in numbers],
+        dimension,
+    )
+
+
+def place(*, count: int = 500, names: tuple[str, ...] = ("books", "laws")) -> Memory:
+    memory = Memory()
+    for number, name in enumerate(names):
+        memory.put(Definition(name, f"uuid-{number}", dimension=3), records(0, count // (number + 1), salt=number))
+    return memory
+
+
+def same(one: Memory, other: Memory) -> bool:
+    return compare_places(MemorySource(one), MemorySource(other)).equal
+
+
+def run(source: Memory, target: Memory, plan: Plan | None = None, **extra: Any) -> Any:
+    plan = plan or Plan(verify=True)
+    sink = MemorySink(target, atomic=False, limits=Limits(writers=2, records=37))
+    return copy(MemorySource(source), sink, plan, read_back=lambda: MemorySource(target), **extra)
+
+
+def test_all_of_it_arrives_and_is_verified() -> None:
+    """Two collections, in batches larger than the sink takes."""
+    source, target = place(), Memory()
+    done = run(source, target)
+    assert same(source, target)
+    assert [(c.name, c.records) for c in done.collections] == [("books", 500), ("laws", 250)]
+    assert done.records == 750
+    assert done.verified is True
+    assert all(c.comparison.equal for c in done.collections)
+
+
+@pytest.mark.parametrize("writers", [1, 3])
+def test_a_copy_killed_at_any_write_goes_on(tmp_path: Path, writers: int) -> None:
+    """What is written down is never more than what arrived; the second process reads only what is behind it."""
+    source = place(count=400)
+    for n in range(1, 13):
+        target, file = Memory(), tmp_path / f"{n}.json"
+        reading = MemorySource(source, rows=50)
+        limits = Limits(writers=writers, records=50)
+        with pytest.raises(ServerFailed):
+            sink = MemorySink(target, atomic=False, limits=limits, fail_at=n)
+            copy(reading, sink, Plan(verify=True), checkpoint=Checkpoint(file, WHOLE))
+        again = Checkpoint(file, WHOLE)
+        known = sum(part.records for part in again.parts.values())
+        counted = Counting(source, rows=50)
+        done = copy(
+            counted,
+            MemorySink(target, atomic=False, limits=limits),
+            Plan(verify=True),
+            read_back=lambda target=target: MemorySource(target),
+            checkpoint=again,
+        )
+        assert same(source, target), n
+        assert done.resumed
+        assert done.records == 600
+        assert counted.given == 600 - known
+        assert known >= (n - 1) * 50 - writers * 50  # all that was accepted but what was beside the write that failed
+        assert not file.exists()
+
+
+class Counting(MemorySource):
+    """Counts the records that it gives to copies (not to comparisons: those ask for no mark)."""
+
+    given = 0
+
+    def batches(
+        self, definition: Definition, *, after: Mark = None, where: Where | None = None
+    ) -> Iterator[tuple[pa.RecordBatch, Mark]]:
+        for some, mark in super().batches(definition, after=after, where=where):
+            self.given += len(some)
+            yield some, mark
+
+
+def test_a_source_that_fails_is_told_and_gone_on_with(tmp_path: Path) -> None:
+    """Its own error, with what came before accepted."""
+    source, target, file = place(), Memory(), tmp_path / "c.json"
+    with pytest.raises(SourceError, match="injected"):
+        copy(
+            MemorySource(source, rows=50, fail_at=4),
+            MemorySink(target, atomic=False),
+            Plan(),
+            checkpoint=Checkpoint(file, WHOLE),
+        )
+    assert Checkpoint(file, WHOLE).part(("default_tenant", "default_database", "books")).records == 150
+    run(source, target, checkpoint=Checkpoint(file, WHOLE))
+    assert same(source, target)
+
+
+def test_a_source_that_has_changed_is_begun_anew(tmp_path: Path) -> None:
+    """Marks of another state lead nowhere: what is there already is ours, and written again."""
+    source, target, file = place(), Memory(), tmp_path / "c.json"
+    with pytest.raises(ServerFailed):
+        copy(
+            MemorySource(source, rows=50),
+            MemorySink(target, atomic=False, limits=Limits(records=50), fail_at=5),
+            Plan(),
+            checkpoint=Checkpoint(file, WHOLE),
+        )
+    source.put(Definition("books", "uuid-0", dimension=3), records(100, 600, salt=9))
+    with pytest.raises(TargetNotEmpty):
+        run(source, target, checkpoint=Checkpoint(file, WHOLE))
+    run(source, target, Plan(verify=True, conflict="replace"), checkpoint=Checkpoint(file, WHOLE))
+    assert same(source, target)
+
+
+def test_conflicts_are_found_before_anything_is_written() -> None:
+    """The last collection of three stands in the way: the first is not begun."""
+    source, target = place(names=("a", "b", "c")), Memory()
+    target.put(Definition("c", "old", dimension=3), records(0, 10, salt=5))
+    with pytest.raises(TargetNotEmpty, match="collection c already"):
+        run(source, target)
+    assert list(target.collections) == [("default_tenant", "default_database", "c")]
+    target.put(Definition("c", "old", dimension=2), records(0, 10, dimension=2))
+    with pytest.raises(UsageError, match="dimensions"):
+        run(source, target, Plan(conflict="upsert"))
+    assert len(target.collections) == 1
+
+
+@pytest.mark.parametrize("conflict", ["skip", "upsert", "replace"])
+def test_what_becomes_of_records_that_are_there(conflict: str) -> None:
+    """Ids 0 to 99 come, 50 to 149 are there."""
+    source, target = Memory(), Memory()
+    source.put(Definition("x", "new", dimension=3), records(0, 100))
+    target.put(Definition("x", "old", dimension=3), records(50, 150, salt=1))
+    run(source, target, Plan(conflict=conflict, verify=True))
+    (kept,) = target.collections.values()
+    salts = {
+        id_: "salt" in str(r.to_pylist()) and '"salt":1.0' in str(r.to_pylist()) for id_, r in kept.records.items()
+    }
+    assert len(kept.records) == {"skip": 150, "upsert": 150, "replace": 100}[conflict]
+    assert salts["id-60"] is (conflict == "skip")
+    assert salts["id-1"] is False
+
+
+def test_names_and_places_are_mapped() -> None:
+    """--rename, --tenant, --database, --collections; what makes no sense is refused before anything happens."""
+    source, target = place(), Memory()
+    run(source, target, Plan(("books",), rename={"books": "novels"}, tenant="acme", database="prod"))
+    assert list(target.collections) == [("acme", "prod", "novels")]
+    for plan, told in (
+        (Plan(("nobody",)), "no collection 'nobody'"),
+        (Plan(("books",), rename={"laws": "x"}), "laws"),
+        (Plan(rename={"books": "laws"}), "two collections would become"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            run(source, Memory(), plan)
+    twice = place(names=("a",))
+    twice.put(Definition("a", "other", database="second", dimension=3), records(0, 3))
+    with pytest.raises(UsageError, match="two collections"):
+        run(twice, Memory(), Plan(database="one"))
+    assert len(run(twice, Memory(), Plan(("second/a",))).collections) == 1
+
+
+def test_only_what_satisfies_a_condition() -> None:
+    """The copy and its verification both choose."""
+    source, target = place(names=("a",)), Memory()
+    done = run(source, target, Plan(where=Where('{"even": true}'), verify=True))
+    assert 0 < done.records < 250
+    assert done.verified
+
+
+def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
+    """It tells counts, a size, and what exists; a conflict is an error in it, too."""
+    source, target = place(), Memory()
+    done = run(source, target, dry_run=True)
+    assert (done.records, done.dry_run, target.collections) == (750, True, {})
+    assert done.bytes > 750 * 12
+    target.put(Definition("laws", "old", dimension=3), records(0, 1))
+    with pytest.raises(TargetNotEmpty):
+        run(source, target, dry_run=True)
+    done = run(source, target, Plan(conflict="upsert"), dry_run=True)
+    assert [c.exists for c in done.collections] == [False, True]
+
+
+class Lossy(MemoryIntake):
+    """Accepts everything, and does something else."""
+
+    how = ""
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        if self.how == "loses" and "id-7" in batch.column("id").to_pylist():
+            batch = batch.filter(pa.array([id_ != "id-7" for id_ in batch.column("id").to_pylist()]))
+        if self.how == "changes":
+            texts = [t and t.replace("text 8", "Text 8") for t in batch.column("document").to_pylist()]
+            batch = batch.set_column(2, batch.schema.field(2), pa.array(texts, pa.string()))
+        super().write(batch)
+
+
+@pytest.mark.parametrize(("how", "named"), [("loses", "1 only in the first (id-7)"), ("changes", "different (id-8")])
+def test_a_target_that_lies_is_found_out_by_id(how: str, named: str) -> None:
+    """One record of 500 lost, or one word changed: told with the id, and not published."""
+    source, target = place(names=("a",)), Memory()
+    published = []
+
+    class Sink(MemorySink):
+        def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> MemoryIntake:
+            intake = super().collection(definition, conflict=conflict, mark=mark)
+            intake.__class__ = type("_Lossy", (Lossy,), {"how": how})
+            return intake
+
+        def publish(self) -> None:
+            published.append(1)
+
+    with pytest.raises(VerificationFailed) as told:
+        copy(
+            MemorySource(source), Sink(target, atomic=False), Plan(verify=True), read_back=lambda: MemorySource(target)
+        )
+    assert named in told.value.message
+    assert not published
+
+
+def test_memory_is_bounded_by_the_queue() -> None:
+    """While the sink takes nothing, the source is asked for no more than the queue and the writers hold."""
+    gate, asked = threading.Event(), []
+
+    class Endless(MemorySource):
+        def batches(
+            self, definition: Definition, *, after: Mark = None, where: Where | None = None
+        ) -> Iterator[tuple[pa.RecordBatch, Mark]]:
+            for n in range(60):
+                asked.append(n)
+                if n == AHEAD + 4:
+                    gate.set()
+                yield records(10 * n, 10 * n + 10), n
+
+    class Slow(MemoryIntake):
+        def write(self, batch: pa.RecordBatch) -> None:
+            gate.wait(0.5)
+            if not gate.is_set():
+                assert len(asked) <= AHEAD + 3
+                gate.set()
+            super().write(batch)
+
+    class Sink(MemorySink):
+        def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> MemoryIntake:
+            intake = super().collection(definition, conflict=conflict, mark=mark)
+            intake.__class__ = Slow
+            return intake
+
+    target = Memory()
+    copy(Endless(place(names=("a",))), Sink(target, atomic=False, limits=Limits(writers=2)), Plan())
+    assert len(next(iter(target.collections.values())).records) == 600
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    """Another plan, another version, no JSON: one line, and the file stays."""
+    file = tmp_path / "c.json"
+    one = Checkpoint(file, WHOLE)
+    one.begin("state")
+    one.part(("t", "d", "n"))
+    one.save()
+    with pytest.raises(UsageError, match="another copy"):
+        Checkpoint(file, {**WHOLE, "where": "x"})
+    file.write_text('{"version": 1}')
+    with pytest.raises(UsageError, match="no checkpoint"):
+        Checkpoint(file, WHOLE)
+    assert file.exists()
+
+
+def test_comparing_names_what_differs() -> None:
+    """Lost, strange and changed records, in a collection long enough that not all ids are named."""
+    one, other = Memory(), Memory()
+    one.put(Definition("a", dimension=3), records(0, 3000))
+    other.put(Definition("a", dimension=3), records(100, 3000), records(5000, 5001))
+    changed = records(200, 201, salt=4)
+    other.collections[("default_tenant", "default_database", "a")].put({"id-200": changed})
+    found = compare_places(MemorySource(one), MemorySource(other))
+    (only,) = found.comparisons
+    assert (only.missing, only.extra, only.differing) == (100, 1, 1)
+    assert len(only.missing_ids) == 20
+    assert set(only.missing_ids) <= {f"id-{n}" for n in range(100)}
+    assert (only.extra_ids, only.differing_ids) == (("id-5000",), ("id-200",))
+    assert not found.equal
+    assert "100 only in the first" in only.line()
+
+
+def test_a_long_collection_is_compared_by_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lists of hashes are in files, and each range is compared by itself."""
+    monkeypatch.setattr("chromakeep.chroma.spool.IN_MEMORY", 1000)
+    monkeypatch.setattr("chromakeep.chroma.spool.AT_ONCE", 256)
+    monkeypatch.setattr("chromakeep.chroma.spool.SAMPLE", 64)
+    one, other = Memory(), Memory()
+    one.put(Definition("a", dimension=3), records(0, 3000))
+    other.put(Definition("a", dimension=3), records(1, 3001))
+    (only,) = compare_places(MemorySource(one), MemorySource(other), folder=tmp_path).comparisons
+    assert (only.missing_ids, only.extra_ids, only.differing) == (("id-0",), ("id-3000",), 0)
+
+
+def test_a_cosine_index_is_compared_through_its_rounding() -> None:
+    """What such an index returns is rounded once more: equal to what it was given, and to nothing else."""
+    from chromakeep.chroma.hnsw import through_cosine
+
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((200, 64)).astype(np.float32)
+    ids = [f"v{n}" for n in range(200)]
+    none = [None] * 200
+    shown = through_cosine(vectors)
+    assert np.array_equal(shown[7], through_cosine(vectors[7]))
+    assert (shown != vectors).any()
+    definition = Definition("a", dimension=64, configuration={"hnsw": {"space": "cosine"}})
+    places = []
+    for some in (vectors, shown, shown + np.float32(1e-3)):
+        memory = Memory()
+        memory.put(definition, batch(ids, some, none, none, none, 64))
+        places.append(MemorySource(memory))
+    given, returned, other = places
+
+    def equal(a: MemorySource, b: MemorySource, what: Definition = definition) -> bool:
+        return compare(a, what, b, what).equal
+
+    assert equal(given, returned)
+    assert equal(returned, given)
+    assert not equal(given, other)
+    assert not equal(given, returned, replace(definition, configuration=None))
