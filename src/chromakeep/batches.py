@@ -14,6 +14,7 @@ A collection that never had a record has no dimension: its ``embedding`` is a li
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from chromakeep.digests import Tally, encode_value, hashes, key_hash, row_hashes, value_hashes
+from chromakeep.digests import Lanes, Tally, encode_value, hashes, key_hash, row_hashes, value_hashes
 from chromakeep.errors import UsageError
 
 COLUMNS = ("id", "embedding", "document", "uri", "metadata")
@@ -31,6 +32,7 @@ _FLOAT = pa.field("item", pa.float32(), nullable=False)
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _DECODER = msgspec.json.Decoder(dict[str, Any])
 _SCALARS = (bool, int, float, str)
+_INTEGERS = range(-(1 << 63), 1 << 63)
 
 
 def vector_type(dimension: int | None) -> pa.DataType:
@@ -58,13 +60,20 @@ def batch(
     dimension: int | None,
 ) -> pa.RecordBatch:
     """One batch; ``vectors`` is (n, dimension) float32, taken without a copy, or rows of which some may be None;
-    ``metadatas`` are encoded."""
+    ``metadatas`` are encoded. Raises ``UsageError`` for vectors of another dimension, or with a component missing."""
     shape = schema(dimension)
     if isinstance(vectors, np.ndarray) and dimension is not None:
+        if vectors.size and vectors.shape[1:] != (dimension,):
+            raise UsageError(f"vectors of shape {vectors.shape} are no vectors of dimension {dimension}")
         flat = pa.array(np.ascontiguousarray(vectors, "<f4").reshape(-1))
         column = pa.FixedSizeListArray.from_arrays(flat, type=shape.field("embedding").type)
     else:
-        column = pa.array(list(vectors), shape.field("embedding").type)
+        try:
+            column = pa.array(list(vectors), shape.field("embedding").type)
+        except pa.ArrowInvalid as error:
+            raise UsageError(f"no vectors of dimension {dimension}: {error}") from None
+        if column.flatten().null_count:
+            raise UsageError("a vector has a component that is null")
     texts = [each if isinstance(each, pa.Array) else pa.array(each, pa.string()) for each in (documents, uris)]
     ids = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
     metadatas = metadatas if isinstance(metadatas, pa.Array) else pa.array(metadatas, pa.string())
@@ -77,11 +86,11 @@ def vectors_of(records: pa.RecordBatch) -> tuple[NDArray[np.float32], NDArray[np
     column = records.column("embedding")
     present = ~np.asarray(column.is_null(), bool) if column.null_count else np.ones(len(records), bool)
     if not pa.types.is_fixed_size_list(column.type):
-        rows = [row for row in column.to_pylist() if row]
-        if len({len(row) for row in rows}) > 1:
-            raise UsageError("vectors of several dimensions are in one collection")
-        out = np.zeros((len(records), len(rows[0]) if rows else 0), np.float32)
-        out[present] = rows if rows else np.zeros((0, out.shape[1]))
+        widths = set(column.value_lengths().drop_null().to_pylist())
+        if len(widths) > 1 or 0 in widths:
+            raise UsageError("vectors of several dimensions, or of none, are in one collection")
+        out = np.zeros((len(records), max(widths, default=0)), np.float32)
+        out[present] = column.flatten().to_numpy(zero_copy_only=False).reshape(-1, out.shape[1] or 1)
         return out, present
     width = column.type.list_size
     flat = column.values.to_numpy(zero_copy_only=False)[column.offset * width : (column.offset + len(column)) * width]
@@ -90,8 +99,17 @@ def vectors_of(records: pa.RecordBatch) -> tuple[NDArray[np.float32], NDArray[np
 
 def encode(metadata: Mapping[str, Any] | None) -> str | None:
     """Metadata as canonical JSON: keys sorted, no spaces, integers without a point and floats with one or an exponent,
-    in the fewest digits that give the same float64 again; so ``1``, ``1.0``, ``true`` and ``"1"`` stay apart."""
-    return None if metadata is None else _ENCODER.encode(metadata).decode()
+    in the fewest digits that give the same float64 again; so ``1``, ``1.0``, ``true`` and ``"1"`` stay apart. Raises
+    ``UsageError`` for infinity and what is no number, which JSON does not have and Chroma 1.x loses."""
+    if metadata is None:
+        return None
+    text = _ENCODER.encode(metadata).decode()
+    if "null" in text:  # as which such a float is written
+        for key, value in metadata.items():
+            for item in value if isinstance(value, list) else [value]:
+                if isinstance(item, float) and not isfinite(item):
+                    raise UsageError(f"the metadata value of {key!r} is {item}", hint="Chroma holds finite numbers")
+    return text
 
 
 def decode(text: str | bytes | None) -> dict[str, Any] | None:
@@ -100,24 +118,31 @@ def decode(text: str | bytes | None) -> dict[str, Any] | None:
         return None
     try:
         found = _DECODER.decode(text)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise UsageError(f"metadata is no JSON object ({error})") from None
     for key, value in found.items():
-        if type(value) not in _SCALARS and not _is_list(value):
+        if not (_is_list(value) if type(value) is list else _is_scalar(value)):
             raise UsageError(
                 f"the metadata value of {key!r} is {_named(value)}",
-                hint="Chroma holds text, numbers, true, false, and lists of one of these kinds",
+                hint="Chroma holds text, numbers (integers of 64 bits), true, false, and lists of one of these kinds",
             )
     return found
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list) and len({type(item) for item in value}) == 1 and type(value[0]) in _SCALARS
+def _is_scalar(value: Any) -> bool:
+    kind = type(value)
+    return value in _INTEGERS if kind is int else kind in _SCALARS
+
+
+def _is_list(value: list[Any]) -> bool:
+    return len({type(item) for item in value}) == 1 and all(map(_is_scalar, value))
 
 
 def _named(value: Any) -> str:
     if isinstance(value, list):
-        return "a list of several kinds, or of none"
+        return "a list of several kinds, of none, or of what is none of these"
+    if isinstance(value, int):
+        return "an integer of more than 64 bits"
     return "null" if value is None else "an object" if isinstance(value, dict) else type(value).__name__
 
 
@@ -126,66 +151,103 @@ class Adder:
 
     def __init__(self, tally: Tally) -> None:
         self.tally = tally
-        self._keys: dict[str, Any] = {}
+        self._keys = _Keys()
 
     def add(self, records: pa.RecordBatch) -> None:
         """Add all records of a batch. Raises ``UsageError`` for metadata that is none."""
         lanes = hashes(_bytes(records.column("id")))
         self.tally.ids += lanes.sum(axis=0)
-        vectors, present = vectors_of(records)
-        if present.any():
-            self.tally.vectors += (lanes[present] * row_hashes(np.ascontiguousarray(vectors[present]))).sum(axis=0)
-        self.tally.documents += _sum(lanes, records.column("document"), b"")
-        self.tally.metadata += _sum(lanes, records.column("uri"), b"s") * self._key(URI.decode())
-        at: list[int] = []
+        self.tally.vectors += (lanes * _vector_hashes(records)).sum(axis=0)
+        self.tally.documents += (lanes * _value_hashes(_bytes(records.column("document")))).sum(axis=0)
+        uris = [None if uri is None else b"s" + uri for uri in _bytes(records.column("uri"))]
+        self.tally.metadata += (lanes * _value_hashes(uris)).sum(axis=0) * key_hash(URI)
+        counts: list[int] = []
         keys: list[str] = []
         values: list[bytes] = []
-        for number, metadata in enumerate(map(decode, _texts(records.column("metadata")))):
-            for key, value in (metadata or {}).items():
-                at.append(number)
-                keys.append(key)
-                values.append(encode_value(value))
-        if at:
-            by_key = np.array([self._key(key) for key in keys])
-            self.tally.metadata += (lanes[at] * by_key * value_hashes(values)).sum(axis=0)
+        for text in _texts(records.column("metadata")):
+            metadata = decode(text) or {}
+            counts.append(len(metadata))
+            keys += metadata
+            values += map(encode_value, metadata.values())
+        if keys:
+            terms = np.repeat(lanes, counts, axis=0) * self._keys.of(keys) * value_hashes(values)
+            self.tally.metadata += terms.sum(axis=0)
 
-    def _key(self, key: str) -> Any:
-        found = self._keys.get(key)
-        if found is None:
-            if len(self._keys) > 1 << 14:
-                self._keys.clear()
-            found = self._keys[key] = key_hash(key.encode())
+
+class _Keys(dict[str, int]):
+    """The hashes of keys, each made once; the values are places in ``table``."""
+
+    def __init__(self) -> None:
+        self.table: list[Lanes] = []
+
+    def __missing__(self, key: str) -> int:
+        self.table.append(key_hash(key.encode()))
+        self[key] = len(self)
+        return self[key]
+
+    def of(self, keys: Sequence[str]) -> Lanes:
+        """The hash of each key, (n, 2)."""
+        if len(self) > 1 << 14:
+            self.clear()
+            self.table.clear()
+        places = np.fromiter(map(self.__getitem__, keys), np.intp, len(keys))
+        found: Lanes = np.array(self.table)[places]
         return found
 
 
-def each_record(records: pa.RecordBatch) -> NDArray[np.uint64]:
+def each_record(records: pa.RecordBatch) -> Lanes:
     """For every record the hash of its id and one of all it holds, (n, 2, 2): what two places are compared by when
-    their digests differ."""
-    lanes = hashes(_bytes(records.column("id")))
+    their digests differ. As in those, minus zero in metadata is zero."""
+    parts = {
+        b"vector": _vector_hashes(records),
+        b"document": _value_hashes(_bytes(records.column("document"))),
+        b"uri": _value_hashes(_bytes(records.column("uri"))),
+        b"metadata": _value_hashes([_comparable(text) for text in _texts(records.column("metadata"))]),
+    }
     one = np.zeros((len(records), 2, 2), np.uint64)
-    one[:, 0] = lanes
-    vectors, present = vectors_of(records)
-    rows = row_hashes(np.ascontiguousarray(vectors)) if vectors.size else np.zeros_like(lanes)
-    contents = []
-    for number, (document, uri, metadata) in enumerate(
-        zip(*[_texts(records.column(name)) for name in COLUMNS[2:]], strict=True)
-    ):
-        fields = sorted((key.encode(), encode_value(value)) for key, value in (decode(metadata) or {}).items())
-        parts = [b"" if text is None else b"1" + text.encode() for text in (document, uri)]
-        flat = [part for pair in fields for part in pair]
-        vector = rows[number].tobytes() if present[number] else b""
-        contents.append(b"".join(b"%d:%b" % (len(part), part) for part in (vector, *parts, *flat)))
-    one[:, 1] = hashes(contents)
+    one[:, 0] = hashes(_bytes(records.column("id")))
+    for name, part in parts.items():
+        one[:, 1] += part * key_hash(name)
     return one
 
 
-def _sum(lanes: NDArray[np.uint64], column: pa.Array, letter: bytes) -> Any:
-    """The sum of H(id) * V(value) over the values that are not null."""
-    present = ~np.asarray(column.is_null(), bool)
-    if not present.any():
-        return np.zeros(2, np.uint64)
-    values = (letter + value if letter else value for value in _bytes(column) if value is not None)
-    return (lanes[present] * value_hashes(values)).sum(axis=0)
+def _comparable(text: str | None) -> bytes | None:
+    metadata = decode(text)
+    if not metadata:
+        return None
+    found: bytes = _ENCODER.encode(metadata)
+    if b"-0.0" in found:  # perhaps a text of that wording
+        metadata = {key: _without_sign(value) for key, value in metadata.items()}
+        found = _ENCODER.encode(metadata)
+    return found
+
+
+def _without_sign(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_sign(item) for item in value]
+    return value + 0.0 if isinstance(value, float) else value
+
+
+def _vector_hashes(records: pa.RecordBatch) -> Lanes:
+    """V of each record's vector, (n, 2); zero where there is none."""
+    vectors, present = vectors_of(records)
+    if len(vectors) and present.all():
+        return row_hashes(np.ascontiguousarray(vectors))
+    found = np.zeros((len(records), 2), np.uint64)
+    if present.any():
+        found[present] = row_hashes(vectors[present])
+    return found
+
+
+def _value_hashes(values: Sequence[bytes | None]) -> Lanes:
+    """V of each value, (n, 2); zero where there is none."""
+    present = [value for value in values if value is not None]
+    if values and len(present) == len(values):
+        return value_hashes(present)
+    found = np.zeros((len(values), 2), np.uint64)
+    if present:
+        found[[value is not None for value in values]] = value_hashes(present)
+    return found
 
 
 def _bytes(column: pa.Array) -> list[Any]:

@@ -1,7 +1,8 @@
 """Conditions: Chroma's ``where`` over the metadata of records, for places that cannot be asked to filter.
 
-The operators are those of Chroma's HTTP API, with one difference: numbers are compared as numbers. Chroma 1.5 compares
-an integer with the whole part of a float, so that ``{"v": {"$eq": 1.5}}`` finds 1; here it does not.
+The operators are those of Chroma's HTTP API, with two differences. Numbers are compared as numbers: Chroma 1.5 compares
+an integer with the whole part of a float, so that ``{"v": {"$eq": 1.5}}`` finds 1; here it does not. And only metadata
+can be asked for: a condition on a document is refused.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ def _clause(clause: Any, depth: int) -> Test:
         return lambda metadata: every(part(metadata) for part in parts)
     if key.startswith("$"):
         raise UsageError(f"--where: {key} is no operator that stands before a key")
+    if key == "#document" or key.startswith("chroma:"):  # what Chroma keeps under these is not in ``metadata``
+        raise UsageError(f"--where: {key} is no metadata", hint="only metadata can be asked for")
     if not isinstance(value, Mapping):
         value = {"$eq": value}
     if len(value) != 1:
@@ -85,6 +88,11 @@ def _operator(key: str, operator: str, operand: Any) -> Callable[[Any], bool]:
     if kind == "$in":
         if not isinstance(operand, list) or not operand or not all(_is_scalar(item) for item in operand):
             raise UsageError(f"--where: {operator} of {key!r} takes a list of values")
+        kinds = {type(item) for item in operand}
+        if len(kinds) > 1 and (kinds != {int, float} or type(operand[0]) is int):
+            raise UsageError(
+                f"--where: {operator} of {key!r} takes values of one kind", hint="write a list of numbers as [1.0, 2.5]"
+            )
         return lambda value: any(_equal(value, item) for item in operand)
     if not _is_scalar(operand):
         raise UsageError(f"--where: {operator} of {key!r} takes text, a number, true or false")
