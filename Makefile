@@ -60,7 +60,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.up: pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[chroma,sample]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[chroma,arrow]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/uv
