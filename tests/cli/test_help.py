@@ -68,10 +68,16 @@ def test_every_command_is_documented_and_every_documented_command_exists() -> No
     assert sorted(headings) == sorted(commands())
 
 
+def section_of(name: str) -> str:
+    return re.split(r"^##", REFERENCE.split(f"### `chromakeep {name}", 1)[1], maxsplit=1, flags=re.M)[0]
+
+
 @pytest.mark.parametrize("name", commands())
 def test_every_option_of_a_command_is_documented_and_every_documented_one_exists(name: str) -> None:
     """What a command's section names is what the command takes beside the common options."""
-    section = re.split(r"^##", REFERENCE.split(f"### `chromakeep {name}", 1)[1], maxsplit=1, flags=re.M)[0]
+    section = section_of(name)
+    if other := re.search(r"Options are those of `([a-z]+)`", section):
+        section += section_of(other[1])
     common = {"--password-file", "--config", "--progress", "--json", "--debug", "--help"}
     takes = {o for p in commands()[name].params for o in p.opts if o.startswith("--")} - common
     if name == "config show":  # takes every setting, to be tried

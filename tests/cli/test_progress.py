@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chromakeep.cli import progress
-from chromakeep.events import Noted, PhaseStarted, Progressed, Retried, ServerLine
+from chromakeep.events import Noted, PhaseStarted, Progressed, RecordsMoved, Retried, ServerLine
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -35,6 +35,31 @@ def test_json_lines_end_with_the_true_count(capsys: pytest.CaptureFixture[str]) 
     assert before[-1]["done_bytes"] == 5000
     assert len(lines) < 100
     assert all(isinstance(line["time"], float) for line in lines)
+
+
+def test_records_end_with_the_true_count_of_each_collection(capsys: pytest.CaptureFixture[str]) -> None:
+    """Thousands of batches are few lines, and the last number of a collection is always told."""
+    watch = progress.choose("json")
+    for name in ("a", "b"):
+        for done in range(0, 3001):
+            watch(RecordsMoved("copy", name, done, 3000))
+    watch.close()
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [max(line["done"] for line in lines if line["collection"] == name) for name in ("a", "b")] == [3000, 3000]
+    assert len(lines) < 100
+
+
+def test_a_bar_of_records(capsys: pytest.CaptureFixture[str]) -> None:
+    """Records of one collection after another, then bytes, then records again: the columns change, nothing breaks."""
+    watch = progress.Bar()
+    for name in ("a[b]", "c\nd"):
+        for done in range(50):
+            watch(RecordsMoved("copy", name, done, 50 if name == "c\nd" else None))
+    watch(PhaseStarted("store", 10))
+    watch(Progressed("store", 10))
+    watch(RecordsMoved("verify", "x", 1, 2))
+    watch.close()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_log_gets_warnings_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,6 +36,7 @@ class DirectorySource:
         Raises ``NotAChromaDirectory``, ``SourceBroken``.
         """
         self._state = state
+        self.directory = directory
         self.catalog = Catalog(directory)
 
     def definitions(self) -> Sequence[Definition]:

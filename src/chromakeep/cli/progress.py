@@ -9,9 +9,10 @@ import time
 from typing import Any
 
 from chromakeep.cli import output
-from chromakeep.events import Event, Noted, PhaseStarted, Progressed, Retried, ServerLine
+from chromakeep.events import Event, Noted, PhaseStarted, Progressed, RecordsMoved, Retried, ServerLine
 
 INTERVAL = 0.2  # seconds between two JSON lines of the same phase's progress
+CONTINUAL = (Progressed, RecordsMoved)  # of which one in a while is enough
 REFRESH = 0.1  # seconds between two drawings of the bar
 
 
@@ -37,14 +38,17 @@ class JsonLines:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: Progressed | None = None
+        self._held: Event | None = None
         self._printed = 0.0
 
     def __call__(self, event: Event) -> None:
         with self._lock:
-            if not isinstance(event, Progressed):
+            if not isinstance(event, CONTINUAL):
                 self._flush()
                 self._print(event)
+            elif _subject(self._held) not in (None, _subject(event)):
+                self._flush()
+                self._held = event
             elif time.monotonic() - self._printed >= INTERVAL:
                 self._print(event)
                 self._held = None
@@ -67,24 +71,36 @@ class JsonLines:
         fields = msgspec.to_builtins(event)
         line = {"event": type(event).__name__, "time": round(time.time(), 3), **fields}
         output.write(msgspec.json.encode(line).decode(), sys.stderr)
-        if isinstance(event, Progressed):
+        if isinstance(event, CONTINUAL):
             self._printed = time.monotonic()
 
 
+def _subject(event: Event | None) -> object:
+    """What a continual event tells of: the last one of each is never left out."""
+    return (event.phase, event.collection) if isinstance(event, RecordsMoved) else getattr(event, "phase", None)
+
+
 class Bar(Lines):
-    """A bar with bytes, rate and time left on a terminal; notes and warnings are printed above it."""
+    """A bar with bytes or records, rate and time left on a terminal; notes and warnings are printed above it."""
 
     def __init__(self) -> None:
         super().__init__(notes=True)
         self._lock = threading.Lock()
         self._bar: Any = None
         self._task: Any = None
+        self._moving: object = None  # of which collection the records are
         self._refreshed = 0.0
 
     def __call__(self, event: Event) -> None:
         with self._lock:
             if isinstance(event, PhaseStarted):
-                self._start(event)
+                self._start(event.phase, event.total_bytes)
+            elif isinstance(event, RecordsMoved):
+                if self._moving != _subject(event):
+                    self._start(f"{event.phase} {event.collection}", event.total, records=True)
+                    self._moving = _subject(event)
+                self._bar.update(self._task, completed=event.done)
+                self._refresh()
             elif isinstance(event, Progressed):
                 if self._bar is not None:
                     self._bar.update(self._task, completed=event.done_bytes)
@@ -92,23 +108,34 @@ class Bar(Lines):
             else:
                 super().__call__(event)
 
-    def _start(self, event: PhaseStarted) -> None:
+    def _start(self, phase: str, total: int | None, *, records: bool = False) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
         from rich.progress import TransferSpeedColumn as Rate
 
+        if self._bar is not None and (records or self._moving):  # another kind of columns
+            self.close()
+        self._moving = None
         if self._bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), Rate(), TimeRemainingColumn())
+            text, bar, left = TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn()
+            counted: tuple[Any, ...] = (TextColumn("{task.fields[count]}"),) if records else (DownloadColumn(), Rate())
             # No thread that refreshes it: backup and restore fork, where they are alone in their process.
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
+            self._bar = Progress(
+                text, bar, *counted, left, console=Console(stderr=True), transient=True, auto_refresh=False
+            )
             self._bar.start()
         elif self._task is not None:
             self._bar.remove_task(self._task)
-        self._task = self._bar.add_task(event.phase, total=event.total_bytes)
+        self._task = self._bar.add_task(output.printable(phase), total=total, count="")
         self._refresh(now=True)
 
     def _refresh(self, *, now: bool = False) -> None:
         if self._bar is not None and (now or time.monotonic() - self._refreshed > REFRESH):
+            if self._moving:
+                task = self._bar.tasks[0]
+                of = f" of {task.total:,.0f}" if task.total else ""
+                speed = f", {task.speed:,.0f}/s" if task.speed else ""
+                self._bar.update(self._task, count=f"{task.completed:,.0f}{of} records{speed}")
             self._bar.refresh()
             self._refreshed = time.monotonic()
 

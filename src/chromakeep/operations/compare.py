@@ -6,29 +6,21 @@ equals another one when the rounding of such an index (``sums``) makes the one o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from chromakeep.batches import each_record
-from chromakeep.chroma.spool import Spool, cuts, within
 from chromakeep.conditions import Where
 from chromakeep.digests import hashes
 from chromakeep.errors import UsageError
-from chromakeep.events import Observer, RecordsMoved, ignore
-from chromakeep.operations.sums import Sums, as_cosine, rounded
+from chromakeep.events import Observer, ignore
+from chromakeep.operations.sides import Side, Words, apart
+from chromakeep.operations.sums import Sums, rounded
 from chromakeep.records import Definition, Digest, Source
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 NAMED = 20  # ids that are named of each kind of difference
-
-Lanes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +67,7 @@ class Comparisons:
     comparisons: tuple[Comparison, ...]
     only_first: tuple[str, ...] = ()
     only_second: tuple[str, ...] = ()
+    pairs: tuple[tuple[Definition, Definition], ...] = ()
 
     @property
     def equal(self) -> bool:
@@ -100,14 +93,12 @@ def compare_places(
         chosen = {d.place for d in choose([*one, *two], collections)}
         left = {place: d for place, d in left.items() if d.place in chosen}
         right = {place: d for place, d in right.items() if d.place in chosen}
+    pairs = tuple((definition, right[place]) for place, definition in left.items() if place in right)
     return Comparisons(
-        tuple(
-            compare(a, definition, b, right[place], folder=folder, observer=observer)
-            for place, definition in left.items()
-            if place in right
-        ),
+        tuple(compare(a, mine, b, theirs, folder=folder, observer=observer) for mine, theirs in pairs),
         tuple(described(left[place]) for place in left if place not in right),
         tuple(described(right[place]) for place in right if place not in left),
+        pairs,
     )
 
 
@@ -124,23 +115,6 @@ def choose(definitions: Sequence[Definition], wanted: Sequence[str] | None) -> l
             raise UsageError(f"there is no collection {name!r}", hint=f"there is: {there}")
         found += [d for d in some if d not in found]
     return found
-
-
-@dataclass(slots=True)
-class _Side:
-    """One collection of the two, as it is read."""
-
-    source: Source
-    definition: Definition
-    where: Where | None
-    observer: Observer
-
-    def read(self, phase: str) -> Iterator[pa.RecordBatch]:
-        done = 0
-        for some, _ in self.source.batches(self.definition, where=self.where):
-            done += len(some)
-            self.observer(RecordsMoved(phase, described(self.definition), done, self.definition.count))
-            yield some
 
 
 def described(definition: Definition) -> str:
@@ -168,9 +142,9 @@ def compare(
     ``known``: the sums of what ``a`` has, where they were taken before. ``folder``: for the lists of hashes of long
     collections. Constant memory.
     """
-    one = _Side(a, definition, where, observer)
-    two = _Side(b, other, None if among else where, observer)
     names = described(definition), described(other)
+    one = Side(a, definition, names[0], where, observer)
+    two = Side(b, other, names[1], None if among else where, observer)
     cosine = rounded(definition, other)
     if not among:
         first, second = known or summed(one, cosine), summed(two, cosine)
@@ -179,7 +153,7 @@ def compare(
     return _by_id(one, two, names, among=among, existing_wins=existing_wins, cosine=cosine, folder=folder)
 
 
-def summed(side: _Side, cosine: bool) -> Sums:
+def summed(side: Side, cosine: bool) -> Sums:
     """The sums of all its records."""
     sums = Sums(rounded=cosine)
     for some in side.read("verify"):
@@ -188,8 +162,8 @@ def summed(side: _Side, cosine: bool) -> Sums:
 
 
 def _by_id(
-    one: _Side,
-    two: _Side,
+    one: Side,
+    two: Side,
     names: tuple[str, str],
     *,
     among: bool,
@@ -198,22 +172,14 @@ def _by_id(
     folder: Path | None,
 ) -> Comparison:
     """Which ids differ, from a list of hashes of each record on both sides, compared range by range."""
-    left, right = _hashes(one, cosine, folder), _hashes(two, cosine, folder)
-    kinds: tuple[list[Lanes], list[Lanes], list[Lanes]] = ([], [], [])
-    longer = left if len(left) >= len(right) else right
-    for low, high in cuts(longer):
-        (here,), (there,) = within(low, high, left), within(low, high, right)
-        here, there = here[np.argsort(here[:, 0])], there[np.argsort(there[:, 0])]
-        known = np.isin(here[:, 0], there[:, 0])
-        kinds[0].append(here[~known, 0])
+    left, right = (side.hashes("compare by id", cosine=cosine, folder=folder) for side in (one, two))
+    kinds: tuple[list[Words], list[Words], list[Words]] = ([], [], [])
+    for found in apart(left, right):
+        kinds[0].append(found.missing)
         if not among:
-            kinds[1].append(there[~np.isin(there[:, 0], here[:, 0]), 0])
+            kinds[1].append(found.extra)
         if not existing_wins:
-            mine = here[known]
-            theirs = there[np.minimum(np.searchsorted(there[:, 0], mine[:, 0]), max(len(there) - 1, 0))]
-            # column 2 is the content, column 3 the content as a cosine index shows it (the same where there is none)
-            same = (mine[:, 1] == theirs[:, 1]) | (mine[:, 2] == theirs[:, 1]) | (mine[:, 1] == theirs[:, 2])
-            kinds[2].append(mine[~same, 0])
+            kinds[2].append(found.differing)
     missing, extra, differing = (np.concatenate([np.zeros(0, np.uint64), *some]) for some in kinds)
     return Comparison(
         *names,
@@ -227,17 +193,7 @@ def _by_id(
     )
 
 
-def _hashes(side: _Side, cosine: bool, folder: Path | None) -> Spool:
-    """Of every record: a word of its id's hash, of the hash of all it holds, and of that as a cosine index shows it."""
-    found = Spool(np.uint64, folder, width=3)
-    for some in side.read("compare by id"):
-        hashed = each_record(some)
-        shown = each_record(as_cosine(some)) if cosine else hashed
-        found.add(np.stack([hashed[:, 0, 0], hashed[:, 1, 0], shown[:, 1, 0]], axis=1))
-    return found
-
-
-def _named(side: _Side, wanted: Lanes) -> tuple[str, ...]:
+def _named(side: Side, wanted: Words) -> tuple[str, ...]:
     """The first ids with these hashes, sorted."""
     wanted = np.sort(wanted)[:NAMED]
     found: list[str] = []

@@ -68,7 +68,7 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
     place = parse(address)
     if selector is None and place.kind in ("http", CLOUD):
         tenant, database = _database(place)
-        return ServerSource(_connection(place, means), tenant, database, plan=means.work / "ids")
+        return ServerSource(connection_of(place, means), tenant, database, plan=means.work / "ids")
     if selector is None and not place.is_url and _is_directory(Path(place.place)):
         return _working_copy(
             means.work / "capture",
@@ -102,7 +102,7 @@ def open_sink(text: str, means: Means) -> tuple[Sink, Callable[[], Source]]:
         raise UsageError(f"{text}: a moment of a repository cannot be written", hint="back a directory up instead")
     if place.kind in ("http", CLOUD):
         tenant, database = _database(place)
-        connection = _connection(place, means)
+        connection = connection_of(place, means)
         sink = ServerSink(connection, tenant, database, cloud=place.kind == CLOUD, observer=means.observer)
         return sink, lambda: ServerSource(connection, tenant, database)
     if place.is_url or (Path(place.place) / "config").exists():
@@ -148,7 +148,8 @@ def _database(place: Address) -> tuple[str | None, str | None]:
     return (parts[0] if parts else None), (parts[1] if len(parts) == 2 else None)
 
 
-def _connection(place: Address, means: Means) -> Connection:
+def connection_of(place: Address, means: Means) -> Connection:
+    """A connection to the server that an address names."""
     if place.kind == CLOUD:
         return Connection(CLOUD_URL, token=means.cloud_token, observer=means.observer)
     return Connection(place.place, token=means.token, observer=means.observer)

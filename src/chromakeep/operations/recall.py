@@ -26,12 +26,18 @@ TIE = 1e-5  # relative: records at the distance of the last one that counts are 
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """Of ``queries`` vectors of a collection, the share of the ``n`` nearest that each side has found, 0 to 1."""
+    """Of ``queries`` vectors of a collection, the share of the ``n`` nearest that each side has found, 0 to 1; None for
+    one that cannot be searched."""
 
     name: str
     queries: int
     n: int
-    shares: tuple[float, ...]
+    shares: tuple[float | None, ...]
+
+    def line(self) -> str:
+        """In one line."""
+        told = ["cannot be searched" if share is None else f"{share:.4f}" for share in self.shares]
+        return f"{self.name}: recall@{self.n} of {self.queries} queries: {', '.join(told)}"
 
 
 def recall(
@@ -80,9 +86,9 @@ def distances(space: str, queries: Vectors, vectors: Vectors) -> NDArray[np.floa
 
 
 def _unit(vectors: Vectors) -> Vectors:
-    lengths = np.sqrt((vectors**2).sum(1, keepdims=True))
-    unit: Vectors = vectors / np.where(lengths == 0, 1, lengths)
-    return unit
+    lengths: Vectors = np.linalg.norm(vectors, axis=1, keepdims=True).astype(np.float32)
+    lengths[lengths == 0] = 1
+    return vectors / lengths
 
 
 def _exact(source: Source, definition: Definition, queries: Vectors, n: int) -> NDArray[np.float32]:

@@ -183,33 +183,35 @@ def _copy(
     return Reply(done, "\n".join(lines))
 
 
-def compare(call: Call, a: str, b: str, *, collections: str | None, work: str | None) -> Reply:
+def compare(call: Call, a: str, b: str, *, collections: str | None, queries: int, work: str | None) -> Reply:
     """``check A B``."""
     _needs_arrow()
     from chromakeep.operations.compare import compare_places
     from chromakeep.operations.endpoints import open_source
+    from chromakeep.operations.searching import recalls
 
     at = _work(work, a, b)
+    here, there = _means(call, at / "a"), _means(call, at / "b")
     try:
-        with (
-            closing(open_source(a, _means(call, at / "a"))) as one,
-            closing(open_source(b, _means(call, at / "b"))) as two,
-        ):
+        at.mkdir(parents=True, exist_ok=True)
+        with closing(open_source(a, here)) as one, closing(open_source(b, there)) as two:
             found = compare_places(one, two, collections=names(collections), folder=at, observer=call.observer)
+            searched = recalls((a, one, here), (b, two, there), found.pairs, queries) if queries else []
     finally:
         shutil.rmtree(at, ignore_errors=True)
     lines = [output.printable(each.line()) for each in found.comparisons]
+    lines += [output.printable(each.line()) for each in searched]
     lines += [f"{output.printable(name)} is only in the first" for name in found.only_first]
     lines += [f"{output.printable(name)} is only in the second" for name in found.only_second]
     status = 0 if found.equal else VerificationFailed.exit_status
-    return Reply({"kind": "comparison", **_fields(found)}, "\n".join(lines) or "nothing to compare", status)
-
-
-def _fields(found: object) -> dict[str, Any]:
-    import msgspec
-
-    fields: dict[str, Any] = msgspec.to_builtins(found)
-    return fields
+    answer = {
+        "kind": "comparison",
+        "collections": found.comparisons,
+        "only_first": found.only_first,
+        "only_second": found.only_second,
+        "recall": searched,
+    }
+    return Reply(answer, "\n".join(lines) or "nothing to compare", status)
 
 
 def names(text: str | None) -> tuple[str, ...] | None:

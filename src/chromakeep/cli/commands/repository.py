@@ -76,9 +76,22 @@ def snapshots(call: Call, repo: str | None) -> Reply:
 @place("other", "B")
 @click.option("--read-data", is_flag=True, help="Read and verify every byte, not only that every object is there.")
 @click.option("--collections", metavar="A,B", help="Of two places, compare only these collections.")
+@click.option(
+    "--queries",
+    type=click.IntRange(0, 10000),
+    default=0,
+    metavar="N",
+    help="Of two places, search with N records: recall@10 of each.",
+)
 @click.option("--work", metavar="PATH", help="Of two places, where working copies are kept meanwhile.")
 def check(
-    call: Call, repo: str | None, other: str | None, read_data: bool, collections: str | None, work: str | None
+    call: Call,
+    repo: str | None,
+    other: str | None,
+    read_data: bool,
+    collections: str | None,
+    queries: int,
+    work: str | None,
 ) -> Reply:
     """Check that all the snapshots need is there and undamaged; or, given A and B, that two places hold the same.
 
@@ -93,9 +106,11 @@ def check(
 
         if repo is None or read_data:
             raise UsageError("--read-data is for one repository, not for two places")
-        return compare(call, repo, other, collections=collections, work=work)
-    if collections or work:
-        raise UsageError("--collections and --work are for comparing two places", hint="chromakeep check A B")
+        return compare(call, repo, other, collections=collections, queries=queries, work=work)
+    if collections or work or queries:
+        raise UsageError(
+            "--collections, --queries and --work are for comparing two places", hint="chromakeep check A B"
+        )
     from chromakeep.operations.check import check as operation
 
     repository = call.repository(call.needs(repo, "repository", "REPO"))

@@ -1,0 +1,77 @@
+"""Sides: one collection in two places, and which of its records differ, by a hash of each; in constant memory.
+
+In a cosine index a record also equals another one where the rounding of such an index (``sums``) makes the one of the
+other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from chromakeep.batches import each_record
+from chromakeep.chroma.spool import Spool, cuts, within
+from chromakeep.conditions import Where
+from chromakeep.events import Observer, RecordsMoved
+from chromakeep.operations.sums import as_cosine
+from chromakeep.records import Definition, Source
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Words = NDArray[np.uint64]  # (n,): of each id the first word of its hash
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One collection of the two, as it is read. ``name``: what observers are told."""
+
+    source: Source
+    definition: Definition
+    name: str
+    where: Where | None
+    observer: Observer
+
+    def read(self, phase: str) -> Iterator[pa.RecordBatch]:
+        """All its records that satisfy ``where``."""
+        done = 0
+        for some, _ in self.source.batches(self.definition, where=self.where):
+            done += len(some)
+            self.observer(RecordsMoved(phase, self.name, done, self.definition.count))
+            yield some
+
+    def hashes(self, phase: str, *, cosine: bool, folder: Path | None) -> Spool:
+        """Of every record: a word of its id's hash, of the hash of all it holds, and of that as a cosine index shows
+        it (the same where there is none)."""
+        found = Spool(np.uint64, folder, width=3)
+        for some in self.read(phase):
+            hashed = each_record(some)
+            shown = each_record(as_cosine(some)) if cosine else hashed
+            found.add(np.stack([hashed[:, 0, 0], hashed[:, 1, 0], shown[:, 1, 0]], axis=1))
+        return found
+
+
+class Apart(NamedTuple):
+    """Of one range of ids the words of those that only the first has, that only the second has, and whose records
+    differ; each ascending."""
+
+    missing: Words
+    extra: Words
+    differing: Words
+
+
+def apart(left: Spool, right: Spool) -> Iterator[Apart]:
+    """What differs between two collections, from the ``hashes`` of each, range by range, ascending."""
+    for low, high in cuts(left if len(left) >= len(right) else right):
+        (here,), (there,) = within(low, high, left), within(low, high, right)
+        here, there = here[np.argsort(here[:, 0])], there[np.argsort(there[:, 0])]
+        known = np.isin(here[:, 0], there[:, 0])
+        mine = here[known]
+        theirs = there[np.minimum(np.searchsorted(there[:, 0], mine[:, 0]), max(len(there) - 1, 0))]
+        same = (mine[:, 1] == theirs[:, 1]) | (mine[:, 2] == theirs[:, 1]) | (mine[:, 1] == theirs[:, 2])
+        yield Apart(here[~known, 0], there[~np.isin(there[:, 0], here[:, 0]), 0], mine[~same, 0])
