@@ -1,4 +1,5 @@
 """Shipped conformance suites and fault injectors, for those who implement or use a seam of chromakeep.
 
-``StoreSuite`` needs pytest; ``FaultyStore`` needs nothing.
+``StoreSuite``, ``SourceSuite`` and ``SinkSuite`` need pytest; ``FaultyStore``, ``MemorySource`` and ``MemorySink`` need
+nothing.
 """

@@ -64,13 +64,15 @@ def _options(function: Callable[..., Any]) -> Callable[..., Any]:
 @place("target", "TO", required=True)
 @_options
 def copy(call: Call, source: str, target: str, **options: Any) -> Reply:
-    """Copy collections from any place to any other, record by record.
+    """Copy collections from any place to any other.
+
+    Record by record: ids, vectors, documents, URIs and metadata, as they are.
 
     FROM and TO are a Chroma directory, a server (http://host:8000/tenant/database), Chroma Cloud
     (chroma-cloud://tenant/database), a file (.parquet, .jsonl, .jsonl.zst) or a directory of Parquet (dir.parquet/);
     FROM may be a repository, at any moment (REPO@TIME).
 
-    Vectors are copied as they are, never made again. A directory in use is copied first, exactly, without stopping its
+    A directory in use is copied first, exactly, without stopping its
     writers. A copy that was killed goes on where it was when the same command is run again.
     """
     return _copy(call, source, target, **options)
@@ -81,7 +83,10 @@ def copy(call: Call, source: str, target: str, **options: Any) -> Reply:
 @place("target", "FILE", required=True)
 @_options
 def export(call: Call, source: str, target: str, **options: Any) -> Reply:
-    """Copy collections into a file: x.parquet for one, dir.parquet/ for any number, x.jsonl for a look."""
+    """Copy collections into a file.
+
+    x.parquet for one, dir.parquet/ for any number, x.jsonl to look at.
+    """
     _must_be_file(target, "FILE", "copy")
     return _copy(call, source, target, **options)
 
@@ -91,7 +96,10 @@ def export(call: Call, source: str, target: str, **options: Any) -> Reply:
 @place("target", "TO", required=True)
 @_options
 def import_(call: Call, source: str, target: str, **options: Any) -> Reply:
-    """Copy collections from a file that `export` or another program has written."""
+    """Copy collections out of a file.
+
+    `export` or another program has written it.
+    """
     _must_be_file(source, "FILE", "copy")
     return _copy(call, source, target, **options)
 

@@ -93,10 +93,11 @@ def check(
     queries: int,
     work: str | None,
 ) -> Reply:
-    """Check that all the snapshots need is there and undamaged; or, given A and B, that two places hold the same.
+    """Check a repository, or that two places hold the same.
 
-    Of a repository, without --read-data, only that every object is there and whole in size; with it every byte is read
-    and verified. Of two places (see `copy`) every id, vector, document and metadata value is compared.
+    Of a repository, that all its snapshots need is there and undamaged: without --read-data only that every object is
+    there and whole in size; with it every byte is read and verified. Of two places (see `copy`) every id, vector,
+    document and metadata value is compared.
 
     Exit status 14 when something is missing, damaged or different: each problem of a repository names the snapshots
     that it breaks, each difference the first ids.
