@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from chromakeep.batches import batch, encode
+from chromakeep.chroma.rounding import through_json
 from chromakeep.conditions import Where
 from chromakeep.errors import ServerFailed, SourceError, TargetNotEmpty, UsageError, VerificationFailed
 from chromakeep.operations.checkpoint import Checkpoint
@@ -350,3 +351,26 @@ def test_a_cosine_index_is_compared_through_its_rounding() -> None:
     assert equal(returned, given)
     assert not equal(given, other)
     assert not equal(given, returned, replace(definition, configuration=None))
+    assert compare(given, definition, returned, definition).rounded
+
+
+def test_floats_that_chroma_rounds_are_told_from_others() -> None:
+    """One in ten full floats comes back with another last bit: equal, and said to be rounded; one bit more is not."""
+    numbers = np.random.default_rng(5).random(500).tolist()
+    rounded = [through_json(number) for number in numbers]
+    assert 10 < sum(a != b for a, b in zip(numbers, rounded, strict=True)) < 200
+    definition = Definition("a", dimension=1)
+    places = []
+    for values in (numbers, rounded, [*rounded[:-1], float(np.nextafter(rounded[-1], 2))]):
+        memory = Memory()
+        none = [None] * 500
+        ones = np.ones((500, 1), np.float32)
+        metadatas = [encode({"f": value, "l": [value]}) for value in values]
+        memory.put(definition, batch([f"v{n}" for n in range(500)], ones, none, none, metadatas, 1))
+        places.append(MemorySource(memory))
+    given, returned, other = places
+    there, back = (compare(a, definition, b, definition) for a, b in ((given, returned), (returned, given)))
+    assert there.equal and there.rounded and back.equal and back.rounded
+    assert not compare(given, definition, given, definition).rounded
+    only = compare(given, definition, other, definition)
+    assert (only.differing, only.differing_ids) == (1, ("v499",))

@@ -1,7 +1,8 @@
 """compare: two collections, wherever they are, record by record: by digest, and by id where the digests differ.
 
-Nothing is sampled: every id, vector, document and metadata value of both is read. A collection with a cosine index also
-equals another one when the rounding of such an index (``sums``) makes the one of the other, bit for bit.
+Nothing is sampled: every id, vector, document and metadata value of both is read. Chroma rounds some of what it is
+given (``chroma.rounding``): a collection also equals another one when that rounding makes the one of the other, bit for
+bit, and then it is said.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from chromakeep.digests import hashes
 from chromakeep.errors import UsageError
 from chromakeep.events import Observer, ignore
 from chromakeep.operations.sides import Side, Words, apart
-from chromakeep.operations.sums import Sums, rounded
+from chromakeep.operations.sums import Sums, in_cosine
 from chromakeep.records import Definition, Digest, Source
 
 NAMED = 20  # ids that are named of each kind of difference
@@ -26,7 +27,7 @@ NAMED = 20  # ids that are named of each kind of difference
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """What differs: ids that only the first has, that only the second has, and whose records differ in anything; of
-    each the count and the first few."""
+    each the count and the first few. ``rounded``: nothing does, but for what Chroma rounds."""
 
     name: str
     other: str
@@ -37,6 +38,7 @@ class Comparison:
     missing_ids: tuple[str, ...] = ()
     extra_ids: tuple[str, ...] = ()
     differing_ids: tuple[str, ...] = ()
+    rounded: bool = False
     digests: tuple[Digest, Digest] | None = None
 
     @property
@@ -47,7 +49,8 @@ class Comparison:
     def line(self) -> str:
         """In one line, with the first ids."""
         if self.equal:
-            return f"{self.name} and {self.other} are equal: {self.records[0]:,} records"
+            but = " (of some numbers Chroma has rounded the last bit, as it does)" if self.rounded else ""
+            return f"{self.name} and {self.other} are equal: {self.records[0]:,} records{but}"
         parts = []
         for count, ids, what in (
             (self.missing, self.missing_ids, "only in the first"),
@@ -145,17 +148,18 @@ def compare(
     names = described(definition), described(other)
     one = Side(a, definition, names[0], where, observer)
     two = Side(b, other, names[1], None if among else where, observer)
-    cosine = rounded(definition, other)
+    cosine = in_cosine(definition, other)
     if not among:
         first, second = known or summed(one, cosine), summed(two, cosine)
         if first.equals(second):
-            return Comparison(*names, (first.count, second.count), digests=(first.digest(), second.digest()))
+            digests = first.digest(), second.digest()
+            return Comparison(*names, (first.count, second.count), rounded=digests[0] != digests[1], digests=digests)
     return _by_id(one, two, names, among=among, existing_wins=existing_wins, cosine=cosine, folder=folder)
 
 
 def summed(side: Side, cosine: bool) -> Sums:
     """The sums of all its records."""
-    sums = Sums(rounded=cosine)
+    sums = Sums(cosine=cosine)
     for some in side.read("verify"):
         sums.add(some)
     return sums

@@ -12,7 +12,7 @@ from chromakeep.events import Noted, Observer, RecordsMoved, ignore
 from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.compare import Comparison, choose, compare, described
 from chromakeep.operations.pump import Pump
-from chromakeep.operations.sums import Sums, rounded
+from chromakeep.operations.sums import Sums, in_cosine
 from chromakeep.records import Definition, Sink, Source
 
 RECORD_BYTES = 600  # of a record beside its vector, for an estimate: text of some lines and a few keys
@@ -140,7 +140,7 @@ def _one(
 
     observer(RecordsMoved("copy", name, told, definition.count))
     summed = plan.verify and (part.mark is None or part.sums)
-    sums = Sums(rounded=rounded(definition, target), numbers=part.sums) if summed else None
+    sums = Sums(cosine=in_cosine(definition, target), numbers=part.sums) if summed else None
     pump = Pump(intake, part, checkpoint, sums=sums, rate=plan.rate, progress=progress)
     pump.run(source.batches(definition, after=part.mark, where=plan.where))
     intake.finish()
@@ -232,7 +232,7 @@ def _verify(
                 raise VerificationFailed(f"{copied.target} is not at the target after it was copied")
             among = copied.exists and plan.conflict in ("skip", "upsert")
             numbers = checkpoint.part(definition.place).sums
-            known = Sums(rounded=rounded(definition, other), numbers=numbers) if numbers else None
+            known = Sums(cosine=in_cosine(definition, other), numbers=numbers) if numbers else None
             compared = compare(
                 source,
                 definition,

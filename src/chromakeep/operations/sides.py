@@ -1,7 +1,6 @@
 """Sides: one collection in two places, and which of its records differ, by a hash of each; in constant memory.
 
-In a cosine index a record also equals another one where the rounding of such an index (``sums``) makes the one of the
-other.
+A record also equals another one where Chroma's rounding (``chroma.rounding``) makes the one of the other.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chromakeep.batches import each_record
+from chromakeep.chroma.rounding import as_returned
 from chromakeep.chroma.spool import Spool, cuts, within
 from chromakeep.conditions import Where
 from chromakeep.events import Observer, RecordsMoved
-from chromakeep.operations.sums import as_cosine
 from chromakeep.records import Definition, Source
 
 if TYPE_CHECKING:
@@ -46,13 +45,14 @@ class Side:
             yield some
 
     def hashes(self, phase: str, *, cosine: bool, folder: Path | None) -> Spool:
-        """Of every record: a word of its id's hash, of the hash of all it holds, and of that as a cosine index shows
-        it (the same where there is none)."""
+        """Of every record: a word of its id's hash, of the hash of all it holds, and of that as Chroma would return it;
+        ``cosine``: out of a cosine index."""
         found = Spool(np.uint64, folder, width=3)
         for some in self.read(phase):
             hashed = each_record(some)
-            shown = each_record(as_cosine(some)) if cosine else hashed
-            found.add(np.stack([hashed[:, 0, 0], hashed[:, 1, 0], shown[:, 1, 0]], axis=1))
+            shown = as_returned(some, cosine=cosine)
+            again = hashed if shown is some else each_record(shown)
+            found.add(np.stack([hashed[:, 0, 0], hashed[:, 1, 0], again[:, 1, 0]], axis=1))
         return found
 
 
