@@ -45,12 +45,10 @@ class Columns:
 
 def read_columns(records: Records, size: int, *, after: Mark = (-1, 0)) -> Iterator[Columns]:
     """The living records in the order of ``collection.get``, ``size`` at a time, from behind a mark."""
-    rowids = records.in_place
-    start = int((rowids <= after[0]).sum())
-    reading = _Reading(records)
-    for at in range(start, len(rowids), size):
-        yield reading.portion(rowids[at : at + size].tolist())
-    last = int(rowids[-1]) if len(rowids) else after[0]
+    reading, last = _Reading(records), after[0]
+    for rowids, ids in records.in_place(size, after=after[0]):
+        last = rowids[-1]
+        yield reading.portion(rowids, ids)
     for at in range(after[1], len(records.appended), size):
         ids = records.appended[at : at + size]
         found = Columns(ids, (last, at + len(ids)))
@@ -66,9 +64,8 @@ class _Reading:
         self.records, self.connection = records, records.connection
         self.arrays = records.arrays and _has_rows(self.connection, "embedding_metadata_array")
 
-    def portion(self, rowids: list[int]) -> Columns:
+    def portion(self, rowids: list[int], ids: list[bytes]) -> Columns:
         """These records, row numbers ascending."""
-        ids = self._ids(rowids)
         found = Columns(ids, (rowids[-1], 0))
         if self.arrays:
             stored = read_fields(self.connection, rowids, arrays=True)
@@ -107,13 +104,6 @@ class _Reading:
                 fields[key] = value
             elif key == URI and type(value) is str:
                 uris[number] = value
-
-    def _ids(self, rowids: list[int]) -> list[bytes]:
-        where, bounds = _range(rowids)
-        found = dict(
-            self.connection.execute(f"SELECT id, CAST(embedding_id AS BLOB) FROM embeddings WHERE {where}", bounds)
-        )
-        return [found[rowid] for rowid in rowids]
 
 
 def _range(rowids: Sequence[int]) -> tuple[str, tuple[Any, ...]]:

@@ -122,7 +122,7 @@ class Records:
 
     ``touched`` are the row numbers, in the METADATA segment, of those that pending rows name; ``changed`` has what
     becomes of these (None: deleted) and the new ones, ``renewed`` those of them that live. In the order of
-    ``collection.get`` come the rows ``in_place`` and then the ids ``appended``.
+    ``collection.get`` come the rows that are ``in_place`` and then the ids ``appended``.
     """
 
     def __init__(self, catalog: Catalog, entry: Entry, queue: Queue) -> None:
@@ -176,29 +176,25 @@ class Records:
         created = set(self.appended)
         self._moved = [rowid for id_, rowid in rowid_of.items() if self.changed[id_] is None or id_ in created]
 
-    @property
-    def in_place(self) -> NDArray[np.int64]:
-        """Row numbers of the records that pending rows neither delete nor re-add, ascending."""
-        rows = self.connection.execute("SELECT id FROM embeddings WHERE segment_id = ?", (self.segment,))
-        ordered = np.sort(np.fromiter((row[0] for row in rows), np.int64))
-        return ordered[~np.isin(ordered, self._moved)] if self._moved else ordered
+    def in_place(self, size: int, *, after: int = -1) -> Iterator[tuple[list[int], list[bytes]]]:
+        """Row numbers and ids of the records that pending rows neither delete nor re-add, ascending, from behind a row
+        number on; about ``size`` at a time."""
+        moved = set(self._moved)
+        cursor = self.connection.execute(  # by row number: the + keeps SQLite from sorting all of an index of ids
+            "SELECT id, CAST(embedding_id AS BLOB) FROM embeddings WHERE +segment_id = ? AND id > ? ORDER BY id",
+            (self.segment, after),
+        )
+        while rows := cursor.fetchmany(size):
+            kept = [row for row in rows if row[0] not in moved] if moved else rows
+            if kept:
+                yield [row[0] for row in kept], [row[1] for row in kept]
 
     def id_portions(self, size: int) -> Iterator[list[bytes]]:
         """The living ids in the order of ``collection.get``."""
-        rowids = self.in_place
-        for start in range(0, len(rowids), size):
-            yield self._ids(rowids[start : start + size].tolist())
+        for _, ids in self.in_place(size):
+            yield ids
         for start in range(0, len(self.appended), size):
             yield self.appended[start : start + size]
-
-    def _ids(self, rowids: list[int]) -> list[bytes]:
-        found = dict(
-            self.connection.execute(
-                "SELECT id, CAST(embedding_id AS BLOB) FROM embeddings WHERE id IN (SELECT value FROM json_each(?))",
-                (json.dumps(rowids),),
-            )
-        )
-        return [found[rowid] for rowid in rowids]
 
     def names(self, wanted: NDArray[np.uint64]) -> tuple[str, ...]:
         """The ids whose hashes begin with these words."""

@@ -14,6 +14,7 @@ from chromakeep.chroma import hnsw
 from chromakeep.chroma.catalog import Catalog, Entry, untrusted_rows
 from chromakeep.chroma.columns import read_columns
 from chromakeep.chroma.metadata import Records
+from chromakeep.chroma.places import Places
 from chromakeep.chroma.queue import Queue
 from chromakeep.chroma.vectors import Vectors
 from chromakeep.digests import hashes
@@ -78,8 +79,7 @@ class Index:
         seen = vectors.check()
         for fault in vectors.faults:
             raise SourceBroken(fault.message)
-        self.places = vectors.places(seen) if seen else np.zeros(0, np.int64)
-        self.places[vectors.moved] = -1
+        self.places = Places(vectors, seen)
         cosine = vectors.entry.space == "cosine"
         self.mapped = hnsw.Mapped(vectors.path, vectors.header, lengths=cosine) if vectors.header else None
 
@@ -93,8 +93,7 @@ class Index:
             out[queued[id_]] = vector
         rest = np.array([i for i, id_ in enumerate(ids) if id_ not in queued], np.int64)
         sought = [ids[i] for i in rest.tolist()] if queued else ids
-        positions = np.asarray(held.ids.find(hashes(sought)), np.int64)
-        places = np.where(positions < 0, -1, self.places[positions]) if len(self.places) else positions
+        places = self.places.find(hashes(sought))
         if len(lost := np.flatnonzero(places < 0)):
             raise SourceBroken(f"{sought[lost[0]].decode()} has no vector in index or queue")
         if self.mapped and len(places):
