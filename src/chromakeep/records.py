@@ -158,7 +158,12 @@ class Intake(Protocol):
 
 
 class Sink(Protocol):
-    """A place to write to. Nothing is visible under its final name before it is whole, where the place can do that."""
+    """A place to write to. Nothing is visible under its final name before it is whole, where the place can do that.
+
+    ``several``: whether it takes more than one collection.
+    """
+
+    several: bool
 
     def definitions(self) -> Sequence[Definition]:
         """The collections that are there already."""

@@ -281,15 +281,16 @@ def test_memory_is_bounded_by_the_queue() -> None:
     assert len(next(iter(target.collections.values())).records) == 600
 
 
-def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
-    """Another plan, another version, no JSON: one line, and the file stays."""
+def test_a_checkpoint_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Another plan begins anew; what is no checkpoint is refused in one line, and stays."""
     file = tmp_path / "c.json"
     one = Checkpoint(file, WHOLE)
     one.begin("state")
     one.part(("t", "d", "n"))
     one.save()
-    with pytest.raises(UsageError, match="another copy"):
-        Checkpoint(file, {**WHOLE, "where": "x"})
+    assert Checkpoint(file, WHOLE).parts
+    other = Checkpoint(file, {**WHOLE, "where": "x"})
+    assert other.given_up and not other.parts and not other.begin("state")
     file.write_text('{"version": 1}')
     with pytest.raises(UsageError, match="no checkpoint"):
         Checkpoint(file, WHOLE)

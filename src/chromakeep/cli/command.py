@@ -124,7 +124,9 @@ def command(
                 reply = function(Call(settings, shown), **given)
             finally:
                 shown.close()
-            output.write(reply.json(ctx.command_path.removeprefix("chromakeep ")) if as_json else reply.text)
+            said = reply.json(ctx.command_path.removeprefix("chromakeep ")) if as_json else reply.text
+            if said:
+                output.write(said)
             ctx.exit(reply.exit_status)
 
         body.__doc__ = function.__doc__

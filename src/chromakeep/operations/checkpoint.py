@@ -45,21 +45,20 @@ class Checkpoint:
 
     def __init__(self, path: Path | None, plan: Mapping[str, Any]) -> None:
         """``path``: None where nothing is to be kept. ``plan``: what is copied, from where to where, and how; a file of
-        another plan is refused, as going on with it would mix the two. Raises ``UsageError``."""
+        another plan is given up (``given_up``), as going on with it would mix the two. Raises ``UsageError``."""
         self.path, self.plan = path, msgspec.json.encode(plan, order="sorted").decode()
         self.state = ""
         self.parts: dict[str, Part] = {}
+        self.given_up = False
         if path is None or not path.exists():
             return
         try:
             found = _DECODER.decode(path.read_bytes())
         except (msgspec.MsgspecError, OSError) as error:
             raise UsageError(f"{path} is no checkpoint of a copy ({error})", hint="remove it to begin anew") from None
-        if found.version != VERSION or found.plan != self.plan:
-            raise UsageError(
-                f"{path} is the checkpoint of another copy", hint="finish that one, or remove the file to begin anew"
-            )
-        self.state, self.parts = found.state, found.parts
+        self.given_up = found.version != VERSION or found.plan != self.plan
+        if not self.given_up:
+            self.state, self.parts = found.state, found.parts
 
     def begin(self, state: str) -> bool:
         """Go on with what was written down, if the source is in that state still; else begin anew. True: it goes on."""
@@ -71,8 +70,8 @@ class Checkpoint:
 
     @property
     def begun(self) -> bool:
-        """Whether an earlier process has begun this copy."""
-        return bool(self.parts)
+        """Whether there is something to go on with."""
+        return self.path is not None and self.path.exists()
 
     def part(self, place: tuple[str, str, str]) -> Part:
         """What is known of a collection."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 from chromakeep.conditions import Where
 from chromakeep.errors import TargetNotEmpty, UsageError, VerificationFailed
@@ -16,6 +17,14 @@ from chromakeep.operations.sums import Sums, in_cosine
 from chromakeep.records import Definition, Sink, Source
 
 RECORD_BYTES = 600  # of a record beside its vector, for an estimate: text of some lines and a few keys
+
+
+@runtime_checkable
+class Finds(Protocol):
+    """A sink that has collections which ``definitions`` does not show."""
+
+    def find(self, place: tuple[str, str, str]) -> Definition | None:
+        """The collection of this tenant, database and name, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +98,23 @@ def copy(
     pairs = _pairs(source, plan)
     resumed = checkpoint.begin(source.state())
     existing = {each.place: each for each in sink.definitions()}
+    if isinstance(sink, Finds):  # a server cannot list its tenants
+        for _, target in pairs:
+            if target.place not in existing and (other := sink.find(target.place)):
+                existing[target.place] = other
     ours = {place for place in (d.place for d, _ in pairs) if checkpoint.part(place).intake is not None}
     _refuse_conflicts(pairs, existing, ours, plan)
+    if len(pairs) > 1 and not sink.several:
+        raise UsageError(
+            f"the target takes one collection, and {len(pairs)} are to be copied",
+            hint="choose one by --collections NAME, or end the path with a slash: x.parquet/ takes any number",
+        )
     if dry_run:
         found = [_planned(definition, target, existing) for definition, target in pairs]
         size = sum(_estimate(definition) for definition, _ in pairs)
         return CopyResult(tuple(found), sum(c.records for c in found), size, 0.0, resumed, dry_run=True)
+    if checkpoint.given_up:
+        observer(Noted("a copy that was begun with other options is given up; this one begins anew", "warning"))
     if resumed:
         observer(Noted("going on with the copy that was begun before"))
     done, moved = [], 0

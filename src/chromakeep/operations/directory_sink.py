@@ -29,6 +29,8 @@ STATE = "state"  # file beside the directory that is being filled: in which stat
 class DirectorySink:
     """One directory. ``kept`` is where its old content is after ``publish``."""
 
+    several = True
+
     def __init__(
         self,
         target: Path,

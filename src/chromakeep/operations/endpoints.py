@@ -17,23 +17,18 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote
 
 from chromakeep.addresses import CLOUD, Address, parse, split_selector
-from chromakeep.chroma.capture import capture
-from chromakeep.chroma.connection import Connection
 from chromakeep.chroma.directory_source import DirectorySource
-from chromakeep.chroma.server_sink import ServerSink
-from chromakeep.chroma.server_source import ServerSource
 from chromakeep.errors import NotAChromaDirectory, UsageError
 from chromakeep.events import Observer, ignore
 from chromakeep.exchange.open import is_exchange, sink_of, source_of
-from chromakeep.operations.directory_sink import DirectorySink
-from chromakeep.operations.restore import restore
 from chromakeep.records import Sink, Source
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # each place imports what it needs when it is opened: a third of the time of a small export
+    from chromakeep.chroma.connection import Connection
     from chromakeep.repository import Repository
 
 DATABASE = "chroma.sqlite3"
@@ -45,7 +40,8 @@ class Means:
     """With what places are opened.
 
     ``work``: a directory for working copies, that a later process which goes on finds again. ``open_repository``: by
-    its address. ``token``: for servers; ``cloud_token``: for Chroma Cloud. ``env`` and ``program``: to run Chroma with.
+    its address. ``token``: for servers; ``cloud_token``: for Chroma Cloud. ``env`` and ``program``: to run Chroma
+    with. ``stream``: what ``-`` stands for.
     """
 
     work: Path
@@ -55,6 +51,7 @@ class Means:
     token: str | None = None
     cloud_token: str | None = None
     observer: Observer = ignore
+    stream: IO[bytes] | None = None
 
 
 def open_source(text: str, means: Means, *, resume: str = "") -> Source:
@@ -63,13 +60,17 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
     Raises ``UsageError`` for what is no source, and what opening raises.
     """
     if is_exchange(text):
-        return source_of(text)
+        return source_of(text, stream=means.stream)
     address, selector = split_selector(text)
     place = parse(address)
     if selector is None and place.kind in ("http", CLOUD):
+        from chromakeep.chroma.server_source import ServerSource
+
         tenant, database = _database(place)
         return ServerSource(connection_of(place, means), tenant, database, plan=means.work / "ids")
     if selector is None and not place.is_url and _is_directory(Path(place.place)):
+        from chromakeep.chroma.capture import capture
+
         return _working_copy(
             means.work / "capture",
             resume,
@@ -80,6 +81,8 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
             f"{text}: neither a Chroma directory, a repository nor a file that is known",
             hint="the one holds chroma.sqlite3, the other is made by `chromakeep init`; files end in .parquet, .jsonl",
         )
+    from chromakeep.operations.restore import restore
+
     repository = means.open_repository(address)
     return _working_copy(
         means.work / "restored",
@@ -94,22 +97,30 @@ def open_sink(text: str, means: Means) -> tuple[Sink, Callable[[], Source]]:
     Raises ``UsageError`` for what is no sink.
     """
     if is_exchange(text):
-        files = sink_of(text)
+        files = sink_of(text, stream=means.stream)
         return files, files.reader
     address, selector = split_selector(text)
     place = parse(address)
     if selector is not None:
         raise UsageError(f"{text}: a moment of a repository cannot be written", hint="back a directory up instead")
+    from chromakeep.chroma.server_sink import ServerSink
+
     if place.kind in ("http", CLOUD):
+        from chromakeep.chroma.server_source import ServerSource
+        from chromakeep.operations.joined import Joined
+
         tenant, database = _database(place)
         connection = connection_of(place, means)
         sink = ServerSink(connection, tenant, database, cloud=place.kind == CLOUD, observer=means.observer)
-        return sink, lambda: ServerSource(connection, tenant, database)
+        return sink, lambda: Joined([ServerSource(connection, *each) for each in sorted(sink.databases)])
     if place.is_url or (Path(place.place) / "config").exists():
         raise UsageError(
             f"{place}: a repository takes snapshots of directories, no single records",
             hint="copy into a directory, then: chromakeep backup DIRECTORY REPO",
         )
+    from chromakeep.chroma.connection import Connection
+    from chromakeep.operations.directory_sink import DirectorySink
+
     directory = DirectorySink(
         Path(place.place),
         lambda client: ServerSink(Connection(f"http://{client.host}:{client.port}"), None, None),
@@ -150,6 +161,8 @@ def _database(place: Address) -> tuple[str | None, str | None]:
 
 def connection_of(place: Address, means: Means) -> Connection:
     """A connection to the server that an address names."""
+    from chromakeep.chroma.connection import Connection
+
     if place.kind == CLOUD:
         return Connection(CLOUD_URL, token=means.cloud_token, observer=means.observer)
     return Connection(place.place, token=means.token, observer=means.observer)

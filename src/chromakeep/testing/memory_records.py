@@ -105,6 +105,8 @@ class MemorySink:
     raises ``error``, a ServerFailed if None, with the first half of its records written; ``writes`` counts them.
     """
 
+    several = True
+
     def __init__(
         self,
         memory: Memory,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -105,7 +106,7 @@ def import_(call: Call, source: str, target: str, **options: Any) -> Reply:
 
 
 def _must_be_file(text: str, name: str, instead: str) -> None:
-    _needs_arrow()
+    needs_arrow()
     from chromakeep.exchange.open import is_exchange
 
     if not is_exchange(text):
@@ -130,8 +131,9 @@ def _copy(
     dry_run: bool,
     work: str | None,
 ) -> Reply:
-    _needs_arrow()
+    needs_arrow()
     from chromakeep.conditions import Where
+    from chromakeep.exchange.files import hold
     from chromakeep.operations.checkpoint import Checkpoint
     from chromakeep.operations.copy import Plan
     from chromakeep.operations.copy import copy as operation
@@ -140,7 +142,7 @@ def _copy(
     plan = Plan(
         names(collections),
         Where(where) if where else None,
-        _renamed(rename),
+        renames(rename),
         tenant,
         database,
         conflict,
@@ -158,17 +160,31 @@ def _copy(
         "conflict": conflict,
         "verify": verify,
     }
-    at = _work(work, source, target)
+    at = work_of(work, source, target)
+    if dry_run:
+        at = at.with_name(f"{at.name}-dry")  # what a killed copy has left is not touched
+    at.parent.mkdir(parents=True, exist_ok=True)
+    hold(at)  # until this process ends: two that go on with one copy would both lose count
     checkpoint = Checkpoint(None if dry_run else at / "checkpoint.json", told)
-    means = _means(call, at)
-    with closing(open_source(source, means, resume=checkpoint.state)) as reading:
-        sink, read_back = open_sink(target, means)
-        with closing(sink):
-            done = operation(
-                reading, sink, plan, read_back=read_back, checkpoint=checkpoint, dry_run=dry_run, observer=call.observer
-            )
-    if not dry_run:
-        shutil.rmtree(at, ignore_errors=True)
+    means = means_of(call, at, sys.stdin.buffer if source == "-" else sys.stdout.buffer if target == "-" else None)
+    whole = dry_run
+    try:
+        with closing(open_source(source, means, resume=checkpoint.state)) as reading:
+            sink, read_back = open_sink(target, means)
+            with closing(sink):
+                done = operation(
+                    reading,
+                    sink,
+                    plan,
+                    read_back=read_back,
+                    checkpoint=checkpoint,
+                    dry_run=dry_run,
+                    observer=call.observer,
+                )
+        whole = True
+    finally:
+        if whole or not checkpoint.begun:  # else it can be gone on with
+            shutil.rmtree(at, ignore_errors=True)
     rows = [
         (
             output.printable(c.name),
@@ -188,18 +204,21 @@ def _copy(
             f"copied {output.plural(done.records, 'record')} in {output.duration(seconds)} "
             f"({done.records / seconds:,.0f}/s)" + (", every one compared" if done.verified else "")
         )
+    if target == "-" and not dry_run:  # stdout has the records
+        output.write("\n".join(lines), sys.stderr)
+        return Reply(done, "")
     return Reply(done, "\n".join(lines))
 
 
 def compare(call: Call, a: str, b: str, *, collections: str | None, queries: int, work: str | None) -> Reply:
     """``check A B``."""
-    _needs_arrow()
+    needs_arrow()
     from chromakeep.operations.compare import compare_places
     from chromakeep.operations.endpoints import open_source
     from chromakeep.operations.searching import recalls
 
-    at = _work(work, a, b)
-    here, there = _means(call, at / "a"), _means(call, at / "b")
+    at = work_of(work, a, b)
+    here, there = means_of(call, at / "a"), means_of(call, at / "b")
     try:
         at.mkdir(parents=True, exist_ok=True)
         with closing(open_source(a, here)) as one, closing(open_source(b, there)) as two:
@@ -232,7 +251,8 @@ def names(text: str | None) -> tuple[str, ...] | None:
     return found
 
 
-def _renamed(pairs: tuple[str, ...]) -> dict[str, str]:
+def renames(pairs: tuple[str, ...]) -> dict[str, str]:
+    """New names by the old ones, of ``A=B`` each. Raises ``UsageError``."""
     found = {}
     for pair in pairs:
         old, mark, new = pair.partition("=")
@@ -242,7 +262,8 @@ def _renamed(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def _means(call: Call, work: Path) -> Means:
+def means_of(call: Call, work: Path, stream: IO[bytes] | None = None) -> Means:
+    """With what places are opened, by this invocation's settings and environment."""
     from chromakeep.operations.endpoints import Means
 
     theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
@@ -254,10 +275,11 @@ def _means(call: Call, work: Path) -> Means:
         os.environ.get("CHROMA_TOKEN"),
         os.environ.get("CHROMA_API_KEY"),
         call.observer,
+        stream,
     )
 
 
-def _work(given: str | None, source: str, target: str) -> Path:
+def work_of(given: str | None, source: str, target: str) -> Path:
     """Where this copy keeps what it needs to go on: the same place for the same FROM and TO."""
     if given:
         return Path(given)
@@ -266,7 +288,8 @@ def _work(given: str | None, source: str, target: str) -> Path:
     return Path(state) / "chromakeep" / "copies" / hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
 
 
-def _needs_arrow() -> None:
+def needs_arrow() -> None:
+    """Raises ``UsageError`` where pyarrow is not installed."""
     try:
         import pyarrow  # noqa: F401
     except ImportError:
