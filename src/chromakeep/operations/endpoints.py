@@ -131,6 +131,14 @@ def open_sink(text: str, means: Means) -> tuple[Sink, Callable[[], Source]]:
     return directory, directory.reader
 
 
+def databases_of(text: str) -> tuple[str | None, str | None]:
+    """Tenant and database that an address names, which is where all of a copy to it goes; None where it names none."""
+    if is_exchange(text):
+        return None, None
+    place = parse(split_selector(text)[0])
+    return _database(place) if place.kind in ("http", CLOUD) else (None, None)
+
+
 def _working_copy(at: Path, resume: str, make: Callable[[Path], object]) -> Source:
     """A directory at rest: the one an earlier process left, if it is that of ``resume``, else a new one."""
     token = at.with_name(f"{at.name}.state")

@@ -23,8 +23,8 @@ from chromakeep.operations.checkpoint import Checkpoint, Part
 from chromakeep.operations.compare import described
 from chromakeep.operations.pump import Pump
 from chromakeep.operations.sides import Side, Words, apart
-from chromakeep.operations.sums import rounded
-from chromakeep.records import Definition, Mark, Sink, Source
+from chromakeep.operations.sums import in_cosine
+from chromakeep.records import Definition, Intake, Mark, Sink, Source
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,7 +54,7 @@ class Drops(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """``records``: of the collection at the source. ``upserted`` were written, ``deleted`` were taken away; ``left`` are
+    """``records``: of the collection at the source. ``upserted`` were written, ``deleted`` taken away; ``left`` are
     only at the target and stay there."""
 
     records: int
@@ -92,7 +92,7 @@ def reconcile(
     """
     name = described(definition)
     mine, theirs = Side(a, definition, name, None, observer), Side(b, there, described(there), None, observer)
-    cosine = rounded(definition, there)
+    cosine = in_cosine(definition, there)
     left, right = (side.hashes("look", cosine=cosine, folder=folder) for side in (mine, theirs))
     wanted, extra = Spool(np.uint64, folder), Spool(np.uint64, folder)
     for found in apart(left, right):  # range by range and sorted in each: the lists are ascending as a whole
@@ -102,24 +102,23 @@ def reconcile(
     if len(wanted):
         chosen = _Chosen(wanted)
         some = _gathered(chosen.of(records) for records, _ in a.batches(definition))
-        upserted = fill(sink, target or there, some, conflict="upsert", name=name, rate=rate, observer=observer)
+        intake = sink.collection(target or there, conflict="upsert")
+        upserted = fill(intake, some, name=name, rate=rate, observer=observer)
     if len(extra) and delete and isinstance(sink, Deletes):
         deleted = _delete(sink, b, there, _Chosen(extra), folder)
     return Reconciled(len(left), upserted, deleted, len(extra) - deleted)
 
 
 def fill(
-    sink: Sink,
-    target: Definition,
+    intake: Intake,
     batches: Iterator[tuple[pa.RecordBatch, Mark]],
     *,
-    conflict: str,
     name: str,
     rate: float | None = None,
     total: int | None = None,
     observer: Observer = ignore,
 ) -> int:
-    """Write these records to a collection; how many there were."""
+    """Write these records to a collection and finish it; how many there were."""
     done = 0
 
     def progress(records: int, size: int) -> None:
@@ -127,7 +126,7 @@ def fill(
         done += records
         observer(RecordsMoved("catch up", name, done, total))
 
-    intake, part = sink.collection(target, conflict=conflict), Part()
+    part = Part()
     Pump(intake, part, Checkpoint(None, {}), rate=rate, progress=progress).run(batches)
     intake.finish()
     return part.records

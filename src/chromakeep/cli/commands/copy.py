@@ -137,14 +137,15 @@ def _copy(
     from chromakeep.operations.checkpoint import Checkpoint
     from chromakeep.operations.copy import Plan
     from chromakeep.operations.copy import copy as operation
-    from chromakeep.operations.endpoints import open_sink, open_source
+    from chromakeep.operations.endpoints import databases_of, open_sink, open_source
 
+    where_to = databases_of(target)
     plan = Plan(
         names(collections),
         Where(where) if where else None,
         renames(rename),
-        tenant,
-        database,
+        tenant or where_to[0],
+        database or where_to[1],
         conflict,
         rate,
         verify,
@@ -280,12 +281,10 @@ def means_of(call: Call, work: Path, stream: IO[bytes] | None = None) -> Means:
 
 
 def work_of(given: str | None, source: str, target: str) -> Path:
-    """Where this copy keeps what it needs to go on: the same place for the same FROM and TO."""
-    if given:
-        return Path(given)
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
+    """Where this copy keeps what it needs to go on: the same place for the same FROM and TO, a directory of its own."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "chromakeep" / "copies"
     words = "\0".join([str(Path.cwd()), source, target])
-    return Path(state) / "chromakeep" / "copies" / hashlib.blake2b(words.encode(), digest_size=8).hexdigest()
+    return Path(given or state) / f"copy-{hashlib.blake2b(words.encode(), digest_size=8).hexdigest()}"
 
 
 def needs_arrow() -> None:

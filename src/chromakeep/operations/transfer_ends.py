@@ -1,0 +1,159 @@
+"""The ends of a transfer: its addresses, opened again and again, each time as they are now.
+
+A directory is captured hot, into a working copy that the next capture brings up to date; whether it was written to
+since is told from the stamps of its files. A server is listed and read anew.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from chromakeep.addresses import CLOUD, Address, parse, split_selector
+from chromakeep.chroma.api import database_path
+from chromakeep.chroma.capture import capture
+from chromakeep.chroma.client import Ref
+from chromakeep.chroma.cloud import CLOUD as QUOTAS
+from chromakeep.chroma.connection import ANYTHING
+from chromakeep.chroma.directory_source import DirectorySource
+from chromakeep.chroma.server_sink import ServerSink
+from chromakeep.chroma.server_source import ServerSource
+from chromakeep.chroma.signature import DATABASE, signature
+from chromakeep.errors import ServerAnswered, SourceError, UsageError
+from chromakeep.exchange.open import is_exchange
+from chromakeep.operations.endpoints import Means, connection_of, open_source
+from chromakeep.operations.tracked import TENANT, Options
+from chromakeep.operations.transfer import Ends
+from chromakeep.operations.transfer_state import State
+from chromakeep.records import Definition, Sink, Source
+
+WAIT = 120.0  # seconds for a capture
+IDS = 1000  # that are deleted in one request
+
+
+def ends_of(state: State, means: Means) -> Ends:
+    """The places of a transfer; working copies lie in its own directory. Raises ``UsageError`` for a target that is no
+    server."""
+    work = Path(state.work)
+    to = _server(state.target)
+    source, current, still = _source(state.source, replace(means, work=work))
+
+    def sink() -> tuple[Sink, Callable[[], Source]]:
+        connection, cloud = connection_of(to, means), to.kind == CLOUD
+        at = state.options.tenant, state.options.database
+        made = Served(connection, *at, cloud=cloud, observer=means.observer)
+        return made, lambda: ServerSource(connection, *at, cloud=cloud)
+
+    return Ends(source, sink, current, still)
+
+
+def placed(options: Options, target: str) -> Options:
+    """The options with the tenant and the database that the target's address names. Raises ``UsageError`` if they name
+    others."""
+    place = _server(target)
+    parts = [place.place, place.prefix] if place.kind == CLOUD else list(filter(None, place.prefix.split("/")))
+    named = dict(zip(("tenant", "database"), map(unquote, parts), strict=False))
+    given = {"tenant": options.tenant, "database": options.database}
+    if len(parts) > 2 or any(given[name] not in (None, value) for name, value in named.items()):
+        raise UsageError(
+            f"{place} and the options name different tenants or databases", hint="leave out --tenant and --database"
+        )
+    found = {**{name: value for name, value in given.items() if value is not None}, **named}
+    if "database" in found:
+        found.setdefault("tenant", TENANT)
+    return msgspec.structs.replace(options, **found)
+
+
+def absolute(text: str) -> str:
+    """An address that means the same from any directory."""
+    if text == "-" or (not is_exchange(text) and parse(split_selector(text)[0]).is_url):
+        return text
+    return str(Path(text if is_exchange(text) else parse(text).place).absolute())
+
+
+def _server(text: str) -> Address:
+    if not is_exchange(text):
+        address, selector = split_selector(text)
+        place = parse(address)
+        if selector is None and place.kind in ("http", CLOUD):
+            return place
+    raise UsageError(
+        f"{text} cannot be caught up with: it takes no changes while it is served",
+        hint="transfer to a server (http://HOST:PORT); for any other place there is `chromakeep copy`",
+    )
+
+
+def _source(text: str, means: Means) -> tuple[Callable[[str], Source], Callable[[], str], bool]:
+    place, plan = None, means.work / "ids"
+    if not is_exchange(text):
+        place = parse(split_selector(text)[0])
+        at = Path(place.place)
+        if not place.is_url and (at / DATABASE).exists():
+            return (lambda resume: _captured(at, means, resume)), (lambda: _current(at)), True
+
+    def opened(resume: str) -> Source:
+        if not resume:
+            shutil.rmtree(plan, ignore_errors=True)
+        return open_source(text, means, resume=resume)
+
+    return opened, (lambda: ""), place is None or place.kind not in ("http", CLOUD)
+
+
+def _captured(directory: Path, means: Means, resume: str) -> Source:
+    """The working copy, brought up to date unless it is that of the state ``resume``."""
+    into, word = means.work / "capture", means.work / "capture.state"
+    if not (resume and word.exists() and word.read_text() == resume):
+        word.unlink(missing_ok=True)
+        state = _stamps(directory)
+        capture(directory, into, timeout=WAIT, observer=means.observer)
+        word.write_text(state)
+    return DirectorySource(into, state=word.read_text())
+
+
+def _current(directory: Path) -> str:
+    with suppress(SourceError):  # whoever reads it will tell
+        return _stamps(directory)
+    return ""
+
+
+def _stamps(directory: Path) -> str:
+    """A word for the state that the directory is in; one that was written to just now equals no other one."""
+    return blake2b(signature(directory).to_json().encode(), digest_size=16).hexdigest()
+
+
+class Served(ServerSink):
+    """A server as a sink from which records and collections can be taken away, too."""
+
+    def delete(self, definition: Definition, ids: Sequence[str]) -> None:
+        """As ``reconcile.Deletes``."""
+        ref = Ref(definition.id, definition.name, definition.tenant, definition.database)
+        most = QUOTAS.records if self._quotas else IDS
+        for at in range(0, len(ids), most):
+            body = msgspec.json.encode({"ids": list(ids[at : at + most])})
+            self.connection.request(
+                "POST",
+                f"{ref.path}/delete",
+                body,
+                decoder=ANYTHING,
+                timeout=self.connection.slow,
+                stop=self._stop,
+            )
+
+    def drop(self, definition: Definition) -> None:
+        """As ``reconcile.Drops``. One of that name that was made since stays."""
+        there = self._api.collection(definition.tenant, definition.database, definition.name)
+        if there is None or there.id != definition.id:
+            return
+        path = f"{database_path(definition.tenant, definition.database)}/collections/{quote(there.name, safe='')}"
+        try:
+            self.connection.request("DELETE", path, decoder=ANYTHING)
+        except ServerAnswered as error:
+            if error.status != 404:
+                raise
