@@ -1,0 +1,211 @@
+"""``copy``, ``export``, ``import`` and ``check A B`` as a user runs them, between real places."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from chromakeep.chroma.client import Ref
+from chromakeep.chroma.server import ChromaServer
+
+if TYPE_CHECKING:
+    from cli.conftest import Cli
+
+MORE = """
+import sys, chromadb
+client = chromadb.PersistentClient(sys.argv[1])
+client.get_collection("books").add(ids=["late"], embeddings=[[0.5] * 384], documents=["came late"])
+"""
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
+    """An empty server."""
+    with ChromaServer(tmp_path_factory.mktemp("server"), env=os.environ) as running:
+        yield running
+
+
+def url(server: ChromaServer, place: str = "") -> str:
+    return f"http://127.0.0.1:{server.client.port}{place}"
+
+
+def left(cli: Cli) -> list[Path]:
+    """What copies have left for a later one, and hidden files beside what they wrote."""
+    return [*cli.cwd.rglob("copy-*"), *cli.cwd.glob(".*.partial"), *cli.cwd.glob(".*.copying")]
+
+
+def test_round_all_places_and_back(cli: Cli, chroma: Path, kept: Path, server: ChromaServer) -> None:
+    """Directory, Parquet, server, JSONL, repository, directory: each verified, and the last equal to the first."""
+    way = ["chroma", "a.parquet/", url(server, "/acme/prod"), "b.jsonl.zst", "c.jsonl", "d"]
+    for source, target in pairwise(way):
+        home = () if "http" in target else ("--tenant", "default_tenant", "--database", "default_database")
+        done = cli.json("copy", source, target, "--verify", *home)
+        assert (done["records"], done["verified"]) == (450, True)
+    found = cli.json("check", "chroma", "d", "--queries", "20")
+    assert [c["records"] for c in found["collections"]] == [[300, 300], [150, 150]]
+    assert all(share > 0.9 for each in found["recall"] for share in each["shares"])
+    cli.json("copy", "keep@latest", "e.parquet/", "--verify")
+    assert cli.json("check", "e.parquet/", url(server, "/acme/prod"))["ok"]
+    assert not left(cli)
+
+
+def test_what_differs_is_told_by_id(cli: Cli, chroma: Path) -> None:
+    """One record more at one side, one collection only at the other: status 14."""
+    shutil.copytree(chroma, cli.cwd / "other")
+    subprocess.run([sys.executable, "-c", MORE, cli.cwd / "other"], check=True, timeout=60)
+    found = cli.json("check", "chroma", "other", status=14)
+    books = next(c for c in found["collections"] if c["name"] == "books")
+    assert (books["missing"], books["extra"], books["extra_ids"]) == (0, 1, ["late"])
+    assert "1 only in the second (late)" in cli("check", "chroma", "other").stdout
+    cli.json("export", "chroma", "laws.parquet", "--collections", "laws")
+    found = cli.json("check", "chroma", "laws.parquet", status=14)
+    assert (found["only_first"], found["collections"][0]["missing"]) == (["books"], 0)
+    assert cli.json("check", "chroma", "laws.parquet", "--collections", "laws")["ok"]
+
+
+def test_a_killed_copy_goes_on(cli: Cli, chroma: Path, server: ChromaServer) -> None:
+    """SIGKILL in the middle, twice; then the same command ends what was begun, and every record is compared."""
+    command = ("copy", "chroma", url(server), "--verify", "--rate", "150")
+    for _ in range(2):
+        child = subprocess.Popen(cli.command(*command), cwd=cli.cwd, env=cli.environ, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and child.poll() is None:
+            saved = list(cli.cwd.rglob("checkpoint.json"))
+            with_records = [p for p in saved if '"records":' in p.read_text()]
+            if with_records:
+                break
+            time.sleep(0.02)
+        time.sleep(0.2)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    done = cli.json(*command)
+    assert (done["resumed"], done["verified"], done["records"]) == (True, True, 450)
+    names = [ref.name for ref in server.client.list_collections()]
+    assert sorted(names) == ["books", "laws"]
+    assert not left(cli)
+
+
+def test_into_a_directory_that_is_there(cli: Cli, chroma: Path) -> None:
+    """It is copied, filled beside and exchanged; the old one is kept, and nothing of it is changed when the copy may
+    not be made."""
+    cli.json("export", "chroma", "laws.parquet", "--collections", "laws")
+    before = sorted((p.name, p.stat().st_size) for p in chroma.rglob("*"))
+    assert "already" in cli.fails(2, "import", "laws.parquet", "chroma")
+    assert sorted((p.name, p.stat().st_size) for p in chroma.rglob("*")) == before
+    done = cli.json("import", "laws.parquet", "chroma", "--rename", "laws=codes", "--verify")
+    assert done["collections"][0]["target"] == "codes"
+    (old,) = cli.cwd.glob("chroma.old-*")
+    assert sorted((p.name, p.stat().st_size) for p in old.rglob("*")) == before
+    shown = cli.json("show", "chroma")
+    assert {c["name"]: c["count"] for c in shown["collections"]} == {"books": 300, "laws": 150, "codes": 150}
+
+
+def test_a_server_on_the_directory_is_told(cli: Cli, chroma: Path) -> None:
+    """Whoever has it open for writing would go on writing into the old files."""
+    cli.json("export", "chroma", "laws.parquet", "--collections", "laws")
+    with ChromaServer(chroma, env=os.environ) as running:
+        running.client.count(running.client.list_collections()[0])
+        assert "has it open for writing" in cli.fails(2, "import", "laws.parquet", "chroma", "--rename", "laws=x-y")
+    assert not list(cli.cwd.glob("chroma.old-*"))
+
+
+def test_only_some_of_it_and_elsewhere(cli: Cli, chroma: Path, server: ChromaServer) -> None:
+    """--where, --rename, --tenant, --database; and a second copy by each --on-conflict."""
+    place = ("--tenant", "acme", "--database", "prod", "--collections", "books", "--rename", "books=novels")
+    some = cli.json("copy", "chroma", url(server), *place, "--where", '{"part": {"$lt": 3}}', "--verify")
+    assert 0 < some["records"] < 300
+    (ref,) = server.client.list_collections("acme", "prod")
+    assert (ref.name, server.client.count(ref)) == ("novels", some["records"])
+    for conflict, count in (("skip", 300), ("upsert", 300), ("replace", 300)):
+        cli.json("copy", "chroma", url(server), *place, "--on-conflict", conflict, "--verify")
+        found = {r.name: r for r in server.client.list_collections("acme", "prod")}
+        assert server.client.count(found["novels"]) == count
+    assert [name.startswith("novels.old-") for name in sorted(found)] == [False, True]
+    assert "collection acme/prod/novels already" in cli.fails(2, "copy", "chroma", url(server), *place)
+
+
+def test_a_dry_run_leaves_nothing(cli: Cli, chroma: Path, server: ChromaServer) -> None:
+    """It counts, and tells what exists."""
+    done = cli.json("copy", "chroma", url(server), "--dry-run")
+    assert (done["records"], done["dry_run"], done["bytes"] > 450 * 384 * 4) == (450, True, True)
+    assert server.client.list_collections() == []
+    assert "would copy 450 records" in cli("copy", "chroma", "x", "--dry-run").stdout
+    assert not (cli.cwd / "x").exists()
+    assert not left(cli)
+
+
+def test_through_a_pipe(cli: Cli, chroma: Path) -> None:
+    """``-`` is standard output and input; the summary goes to stderr."""
+    export = subprocess.run(
+        cli.command("export", "chroma", "-", "--collections", "laws"),
+        cwd=cli.cwd, env=cli.environ, capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    lines = export.stdout.splitlines()
+    assert len(lines) == 151
+    assert json.loads(lines[0])["collection"]["name"] == "laws"
+    assert b"copied 150 records" in export.stderr
+    subprocess.run(
+        cli.command("import", "-", "out.parquet"), cwd=cli.cwd, env=cli.environ, input=export.stdout, check=True,
+        capture_output=True, timeout=60,
+    )  # fmt: skip
+    assert cli.json("check", "out.parquet", "chroma", "--collections", "laws")["ok"]
+
+
+def test_a_bad_record_is_not_dropped(cli: Cli, chroma: Path, server: ChromaServer) -> None:
+    """One bad line in thirty: an error that names it, a status that says so, and nothing published. (Other tools write
+    20 of 30 and end with 0.)"""
+    lines = [json.dumps({"id": f"r{n}", "embedding": [n, 1.0], "metadata": {"n": n}}) for n in range(30)]
+    lines[17] = lines[17].replace('{"n": 17}', '{"n": {"deep": 1}}')
+    (cli.cwd / "bad.jsonl").write_text("\n".join(lines))
+    assert "18" in cli.fails(15, "import", "bad.jsonl", "out.parquet")
+    assert not (cli.cwd / "out.parquet").exists()
+    assert "18" in cli.fails(15, "import", "bad.jsonl", url(server))
+    assert [ref for ref in server.client.list_collections() if ref.name == "bad"] == []
+
+
+def test_uris_and_models_go_with_it(cli: Cli, server: ChromaServer) -> None:
+    """What a collection names is carried as data: no embedding function is built, on the way or at the ends."""
+    function = {"type": "known", "name": "nobody_has_this", "config": {"model_name": "m", "trust_remote_code": True}}
+    made = server.client.request(
+        "POST",
+        Ref("", "").path.replace("/collections/", "/collections"),
+        {"name": "strange", "configuration": {"hnsw": {"space": "ip"}, "embedding_function": function}},
+    )
+    ref = Ref(made["id"], "strange")
+    server.client.request(
+        "POST", f"{ref.path}/add", {"ids": ["a"], "embeddings": [[1, 2]], "uris": ["file:///a"], "documents": [None]}
+    )
+    cli.json("export", url(server), "s.parquet", "--verify")
+    cli.json("import", "s.parquet", "built", "--verify")
+    cli.json("copy", "built", url(server), "--rename", "strange=again", "--verify")
+    again = next(c for c in server.client.request("GET", Ref("", "").path.rstrip("/")) if c["name"] == "again")
+    assert again["configuration_json"]["embedding_function"] == function
+    assert again["configuration_json"]["hnsw"]["space"] == "ip"
+
+
+def test_what_cannot_be_meant_is_told_in_one_line(cli: Cli, chroma: Path, kept: Path) -> None:
+    """Wrong places, wrong options: one line, what to do, nothing left behind."""
+    for status, told, arguments in (
+        (15, "neither a Chroma directory", ("copy", "nowhere", "x")),
+        (2, "no single records", ("copy", "chroma", "keep")),
+        (2, "takes one collection", ("export", "chroma", "x.parquet")),
+        (2, "no .parquet or .jsonl", ("export", "chroma", "x")),
+        (2, "no collection 'nobody'", ("copy", "chroma", "x", "--collections", "nobody")),
+        (2, "--where", ("copy", "chroma", "x", "--where", "{")),
+        (2, "not A=B", ("copy", "chroma", "x", "--rename", "a")),
+        (2, "cannot be written", ("copy", "chroma", "keep@latest")),
+    ):
+        assert told in cli.fails(status, *arguments)
+    assert not (cli.cwd / "x").exists()
+    assert not left(cli)
