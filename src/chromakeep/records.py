@@ -79,8 +79,9 @@ class Definition:
     @property
     def space(self) -> str:
         """``l2``, ``cosine`` or ``ip``: in the configuration, or as the versions before 0.6 had it in the metadata."""
-        hnsw = (self.configuration or {}).get("hnsw") or {}
-        return str(hnsw.get("space") or (self.metadata or {}).get("hnsw:space") or "l2")
+        settings = self.configuration or {}
+        index = settings.get("hnsw") or settings.get("spann") or {}
+        return str(index.get("space") or (self.metadata or {}).get("hnsw:space") or "l2")
 
     @property
     def function(self) -> Mapping[str, Any]:

@@ -67,7 +67,8 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
         from chromakeep.chroma.server_source import ServerSource
 
         tenant, database = _database(place)
-        return ServerSource(connection_of(place, means), tenant, database, plan=means.work / "ids")
+        cloud = place.kind == CLOUD
+        return ServerSource(connection_of(place, means), tenant, database, plan=means.work / "ids", cloud=cloud)
     if selector is None and not place.is_url and _is_directory(Path(place.place)):
         from chromakeep.chroma.capture import capture
 
@@ -111,8 +112,9 @@ def open_sink(text: str, means: Means) -> tuple[Sink, Callable[[], Source]]:
 
         tenant, database = _database(place)
         connection = connection_of(place, means)
-        sink = ServerSink(connection, tenant, database, cloud=place.kind == CLOUD, observer=means.observer)
-        return sink, lambda: Joined([ServerSource(connection, *each) for each in sorted(sink.databases)])
+        cloud = place.kind == CLOUD
+        sink = ServerSink(connection, tenant, database, cloud=cloud, observer=means.observer)
+        return sink, lambda: Joined([ServerSource(connection, *each, cloud=cloud) for each in sorted(sink.databases)])
     if place.is_url or (Path(place.place) / "config").exists():
         raise UsageError(
             f"{place}: a repository takes snapshots of directories, no single records",

@@ -1,0 +1,53 @@
+"""The hidden directory beside a file or directory in which it is made: ``.NAME.partial``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from chromakeep.errors import UsageError
+from chromakeep.exchange.files import hold, partial, remove, sync_folder
+from chromakeep.records import CONFLICTS
+
+
+class Workplace:
+    """Held by one process at a time. It stays until what is made in it is published, for a later one to go on."""
+
+    def __init__(self, final: Path, *, resume: bool) -> None:
+        """``resume``: what an earlier process left is kept, whatever it is; else it is removed in ``begin``."""
+        self.path = partial(final)
+        self.begun = False
+        self._resume = resume
+        self._lock: int | None = None
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is anything that may be published."""
+        return self.path.is_dir() and (self.begun or self._resume)
+
+    def begin(self) -> None:
+        """Make it and lock it, once. Raises ``RepositoryBusy`` while another process holds it."""
+        if self.begun:
+            return
+        self._lock = hold(self.path)
+        if not self._resume:
+            for left in self.path.iterdir():
+                remove(left)
+        sync_folder(self.path.parent)
+        self.begun = True
+
+    def close(self) -> None:
+        """Let others have it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def check_conflict(conflict: str) -> None:
+    """Raise ``UsageError`` for a way to deal with a conflict that a file has not."""
+    if conflict not in CONFLICTS:
+        raise UsageError(f"{conflict!r} is no way to deal with a conflict", hint="it is fail or replace")
+    if conflict in ("skip", "upsert"):
+        raise UsageError(
+            f"a file cannot be merged into ({conflict})", hint="write another file, or replace this one: replace"
+        )
