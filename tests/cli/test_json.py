@@ -51,11 +51,15 @@ def test_each_documented_object_is_the_real_one(cli: Cli, chroma: Path) -> None:
     assert [s["id"] for s in cli.json("snapshots", "keep")["snapshots"]] == [second["snapshot"]]
     step("unlock", "keep")
     step("history", "keep")
+    step("export", "chroma", "books.parquet", "--collections", "books")
+    step("import", "books.parquet", "books.jsonl")
+    assert step("copy", "chroma", "all.parquet/", "--verify")["verified"]
+    step("check", "chroma", "books.parquet", status=14)
     step("config show")
     failure = cli.json("backup", "nowhere", "keep", status=15)
     same_fields(failure, documented("backup", ok=False))
     missing = {e["command"] for e in DOCUMENTED} - {command for command, _ in answers}
-    assert missing == {"run", "replicate", "key list"}  # held in test_run and test_settings
+    assert missing == {"run", "replicate", "key list", "transfer status"}  # in test_run, test_settings, test_transfer
 
 
 def test_a_damaged_repository_is_reported_with_its_snapshots(cli: Cli, kept: Path) -> None:
