@@ -16,6 +16,7 @@ from chromakeep.chroma.vectors import Vectors
 from chromakeep.digests import Lanes
 
 NOWHERE = -1
+AT_ONCE = 256  # look-ups, each of which may map 64 KiB of each of three files
 
 
 class Places:
@@ -24,8 +25,9 @@ class Places:
     def __init__(self, vectors: Vectors, seen: Elements | None) -> None:
         """``seen``: what a pass over the elements saw; None: there is no index."""
         folder = vectors.path.parent
-        self._words = Spool(np.uint64, folder, width=2)
+        self._words, self._others = Spool(np.uint64, folder), Spool(np.uint64, folder)
         self._elements = Spool(np.int64, folder)
+        self._spools = self._words, self._others, self._elements
         if seen is None:
             return
         elements = _by_position(vectors, seen)
@@ -37,20 +39,25 @@ class Places:
         for portion in elements.portions():
             numbers.add(portion)
         for first, second, number in spool.ascending(words, others, numbers):
-            self._words.add(np.stack([first, second], axis=1))
+            self._words.add(first)
+            self._others.add(second)
             self._elements.add(number)
+        for each in self._spools:
+            each.scattered()
 
     def find(self, lanes: Lanes) -> NDArray[np.int64]:
         """The elements of the ids with these hashes; ``NOWHERE`` where there is none, or its vector is in the queue."""
         if not len(self._words) or not len(lanes):
             return np.full(len(lanes), NOWHERE, np.int64)
-        words = self._words.whole()
-        at = np.minimum(np.searchsorted(words[:, 0], lanes[:, 0]), len(words) - 1)
-        found: NDArray[np.int64] = np.where(
-            (words[at] == lanes).all(axis=1), self._elements.whole()[at], np.int64(NOWHERE)
-        )
-        self._words.let_go()
-        self._elements.let_go()
+        return np.concatenate([self._find(lanes[start : start + AT_ONCE]) for start in range(0, len(lanes), AT_ONCE)])
+
+    def _find(self, lanes: Lanes) -> NDArray[np.int64]:
+        words, others, elements = (each.whole() for each in self._spools)
+        at = np.minimum(np.searchsorted(words, lanes[:, 0]), len(words) - 1)
+        same = (words[at] == lanes[:, 0]) & (others[at] == lanes[:, 1])
+        found: NDArray[np.int64] = np.where(same, elements[at], np.int64(NOWHERE))
+        for each in self._spools:
+            each.let_go()
         return found
 
 

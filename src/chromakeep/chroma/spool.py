@@ -68,6 +68,12 @@ class Spool:
             self._map = mmap.mmap(self._file.fileno(), self._length * self._row, access=mmap.ACCESS_READ)
         return np.frombuffer(self._map, self.dtype).reshape(-1, *self.shape)
 
+    def scattered(self) -> None:
+        """To be called before rows are looked up here and there: else the system maps sixteen pages for each."""
+        self.whole()
+        if self._map is not None and hasattr(mmap, "MADV_RANDOM"):
+            self._map.madvise(mmap.MADV_RANDOM)
+
     def let_go(self) -> None:
         """Memory that reading of ``whole`` has taken; the system has it all still, and takes it back when it must."""
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
