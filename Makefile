@@ -41,6 +41,7 @@ bench: $(VENV)/.dev packages servers
 	$(BIN)/python bench/replication.py
 	$(BIN)/python bench/ways.py
 	$(BIN)/python bench/records.py
+	$(BIN)/python bench/send.py
 
 stress: $(VENV)/.dev servers
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)

@@ -10,6 +10,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from chromakeep.exchange.open import ExchangeSink, sink_of, source_of
 from chromakeep.records import Definition, Mark
 from chromakeep.testing.specimens import assert_same, gathered, held, ordinary, records_of
 from exchange.scenes import KINDS, SAMPLE, at, cut, listing, read, written
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")  # of fork, from Python 3.12
 
 STEPS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "link", "truncate", "open")
 OTHER = Definition("other", dimension=3)
@@ -111,7 +114,7 @@ def test_a_process_that_dies_at_any_step(kind: str, before: bool, memory: Path) 
         place = memory / f"{step}"
         shutil.copytree(template, place)
         address = at(place, kind)
-        died = dies_at(step, lambda address=address: export(address, new, conflict))  # type: ignore[misc]
+        died = dies_at(step, partial(export, address, new, conflict))
         there = found(address)
         assert there == was or (there and all(each == records_of(new) for each in there.values())), there
         assert not changed or there != was
@@ -124,6 +127,41 @@ def test_a_process_that_dies_at_any_step(kind: str, before: bool, memory: Path) 
         shutil.rmtree(place)
     assert changed and listing(place)[0] == kind.rstrip("/")
     assert step > 25
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["new", "replaced"])
+@pytest.mark.parametrize("kind", ["x.parquet", "x.parquet/", "x.jsonl"])
+def test_publishing_that_dies_is_finished_by_another_process(kind: str, before: bool, memory: Path) -> None:
+    """At whatever step it was: the new one is there in the end, and the old one does not come back."""
+    old, new = ordinary(10, start=5000), ordinary(20)
+    template = memory / "template"
+    template.mkdir()
+    if before:
+        export(at(template, kind), old, "fail")
+    with closing(opened(at(template, kind))) as sink:
+        for definition in [SAMPLE] if kind == "x.parquet" else [SAMPLE, OTHER]:
+            intake = sink.collection(definition, conflict="replace")
+            intake.write(new)
+            intake.finish()
+    died, step = True, 0
+    while died:
+        place = memory / f"{step}"
+        shutil.copytree(template, place)
+        died = dies_at(step, partial(published, at(place, kind)))
+        for _ in range(2):  # once more is nothing
+            published(at(place, kind))
+            there = found(at(place, kind))
+            assert there and all(each == records_of(new) for each in there.values()), step
+            names = [name for name in listing(place) if name != f"{kind.rstrip('/')}/.copying"]
+            assert names[0] == kind.rstrip("/"), names
+        step += 1
+    assert step > 4
+
+
+def published(address: str) -> None:
+    """By a process that does nothing else."""
+    with closing(opened(address)) as sink:
+        sink.publish()
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -48,7 +48,7 @@ def killed_at(n: int, after: bool, act: Callable[[], object]) -> bool:
             return call
 
         Path.rename = counting(Path.rename)  # type: ignore[method-assign]
-        place._exchange = counting(place._exchange)
+        place.exchange = counting(place.exchange)
         try:
             act()
         finally:
@@ -89,7 +89,7 @@ def test_a_replacement_killed_at_any_rename_loses_neither_content(tmp_path: Path
 def test_without_an_atomic_exchange_two_renames_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the file system cannot exchange two names the replacement is the same; if the second rename fails, the
     old directory is back."""
-    monkeypatch.setattr(place, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(place, "exchange", lambda one, other: False)
     target = directory(tmp_path / "data", "old")
     kept = place.install(directory(tmp_path / "fresh", "new"), target)
     assert kept and text(target) == "new" and text(kept) == "old"

@@ -76,8 +76,8 @@ def content(path: Path) -> str:
     return texts.pop()
 
 
-@pytest.mark.parametrize("inside", [False, True])
-def test_a_swap_cut_off_anywhere_is_completed_at_the_next_boot(tmp_path: Path, inside: bool) -> None:
+@pytest.mark.parametrize(("inside", "exchanges"), [(False, True), (False, False), (True, False)])
+def test_a_swap_cut_off_anywhere_is_completed_at_the_next_boot(tmp_path: Path, inside: bool, exchanges: bool) -> None:
     """Whichever rename the process died before, afterwards the new directory is in place and the old one is kept."""
     renames = 0
     for dies_before in range(20):
@@ -89,6 +89,7 @@ def test_a_swap_cut_off_anywhere_is_completed_at_the_next_boot(tmp_path: Path, i
         new = directory(beside.root / "new", "new")
         code = f"""
 import os, pathlib, sys
+from chromakeep.operations import beside as module
 from chromakeep.operations.beside import Beside
 beside = Beside(pathlib.Path({str(data)!r}))
 beside.inside, beside.root = {inside}, pathlib.Path({str(beside.root)!r})
@@ -101,6 +102,13 @@ def dying(self, target):
     rename(self, target)
     return type(self)(target)
 pathlib.Path.rename = dying
+exchanging = module.exchange
+def exchange(one, other):
+    global left
+    left -= 1
+    if left < 0: os._exit(9)
+    return {exchanges} and exchanging(one, other)
+module.exchange = exchange
 beside.swap(pathlib.Path({str(new)!r}), "broken")
 """
         done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SRC)}, check=False)
@@ -113,7 +121,7 @@ beside.swap(pathlib.Path({str(new)!r}), "broken")
         if done.returncode == 0:
             renames = dies_before
             break
-    assert renames == (4 if inside else 2)
+    assert renames == (4 if inside else 2 if exchanges else 3)
 
 
 def test_a_state_file_that_is_damaged_is_an_unknown_directory(tmp_path: Path) -> None:

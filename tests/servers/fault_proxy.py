@@ -1,12 +1,17 @@
-"""A loopback HTTP proxy that spoils answers on demand: what a client meets on a bad day."""
+"""What a client meets on a bad day: a loopback HTTP proxy that spoils answers on demand, and a link that breaks."""
 
 from __future__ import annotations
 
 import http.client
+import itertools
+import socket
+import ssl
+import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -111,3 +116,72 @@ class FaultProxy:
         """Close the port."""
         self._server.shutdown()
         self._server.server_close()
+
+
+class Link:
+    """A TCP link to ``port`` of this machine that breaks: ``sent`` gives for each connection after how many bytes from
+    the client, ``answered`` after how many to it; None, or no more of them: never. ``tls`` is taken off on the way.
+
+    ``through`` counts the bytes that clients got through, ``broken`` the connections that were cut off.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        *,
+        sent: Iterable[int | None] = (),
+        answered: Iterable[int | None] = (),
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.through = self.broken = self.opened = 0
+        self._port, self._tls = port, tls
+        self._sent: Iterator[int | None] = itertools.chain(sent, itertools.repeat(None))
+        self._answered: Iterator[int | None] = itertools.chain(answered, itertools.repeat(None))
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = int(self._listening.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listening.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._carry, args=(near,), daemon=True).start()
+
+    def _carry(self, near: socket.socket) -> None:
+        self.opened += 1
+        limits = next(self._sent), next(self._answered)
+        try:
+            if self._tls:
+                near = self._tls.wrap_socket(near, server_side=True)
+            far = socket.create_connection(("127.0.0.1", self._port))
+        except OSError:
+            near.close()
+            return
+        back = threading.Thread(target=self._pass, args=(far, near, limits[1], False), daemon=True)
+        back.start()
+        self._pass(near, far, limits[0], True)
+        back.join()
+        near.close()
+        far.close()
+
+    def _pass(self, source: socket.socket, target: socket.socket, limit: int | None, counted: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                broken = limit is not None and len(data) >= limit
+                data = data[:limit]
+                target.sendall(data)
+                self.through += len(data) if counted else 0
+                limit = limit if limit is None else limit - len(data)
+                if broken:
+                    self.broken += 1
+                    break
+        for one in (source, target):  # at once and without a word, as when a cable is pulled
+            with suppress(OSError):
+                one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                one.shutdown(socket.SHUT_RDWR)
+
+    def stop(self) -> None:
+        """Take no more connections."""
+        self._listening.close()

@@ -10,7 +10,19 @@ import click
 
 from chromakeep import __version__
 from chromakeep.cli import failures
-from chromakeep.cli.commands import configuration, copy, directory, history, key, replicate, repository, restore, run
+from chromakeep.cli.commands import (
+    configuration,
+    copy,
+    directory,
+    history,
+    key,
+    move,
+    replicate,
+    repository,
+    restore,
+    run,
+    transfer,
+)
 
 EXAMPLE = """
   \b
@@ -54,12 +66,16 @@ for _command in (
     directory.backup,
     restore.restore,
     restore.rollback,
+    move.push,
+    move.pull,
+    move.send,
     repository.snapshots,
     history.history,
     directory.show,
     copy.copy,
     copy.export,
     copy.import_,
+    transfer.transfer,
     repository.check,
     repository.prune,
     repository.unlock,

@@ -15,8 +15,10 @@ from chromakeep.errors import UsageError
 PREFIX = "CHROMAKEEP_"
 FILE = "chromakeep.toml"
 FILE_LIMIT = 1 << 20
-SECRETS = ("password", "new_password")  # each by its variable, or in the file that SECRET_file names
+SECRETS = ("password", "new_password", "receive_token")  # each by its variable, or in the file that SECRET_file names
+TOKEN = PREFIX + "RECEIVE_TOKEN"
 NOT_SETTINGS = {"config", "debug", *SECRETS}  # environment variables of ours that are not keys of the file
+_TOKEN = re.compile(r"[\x21-\x7e]{16,4096}")
 # What Kubernetes puts into every pod beside a Service named "chromakeep": not ours, and not a typing error.
 _SERVICE_LINK = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP)(_.+)?")
 
@@ -65,6 +67,9 @@ KEYS = {
         Key("repository", "text", "Address of the repository."),
         Key("password_file", "path", "File whose first line is the repository's password."),
         Key("new_password_file", "path", "File whose first line is the password that `key` adds or changes to."),
+        Key(
+            "receive_token_file", "path", "File whose first line is the token that `send` and a receiving `run` share."
+        ),
         Key("progress", "choice", "How progress is shown on stderr.", "auto", ("auto", "bar", "json", "none")),
         Key("stage", "path", "Keep the working copy here between backups: the next one copies only what changed."),
         Key("every", "duration", "Take a snapshot this often when something changed.", 60.0),
@@ -145,6 +150,14 @@ class Settings:
             return self._environ[origin]
         return None if path is None else _first_line(Path(path), str(origin))
 
+    def receive_token(self) -> str | None:
+        """The secret that sender and receiver share. Raises ``UsageError`` for one that could be guessed."""
+        token = self.secret("receive_token")
+        if token is not None and not _TOKEN.fullmatch(token):
+            hint = "take what `openssl rand -hex 32` prints"
+            raise UsageError(f"{TOKEN} must be 16 or more characters of ASCII without spaces", hint=hint)
+        return token
+
     def origin(self, name: str) -> str | None:
         """Where ``secret`` takes it from, without reading it."""
         path, variable = self._settings[f"{name}_file"], PREFIX + name.upper()
@@ -193,7 +206,7 @@ def _file(path: Path, *, required: bool) -> dict[str, object]:
         raise UsageError(f"{path}: not TOML: {error}") from None
     for name in table.keys() & set(SECRETS):
         hint = f"use {name}_file, or {PREFIX}{name.upper()}"
-        raise UsageError(f"{path}: a password does not belong in this file", hint=hint)
+        raise UsageError(f"{path}: a {name.replace('_', ' ')} does not belong in this file", hint=hint)
     for name in table:
         if name not in KEYS:
             raise _unknown(f"{path}: unknown key {name}", name, list(KEYS))
@@ -220,4 +233,4 @@ def _first_line(path: Path, origin: str) -> str:
         what = error.strerror or str(error)
     except ValueError as error:
         what = str(error)
-    raise UsageError(f"password file {path} (from {origin}): {what}", hint="its first line is the password")
+    raise UsageError(f"file {path} (from {origin}): {what}", hint="its first line is the password or token")

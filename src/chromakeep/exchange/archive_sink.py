@@ -12,9 +12,9 @@ from chromakeep.exchange import manifest
 from chromakeep.exchange.archive import ParquetArchiveSource
 from chromakeep.exchange.archive_intake import ArchiveIntake, Progress
 from chromakeep.exchange.described import place_hash, safe_name
-from chromakeep.exchange.files import publish_folder, remove, sync_file, writing
+from chromakeep.exchange.files import old, publish_folder, remove, sync_file, writing
 from chromakeep.exchange.journal import ENDING
-from chromakeep.exchange.workplace import Workplace, check_conflict
+from chromakeep.exchange.workplace import MARKER, Workplace, check_conflict
 from chromakeep.records import Definition, Mark, Source
 
 Place = tuple[str, str, str]
@@ -83,17 +83,22 @@ class ParquetArchiveSink:
         for intake in self._intakes.values():
             if not intake.finished:
                 raise UsageError(f"{self.path}: the collection {intake.definition.name!r} is not finished")
-        if not self._work.is_there:
-            return
         with writing(self.path):
+            if not self._work.is_there:
+                if self.path.is_dir():
+                    remove(old(self.path))  # of a process that died when it had published
+                return
             self._work.begin()
             entries = self._finished()
             if not entries:
+                self._work.leave()
                 return
-            self._clean({entry.directory for entry in entries})
+            self._clean({entry.directory for entry in entries} | {MARKER})
             entries += self._carry({entry.definition.place for entry in entries})
             manifest.write_manifest(self._work.path, sorted(entries, key=lambda entry: entry.definition.place))
+            remove(self.path / MARKER)
             publish_folder(self._work.path, self.path)
+            remove(self.path / MARKER)
         self._intakes.clear()
         self._former = None
 
@@ -149,8 +154,8 @@ class ParquetArchiveSink:
                 name = f"{name[:80]}-{place_hash(entry.definition, 16)}"
             kept = manifest.Entry(name, entry.definition, entry.count, entry.parts)
             (self._work.path / name).mkdir()
-            for old, new in zip(entry.paths(self.path), kept.paths(self._work.path), strict=True):
-                _link(old, new)
+            for path, new in zip(entry.paths(self.path), kept.paths(self._work.path), strict=True):
+                _link(path, new)
             manifest.write_entry(self._work.path, kept)
             carried.append(kept)
         return carried

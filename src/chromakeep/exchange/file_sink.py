@@ -76,12 +76,13 @@ class FileSink(ABC):
         with writing(self.path):
             self._work.begin()
             if not self.several and mark is None:
-                for left in self._work.path.iterdir():
-                    remove(left)
+                self._work.clear()
             for stale in (_READY, _WHOLE, name + _DONE):
                 remove(self._work.path / stale)
             if conflict == "replace":
                 write_whole(self._work.path / _REPLACES, b"")
+            else:
+                remove(self._work.path / _REPLACES)
             self._intakes[name] = self.begin(self._work.path / name, definition, mark)
         return self._intakes[name]
 
@@ -97,16 +98,22 @@ class FileSink(ABC):
                 raise UsageError(f"{self.path}: the collection {intake.definition.name!r} is not finished")
         if not self._work.is_there:
             return
-        whole, ready = self._work.path / _WHOLE, self._work.path / _READY
+        ready = self._work.path / _READY
         with writing(self.path):
             self._work.begin()
             if not ready.exists():
-                if not self._join(self._finished(), whole):
+                name = self._join(self._finished())
+                if name is None:
+                    self._work.leave()
                     return
-                write_whole(ready, b"")  # from now on: no whole file means that it was published
+                write_whole(ready, name.encode())  # from now on: if there is no such file, it was published
+            whole = self._work.path / ready.read_text()
             if whole.exists():
                 self._refuse(replaces=(self._work.path / _REPLACES).exists())
                 publish_file(whole, self.path)
+            for left in self._work.path.iterdir():
+                if left != ready:
+                    remove(left)
             remove(self._work.path)
         self._intakes.clear()
 
@@ -138,18 +145,16 @@ class FileSink(ABC):
                 found.append((place, path))
         return [path for _, path in sorted(found)]
 
-    @staticmethod
-    def _join(paths: Sequence[Path], whole: Path) -> bool:
-        """Make one file of them. False if there are none."""
-        if len(paths) == 1:
-            paths[0].rename(whole)
-        elif paths:
-            with whole.open("wb") as out:
-                for path in paths:
-                    with path.open("rb") as file:
-                        shutil.copyfileobj(file, out, 1 << 20)
-            sync_file(whole)
-        return bool(paths)
+    def _join(self, paths: Sequence[Path]) -> str | None:
+        """Make one file of them; its name, None if there are none."""
+        if len(paths) < 2:
+            return paths[0].name if paths else None
+        with (self._work.path / _WHOLE).open("wb") as out:
+            for path in paths:
+                with path.open("rb") as file:
+                    shutil.copyfileobj(file, out, 1 << 20)
+        sync_file(self._work.path / _WHOLE)
+        return _WHOLE
 
 
 class FileIntake(ABC):

@@ -15,10 +15,11 @@ _LENGTH = struct.Struct("<Q")
 
 
 class Segment(msgspec.Struct):
-    """Row groups that were written in one go, each as it will be in the footer, with the number of their records;
-    and which columns they have."""
+    """Row groups that were written in one go, each as it will be in the footer; where in the file they end, the number
+    of their records, and which columns they have."""
 
     groups: list[bytes]
+    end: int
     records: int
     kinds: dict[str, str]
     unlisted: list[str]
@@ -29,8 +30,9 @@ class Journal:
 
     def __init__(self, path: Path, start: int = 0) -> None:
         """Of the file ``path``. ``start``: go on behind that many bytes. Raises ``UsageError`` if they are not
-        there."""
-        self._path = path
+        there. Nothing is written before ``open``."""
+        self._path, self._start = path, start
+        self._output: Output | None = None
         self.segments: list[Segment] = []
         place = journal_of(path)
         if start:
@@ -46,7 +48,10 @@ class Journal:
                 at += size
             if at != start:
                 raise self.cannot_go_on()
-        self._output = Output(place, start=start)
+
+    def open(self) -> None:
+        """Remove what is behind ``start``, and be ready for more."""
+        self._output = Output(journal_of(self._path), start=self._start)
 
     @property
     def records(self) -> int:
@@ -60,18 +65,24 @@ class Journal:
         """Append."""
         self.segments.append(segment)
         data = msgspec.msgpack.encode(segment)
-        self._output.write(_LENGTH.pack(len(data)) + data)
+        self._opened.write(_LENGTH.pack(len(data)) + data)
 
     def sync(self) -> int:
         """Make it durable; its length."""
-        self._output.sync()
-        return self._output.size
+        self._opened.sync()
+        return self._opened.size
 
     def close(self) -> None:
-        self._output.close()
+        self._opened.close()
 
     def abandon(self) -> None:
-        self._output.abandon()
+        """Close whatever the disk says about it."""
+        self._opened.abandon()
+
+    @property
+    def _opened(self) -> Output:
+        assert self._output is not None
+        return self._output
 
     def cannot_go_on(self) -> UsageError:
         """The file or this journal is not what a mark says."""

@@ -86,8 +86,9 @@ class PartWriter:
         with writing(path):
             self._journal = Journal(path, start.journal if start else 0)
             self.records = self._journal.records
-            if start and self._journal.segments:
-                self._take_over(start, self._journal.segments[-1])
+            if start is not None and start != Point(0, 0):
+                self._take_over(start)
+            self._journal.open()
             self._output = Output(path, start=start.bytes if start else 0, hashed=True)
 
     @property
@@ -139,9 +140,11 @@ class PartWriter:
         self._journal.abandon()
         self._waiting.clear()
 
-    def _take_over(self, start: Point, last: Segment) -> None:
+    def _take_over(self, start: Point) -> None:
         """Go on with what another process wrote: with its columns, and its last records known."""
-        if not self.path.is_file() or self.path.stat().st_size < start.bytes:
+        last = self._journal.segments[-1] if self._journal.segments else Segment([], 0, 0, {}, [])
+        there = self.path.stat().st_size if self.path.is_file() else 0
+        if not 0 < start.bytes == last.end <= there:
             raise self._journal.cannot_go_on()
         self.typed = Typed(last.kinds)
         self.typed.unlisted.update(last.unlisted)
@@ -189,7 +192,7 @@ class PartWriter:
         groups = footer.groups_of(footer.split(bytes(end)), self._begin)
         rows = self.records - self._journal.records
         with writing(self.path):
-            self._journal.add(Segment(groups, rows, self.typed.kinds, sorted(self.typed.unlisted)))
+            self._journal.add(Segment(groups, self._output.size, rows, self.typed.kinds, sorted(self.typed.unlisted)))
 
     def _open(self, output: Any, typed: Typed, vectors: pa.DataType) -> Any:
         id, _, document, uri, _ = self._schema

@@ -9,6 +9,10 @@ from chromakeep.errors import UsageError
 from chromakeep.exchange.files import hold, partial, remove, sync_folder
 from chromakeep.records import CONFLICTS
 
+MARKER = ".copying"
+"""A file that is in a workplace from its beginning. When a directory was published by swapping the two, the former one
+stands under the hidden name, and has none: nobody must take it for work that was done."""
+
 
 class Workplace:
     """Held by one process at a time. It stays until what is made in it is published, for a later one to go on."""
@@ -30,11 +34,22 @@ class Workplace:
         if self.begun:
             return
         self._lock = hold(self.path)
-        if not self._resume:
-            for left in self.path.iterdir():
-                remove(left)
+        if not (self._resume and (self.path / MARKER).exists()):
+            self.clear()
         sync_folder(self.path.parent)
         self.begun = True
+
+    def clear(self) -> None:
+        """Remove all that is in it."""
+        for left in self.path.iterdir():
+            remove(left)
+        (self.path / MARKER).touch()
+        sync_folder(self.path)
+
+    def leave(self) -> None:
+        """Remove it if nothing was done in it."""
+        if [left.name for left in self.path.iterdir()] == [MARKER]:
+            remove(self.path)
 
     def close(self) -> None:
         """Let others have it."""

@@ -69,7 +69,7 @@ def backup(
     """
     started = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
-        with _staging(source, stage) as into:
+        with staging(source, stage) as into:
             captured = capture(source, into, timeout=PATIENCE, observer=observer)
             moment = rfc3339(now())
             try:
@@ -200,7 +200,7 @@ def _withdraw(session: Session) -> None:
 
 
 @contextmanager
-def _staging(source: Path, stage: Path | None) -> Iterator[Path]:
+def staging(source: Path, stage: Path | None) -> Iterator[Path]:
     """Where to capture to: the given place, or a temporary one beside the source (same file system: reflinks), or
     in the system's if the source's parent cannot be written."""
     if stage is not None:
@@ -221,4 +221,4 @@ def _staging(source: Path, stage: Path | None) -> Iterator[Path]:
         shutil.rmtree(into, ignore_errors=True)
 
 
-__all__ = ["BackupResult", "backup", "refuse_broken"]
+__all__ = ["BackupResult", "backup", "refuse_broken", "staging"]

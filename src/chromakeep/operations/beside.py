@@ -21,9 +21,11 @@ import msgspec
 
 from chromakeep.chroma.writers import start_time, writers
 from chromakeep.errors import ChromakeepError, RefusedToServe
+from chromakeep.operations.place import exchange
 
 DATABASE = "chroma.sqlite3"
 _MAX_STATE = 16 << 20
+_MARK = ".chromakeep-new"  # in a directory that is being put in place, with the name of the other: tells them apart
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -49,6 +51,15 @@ class Swap(msgspec.Struct, frozen=True):
     emptied: bool = False  # of a mount point: everything old is out of the way
 
 
+class Received(msgspec.Struct, frozen=True):
+    """What became of the last directory that was received: ``transfer`` put it in place, and ``kept`` is where the one
+    before it is now. After a rollback: ``undone`` was swapped back, and what had been received is ``kept``."""
+
+    transfer: str
+    kept: str
+    undone: str = ""
+
+
 class State(msgspec.Struct, frozen=True):
     """What is remembered. ``verified`` is the signature of a directory that needs no check at boot."""
 
@@ -60,6 +71,7 @@ class State(msgspec.Struct, frozen=True):
     swap: Swap | None = None
     epoch: int = 0  # of the log that this directory was last written to
     following: bool = False  # the directory is a standby's: it holds nothing that the repository has not, or half of it
+    received: Received | None = None
 
 
 _STATE = msgspec.json.Decoder(State)
@@ -182,26 +194,36 @@ class Beside:
     # -- the swap ----------------------------------------------------------------------------------------------------
 
     def swap(self, new: Path, word: str) -> Path | None:
-        """Make ``new`` the data directory; returns where the old one is kept (``NAME.WORD-TIME``), None if empty.
-
-        The decision is recorded before the first rename, and ``finish_swap`` completes it at the next boot: whenever
-        the process or the machine dies, the directory is the old one or the new one, and never taken for empty.
-        """
+        """``replace``; the old one is then kept as ``NAME.WORD-TIME``."""
         name = f"{word}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
-        place = self.root if self.inside else self.data.parent
+        folder = self.root if self.inside else self.data.parent
         prefix = "" if self.inside else f"{self.data.name}."
-        kept = next(p for p in (place / f"{prefix}{name}{n}" for n in ("", *range(1, 10_000))) if not p.exists())
+        return self.replace(
+            new, next(p for p in (folder / f"{prefix}{name}{n}" for n in ("", *range(1, 10_000))) if not p.exists())
+        )
+
+    def replace(self, new: Path, kept: Path, **remembered: object) -> Path | None:
+        """Make ``new`` the data directory; the old one is ``kept`` (returned), unless it is empty (None).
+
+        The decision is recorded, with what else is to be ``remembered``, before the first rename, and ``finish_swap``
+        completes it at the next boot: whenever the process or the machine dies, the directory is the old one or the new
+        one, and never taken for empty. Nobody may be writing.
+        """
         had = any(self._entries())
+        if not self.inside:
+            (new / _MARK).write_text(str(kept))
         for path in (*new.rglob("*"), new):
             _sync(path)  # Chroma syncs none of its index files
-        self.remember(swap=Swap(str(new), str(kept)), verified=None)
+        self.remember(swap=Swap(str(new), str(kept)), verified=None, captured=None, **remembered)
         self.finish_swap()
         return kept if had else None
 
     def _entries(self) -> list[Path]:
+        """What is to be moved out of the way. In a mount point not what lies there because it cannot lie beside it."""
         if not self.data.is_dir():
             return []
-        return [p for p in self.data.iterdir() if p != self.root and p.name != "lost+found"]
+        entries = [p for p in self.data.iterdir() if p.name != "lost+found"]
+        return [p for p in entries if not p.name.startswith(".")] if self.inside else entries
 
     def finish_swap(self) -> bool:
         """Complete a recorded swap; True if there was one."""
@@ -221,12 +243,23 @@ class Beside:
             with contextlib.suppress(OSError):
                 kept.rmdir()  # there was nothing to keep
         elif new.exists():
-            if self._entries() and not kept.exists():
-                self.data.rename(kept)
-            new.rename(self.data)  # over an empty directory too (rename(2))
+            self._exchange(new, kept)
+            _sync(new.parent)
         _sync(self.data.parent)
+        (self.data / _MARK).unlink(missing_ok=True)
         self.remember(swap=None)
         return True
+
+    def _exchange(self, new: Path, kept: Path) -> None:
+        """Swap in one step where the system can, else by two renames: between them there is no directory, but a record
+        of where it is."""
+        if self._entries() and not kept.exists():
+            mark = self.data / _MARK
+            if (mark.exists() and mark.read_text() == str(kept)) or exchange(new, self.data):
+                new.rename(kept)  # by now the old one
+                return
+            self.data.rename(kept)
+        new.rename(self.data)  # over an empty directory too (rename(2))
 
 
 def _sync(path: Path) -> None:

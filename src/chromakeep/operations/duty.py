@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
@@ -13,9 +13,11 @@ from chromakeep.operations.keep import Keeping
 from chromakeep.operations.ship import Shipping
 
 if TYPE_CHECKING:
+    from chromakeep.operations.receive import Receiver
     from chromakeep.operations.standby import Standby
 
 STARTING, WAITING, STANDBY, SERVING, STOPPING = "starting", "waiting", "standby", "serving", "stopping"
+EXCHANGING = "exchanging"  # another directory takes the place of the one that was served
 ASYNC, SYNC, SNAPSHOTS = "async", "sync", "snapshots"
 STALE = 60.0  # seconds without news of the log after which a standby is not ready for reads
 GIVEN_UP = 10.0  # seconds without a bucket after which writes are refused that could only wait for it
@@ -116,7 +118,8 @@ class Duty:
 class Front:
     """What a door needs to know: where to listen, what is behind it, and whom to ask.
 
-    ``hold`` is for how many seconds a write that is refused for now is held before it is answered.
+    ``hold`` is for how many seconds a write that is refused for now is held before it is answered. ``receiver`` takes
+    directories from whoever knows the ``token``; without one nobody may send any.
     """
 
     host: str
@@ -125,6 +128,8 @@ class Front:
     duty: Duty
     hold: float
     observer: Observer = ignore
+    receiver: Receiver | None = None
+    token: str = field(default="", repr=False)
 
 
 class Doorway(Protocol):

@@ -9,14 +9,17 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as Late
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chromakeep.chroma.catalog import DATABASE, Catalog
 from chromakeep.chroma.purge import hold, purge, release
 from chromakeep.chroma.signature import signature
-from chromakeep.errors import ChromakeepError, LeaseLost, NotAChromaDirectory, StoreError
+from chromakeep.errors import ChromakeepError, LeaseLost, NotAChromaDirectory, NotNow, SourceBroken, StoreError
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.ship import Shipping
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 PACE = 2e6  # bytes a second that snapshots may take of a directory whose commits are logged: some 1.5 % of a core
 LOW = 0.1  # of the disk free: then the queue is let go, for a full disk ends the serving
 FIRST_RETRY = 5.0  # seconds after a failed snapshot; doubled each time, never more than ``every`` or a minute
+SETTLE = 10.0  # seconds for what is not in the log yet
 
 
 class Keeping:
@@ -64,7 +68,12 @@ class Keeping:
         self._size = 0  # bytes, of that snapshot
         self.awaited = False  # the repository was not there yet, and so there is no lease
         self._overtaken = False
-        self._begun_in_vain: tuple[str | None, Mapping[str, int] | None] | None = None  # with what a log is to begin
+        self._begun_in_vain: tuple[str | None, Mapping[str, int] | None, int] | None = (
+            None  # with what a log is to begin
+        )
+        self._directories = 0  # how many have taken the place of the first one
+        self._over = False  # the lease's log has ended: the next one begins under another
+        self._asked: list[Future[None]] = []
         self.lease: Tenure | None = None  # set: what is committed between snapshots goes into the log
         self.shipping: Shipping | None = None
         self._ending, self._wake = threading.Event(), threading.Event()
@@ -81,42 +90,60 @@ class Keeping:
         """Have the next look now."""
         self._wake.set()
 
-    def ship(self, base: str | None, known: Mapping[str, int] | None = None) -> None:
+    def ship(self, base: str | None, known: Mapping[str, int] | None = None, *, of: int = 0) -> None:
         """Begin the log on a snapshot that has all of the directory but what its queue still holds, or (None) on the
         end of the log before, from which the directory was made: by topic, up to the rows ``known``.
 
-        Without effect without a lease, or with a log already.
+        Without effect without a lease, or with a log already. ``of``: of which directory that snapshot is; where
+        another one has taken its place since, a snapshot of that one is asked for.
         """
         with self._beginning:
             if not self._ending.is_set():
-                self._ship(base, known)
+                self._ship(base, known, of)
 
-    def _ship(self, base: str | None, known: Mapping[str, int] | None) -> None:
+    def _ship(self, base: str | None, known: Mapping[str, int] | None, of: int) -> None:
         if self.lease is None or self.shipping is not None:
             return
         data = self._beside.data
         try:
+            schema = self._schema_of(base)
             with self.access:
+                if of != self._directories:
+                    self.soon()
+                    return
+                if self._over:
+                    self._succeed()
                 made = Shipping(
                     data / DATABASE, self.lease, source=str(data), base=base, known=known, observer=self._observer
                 )
+                if made.schema != schema:
+                    # Chroma was upgraded since: what its tables are now does not fit what they were there.
+                    made.close()
+                    self.soon()
+                    return
+                made.start()
+                self.shipping = made
         except StoreError as error:
             self._observer(Noted(f"the log does not begin yet: {error.message}; trying again", "warning"))
-            self._begun_in_vain = base, known
+            self._begun_in_vain = base, known, of
             return
+        except LeaseLost:
+            return  # which ``lost`` tells
         except ChromakeepError as error:
             self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
             self.lease = None
             return
-        if made.schema != self._schema_of(base):
-            # Chroma was upgraded since: what its tables are now does not fit what they were there.
-            with self.access:
-                made.close()
-            self.soon()
-            return
-        made.start()
-        self.shipping = made
         self._beside.remember(epoch=self.lease.epoch)
+
+    def _succeed(self) -> None:
+        """Begin another reign, after that whose log has ended. Raises ``StoreError``, ``LeaseLost``."""
+        assert self.lease
+        try:
+            self.lease = self.lease.succeeded()
+        except LeaseLost as error:
+            self.lease.give_up(error)
+            raise
+        self._over = False
 
     @property
     def age(self) -> float | None:
@@ -154,11 +181,44 @@ class Keeping:
             return None
 
     def begin_anew(self) -> None:
-        """The directory was replaced: end the log, and let the next snapshot begin another one. ``access`` is held."""
+        """Another directory has taken the place, or will before anything is written: end the log, and let the next
+        snapshot begin another one. ``access`` is held. Raises ``LeaseLost``."""
+        self._directories += 1
+        self._applied, self._counter, self._size = {}, -1, 0  # of the one before
+        self._begun_in_vain, self.collections = None, ()
+        self._beside.remember(captured=None)
         if self.shipping and self.lease:
             self.shipping.close()
-            self.lease.end()
-            self.shipping, self.lease = None, Tenure(Lease.take(self.lease.repository), self._observer)
+            self.shipping, self._over = None, True
+            with suppress(StoreError):  # then when the next one begins
+                self._succeed()
+
+    def settle(self, *, snapshot: bool = False) -> None:
+        """Have all that was committed before this call in the repository: in the log, or in a ``snapshot``.
+
+        Raises what hinders it; ``NotNow`` when it takes too long. A directory that is broken has no snapshot: that is
+        told, and the disk keeps it.
+        """
+        if self.shipping:
+            try:
+                self.shipping.shipped().result(SETTLE)
+            except Late:
+                raise NotNow(f"the repository has not taken what was written last in {SETTLE:g} s") from None
+        if snapshot or not self.shipping:
+            try:
+                self.snapshot().result()
+            except SourceBroken as error:
+                self._observer(Noted(f"no snapshot can be taken of what is replaced: {error.message}", "warning"))
+
+    def snapshot(self) -> Future[None]:
+        """Done when a snapshot that began after this call is there, or the newest one has everything; or fails."""
+        ticket: Future[None] = Future()
+        with self._beginning:
+            if self._done.is_set():
+                ticket.set_exception(NotNow("this instance has stopped"))
+            self._asked.append(ticket)
+        self.soon()
+        return ticket
 
     def hold(self) -> None:
         """Hold Chroma's purge of its queue; beside a running server or without one, as often as one likes."""
@@ -178,11 +238,13 @@ class Keeping:
             finally:
                 self.access.release()
 
-    def _published(self, copy: Path, counter: int) -> None:
+    def _published(self, copy: Path, counter: int, of: int) -> None:
         """Remember which rows of the queue the snapshot that was made of ``copy`` has in its indexes."""
-        self._counter = counter
         with Catalog(copy) as catalog:
-            self._applied = {e.topic: min(e.metadata_seq, e.vector_seq or 0) for e in catalog.entries}
+            applied = {e.topic: min(e.metadata_seq, e.vector_seq or 0) for e in catalog.entries}
+        with self.access:
+            if of == self._directories:
+                self._counter, self._applied = counter, applied
 
     def _purge(self) -> None:
         """Take those rows out of the queue. Only when there is a change to keep: it is one itself."""
@@ -196,8 +258,8 @@ class Keeping:
 
     def _relieve(self) -> None:
         """Where snapshots fail and the disk fills up, rows that no snapshot has are not held any longer."""
-        usage = shutil.disk_usage(self._beside.data)
-        with suppress(ChromakeepError), self.access:
+        with suppress(ChromakeepError, OSError), self.access:
+            usage = shutil.disk_usage(self._beside.data)
             if usage.free < LOW * usage.total and release(self._beside.data / DATABASE):
                 said = (
                     f"{usage.free / 1e9:.1f} GB of the disk are left and no snapshot succeeds: Chroma's queue is let go"
@@ -223,10 +285,12 @@ class Keeping:
 
     def _attempt(self) -> bool:
         failure: ChromakeepError | None = None
+        with self._beginning:
+            asked, self._asked = self._asked, []
         try:
             if begin := self._begun_in_vain:
                 self._begun_in_vain = None
-                self.ship(*begin)
+                self.ship(*begin[:2], of=begin[2])
             self._snapshot()
         except NotAChromaDirectory:
             pass  # a fresh server has not written yet
@@ -239,6 +303,11 @@ class Keeping:
             again = "" if self._ending.is_set() else ", it will be tried again"
             self._observer(Noted(f"snapshot failed{again}: {failure}", "warning"))
             self._relieve()
+        for ticket in asked:
+            if failure:
+                ticket.set_exception(failure)
+            else:
+                ticket.set_result(None)
         return failure is None
 
     def _snapshot(self) -> None:
@@ -255,11 +324,16 @@ class Keeping:
         with _Reading(self.access) as reading:
             self._purge()
             before = signature(self._beside.data).to_json()
+            of = self._directories
 
             def watch(event: Event) -> None:
                 # What follows the capture works on the copy: a rescue need not wait for an upload.
                 if isinstance(event, PhaseStarted) and event.phase != "capture":
                     reading.end()
+                elif isinstance(event, PhaseStarted):
+                    reading.begin()  # again, where the first capture was not exact
+                    if of != self._directories:  # it would be published as a state of the log of the one before
+                        raise NotNow("another directory has taken the place of this one meanwhile")
                 self._observer(event)
 
             # That the last collection was deleted is a state too, where there was one before.
@@ -271,14 +345,17 @@ class Keeping:
                 stage=self._stage,
                 allow_empty=emptied or self.lease is not None,  # a log needs something to build on
                 line=line,
-                published=self._published,
+                published=partial(self._published, of=of),
                 observer=watch,
             )
         self.taken += 1
         self._size = done.total_bytes
-        self.newest, self.newest_at, self.collections = done.snapshot, time.monotonic(), done.collections
-        self._beside.remember(captured=before, snapshot=done.snapshot)
-        self.ship(done.snapshot)
+        self.newest, self.newest_at = done.snapshot, time.monotonic()
+        with self.access:
+            if of == self._directories:
+                self.collections = done.collections
+                self._beside.remember(captured=before, snapshot=done.snapshot)
+        self.ship(done.snapshot, of=of)
         self._observer(
             Noted(
                 f"snapshot {done.snapshot}: {_megabytes(done.new_bytes)} new of {_megabytes(done.total_bytes)}"
@@ -331,8 +408,12 @@ class _Reading:
         self._lock, self._held = lock, False
 
     def __enter__(self) -> _Reading:
-        self._held = self._lock.acquire()
+        self.begin()
         return self
+
+    def begin(self) -> None:
+        """Take it, if it is not held."""
+        self._held = self._held or self._lock.acquire()
 
     def end(self) -> None:
         """Let go now."""

@@ -61,7 +61,7 @@ def install(new: Path, target: Path) -> Path | None:
         new.rmdir()
     elif target.exists():
         new.rename(old)  # before the exchange: who dies right after it leaves the old content under its lasting name
-        if not _exchange(old, target):
+        if not exchange(old, target):
             old.rename(new)
             target.rename(old)
             try:
@@ -128,7 +128,7 @@ def _move_contents(source: Path, target: Path, *, database_first: bool) -> None:
     sync(target)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def exchange(one: Path, other: Path) -> bool:
     """Swap two names atomically; False where that cannot be done."""
     if not sys.platform.startswith("linux"):
         return False

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from chromakeep.events import Noted, Observer
+
 _MOUNTS = Path("/proc/self/mountinfo")
 _MEMORY = {"tmpfs", "ramfs"}
 _LAYERS = {"overlay", "aufs", "overlay2", "fuse-overlayfs"}
@@ -70,3 +72,25 @@ def ignored_variables(env: Mapping[str, str], *, with_config: bool) -> list[str]
     """Names of variables that look like Chroma's and that this server will not read."""
     read = {f"CHROMA_{key}" for key in _KEYS} if with_config else set()
     return sorted(name for name in env if _OLD.fullmatch(name) and name.partition("__")[0] not in read)
+
+
+def advise(
+    data: Path, env: Mapping[str, str], observer: Observer, *, ephemeral: bool, repository: bool, with_config: bool
+) -> None:
+    """Tell where the data lies, and what somebody who runs a server there had better know."""
+    place = describe(data, env)
+    observer(Noted(f"data in {place.path} on {place.filesystem} (mounted at {place.mount_point})"))
+    if ephemeral:
+        observer(Noted("--ephemeral: everything in this Chroma will be lost when this container goes", "warning"))
+    elif not repository:
+        danger = "there is no repository: a lost disk is lost data"
+        if place.throw_away:
+            danger = (
+                f"{place.path} is on a throw-away layer ({place.throw_away}) and there is no repository:"
+                " everything will be lost when this container goes"
+            )
+        observer(Noted(f"{danger}; give --repository, or --ephemeral to accept it", "warning"))
+    if place.remote:
+        observer(Noted(f"{place.filesystem} cannot be trusted with SQLite's locks: use a local disk", "warning"))
+    if names := ignored_variables(env, with_config=with_config):
+        observer(Noted(f"set, but ignored by the Chroma 1.x server: {', '.join(names)}", "warning"))

@@ -144,26 +144,28 @@ def rollback(target: Path, *, dry_run: bool = False) -> RollbackResult:
     return RollbackResult(str(target), str(old), str(kept) if kept else "", dry_run)
 
 
-def compare(found: Inspection, recorded: Sequence[Collection]) -> None:
-    """Raise ``VerificationFailed`` unless just the recorded collections were found, with just their records."""
+def compare(
+    found: Inspection, recorded: Sequence[Collection], *, what: str = "the restored directory", by: str = "the snapshot"
+) -> None:
+    """Raise ``VerificationFailed`` unless just the collections recorded ``by`` were found, with just their records."""
     if found.problems:
-        raise VerificationFailed(f"the restored directory is not whole: {found.problems[0].message}")
+        raise VerificationFailed(f"{what} is not whole: {found.problems[0].message}")
     have = {c.id: c for c in found.collections}
     for collection in recorded:
         other = have.pop(collection.id, None)
         if other is None:
-            raise VerificationFailed(f"collection {collection.name!r} is missing from the restored directory")
+            raise VerificationFailed(f"collection {collection.name!r} is missing from {what}")
         if other.count != collection.count:
             raise VerificationFailed(
-                f"collection {collection.name!r} has {other.count:,} records, the snapshot {collection.count:,}"
+                f"collection {collection.name!r} has {other.count:,} records, {by} {collection.count:,}"
             )
         if collection.digest and other.digest != collection.digest:
             assert other.digest
             parts = ("ids", "vectors", "documents", "metadata")
             differ = [p for p in parts if getattr(other.digest, p) != getattr(collection.digest, p)]
-            raise VerificationFailed(f"collection {collection.name!r}: {', '.join(differ)} differ from the snapshot")
+            raise VerificationFailed(f"collection {collection.name!r}: {', '.join(differ)} differ from {by}")
     if have:
-        raise VerificationFailed(f"the restored directory holds {len(have)} collections that the snapshot does not")
+        raise VerificationFailed(f"{what} holds {len(have)} collections that {by} does not")
 
 
 def _follow(

@@ -9,7 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,8 +28,10 @@ from chromakeep.errors import (
 from chromakeep.events import Noted, Observer, ServerLine, ignore
 from chromakeep.operations.beside import Beside, Process
 from chromakeep.operations.boot import DATA, FOLLOWED, FOUND, RESTORED, Booted, boot, contents, look, summary
+from chromakeep.operations.changeover import Changeover
 from chromakeep.operations.duty import (
     ASYNC,
+    EXCHANGING,
     SERVING,
     SNAPSHOTS,
     STARTING,
@@ -39,7 +42,7 @@ from chromakeep.operations.duty import (
     OpenDoor,
 )
 from chromakeep.operations.keep import Keeping
-from chromakeep.operations.platform import describe, ignored_variables
+from chromakeep.operations.platform import advise
 from chromakeep.operations.rescue import Findings, examine, rescue
 from chromakeep.operations.succession import START_AGAIN, Succession
 from chromakeep.operations.watch import Watching
@@ -63,6 +66,7 @@ class RunSettings:
     acknowledged only then) or ``snapshots``. ``door`` opens the port and passes requests on to the server, which then
     listens on loopback; None: the server has the port itself.
     ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
+    ``receive_token``, where there is a door, lets whoever knows it put another directory in place (``send``).
     ``stage`` None keeps the working copy beside the data. More than ``deaths`` deaths of the server within ``window``
     seconds end the run.
     """
@@ -73,6 +77,7 @@ class RunSettings:
     every: float = 60.0
     durability: str = ASYNC
     door: OpenDoor | None = None
+    receive_token: str | None = field(default=None, repr=False)
     hold_writes: float = 0.0
     grace: float = 10.0
     ephemeral: bool = False
@@ -129,7 +134,14 @@ def run(
         if beside.finish_swap():
             observer(Noted(f"completed the replacement of {beside.data} that the last run began"))
         beside.tidy()
-        _report(settings, beside, options, observer, env)
+        advise(
+            beside.data,
+            env,
+            observer,
+            ephemeral=settings.ephemeral,
+            repository=settings.open_repository is not None,
+            with_config=options.config is not None,
+        )
         service = _Service(settings, beside, lock, options, program, env, observer, stop, hurry or threading.Event())
         try:
             with service.open_door():
@@ -149,27 +161,6 @@ def run(
             service.restarts,
             time.monotonic() - started,
         )
-
-
-def _report(
-    settings: RunSettings, beside: Beside, options: ServerOptions, observer: Observer, env: Mapping[str, str]
-) -> None:
-    place = describe(beside.data, env)
-    observer(Noted(f"data in {place.path} on {place.filesystem} (mounted at {place.mount_point})"))
-    if settings.ephemeral:
-        observer(Noted("--ephemeral: everything in this Chroma will be lost when this container goes", "warning"))
-    elif settings.open_repository is None:
-        danger = "there is no repository: a lost disk is lost data"
-        if place.throw_away:
-            danger = (
-                f"{place.path} is on a throw-away layer ({place.throw_away}) and there is no repository:"
-                " everything will be lost when this container goes"
-            )
-        observer(Noted(f"{danger}; give --repository, or --ephemeral to accept it", "warning"))
-    if place.remote:
-        observer(Noted(f"{place.filesystem} cannot be trusted with SQLite's locks: use a local disk", "warning"))
-    if names := ignored_variables(env, with_config=options.config is not None):
-        observer(Noted(f"set, but ignored by the Chroma 1.x server: {', '.join(names)}", "warning"))
 
 
 class _Service:
@@ -192,6 +183,7 @@ class _Service:
         self.keeping = self._new_keeping() if settings.open_repository else None
         self.duty = Duty(settings.durability if self.keeping else SNAPSHOTS, self.keeping)
         self.succession = self._new_succession()
+        self.changeover = Changeover(beside, self.keeping, observer)
         self.door: Doorway | None = None
         self.front = options  # what clients see
         if settings.door:
@@ -238,6 +230,11 @@ class _Service:
             return
         backend = self.options.host, self.options.port
         front = Front(self.front.host, self.front.port, backend, self.duty, self.settings.hold_writes, self.observer)
+        if token := self.settings.receive_token:
+            from chromakeep.operations.receive import Receiver  # few runs receive anything
+
+            receiver = Receiver(self.beside, self.duty, self.keeping, self.changeover, self.observer)
+            front = replace(front, receiver=receiver, token=token)
         self.door = self.settings.door(front)
         self.door.start()
         try:
@@ -332,6 +329,9 @@ class _Service:
             if server is None or reason is None:
                 self.end(server)
                 return
+            if self.changeover.between(server, reason):
+                self.uncovered, self.collections, self.hopeless = True, (), set()
+                continue
             now = time.monotonic()
             deaths.append(now)
             while deaths[0] < now - self.settings.window:
@@ -370,12 +370,14 @@ class _Service:
                 self.keeping.hold()
             try:
                 server.start(stop=self.stop)
+                self._unless_stopped(partial(self.changeover.prove, server))
             except ServerFailed as error:
                 return server, f"chroma did not start: {error.message}"
             self.beside.remember(server=Process.of(server.pid))
         if self.stop.is_set():
             return server, None
         self.duty.role = SERVING
+        self.changeover.over()
         self.observer(
             Noted(
                 f"serving on http://{self.front.host}:{self.front.port}"
@@ -391,7 +393,7 @@ class _Service:
             else:
                 self.keeping.ship(self.base, known)
         reason = self._watch(server)
-        self.duty.role = STOPPING if self.stop.is_set() else STARTING
+        self.duty.role = STOPPING if self.stop.is_set() else EXCHANGING if self.changeover.due else STARTING
         if reason and server.returncode is None:
             server.stop(5.0)
         return server, reason
@@ -438,6 +440,8 @@ class _Service:
                 except LeaseLost:
                     server.kill()  # whatever it would acknowledge from now on is lost
                     raise
+                if self.changeover.due:
+                    return "another directory takes its place"
                 if watching.verdict:
                     self.hopeless |= set(watching.broken)  # a check that changes nothing is not repeated for ever
                     return watching.verdict
@@ -456,6 +460,7 @@ class _Service:
     def end(self, server: ChromaServer | None) -> None:
         """Stop the server, take the last snapshot, remember that all is well; within ``grace`` seconds of the stop."""
         deadline = time.monotonic() + self.settings.grace
+        self.changeover.abandon()
         if self.door:
             self.door.stop(min(DRAIN, self.settings.grace * 0.2))
         if server is None and self.succession and not self.succession.close():

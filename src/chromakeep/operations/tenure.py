@@ -32,6 +32,7 @@ class Tenure:
         self.on_lost: Callable[[LeaseLost], None] = lambda error: None
         self._lease, self._observer = lease, observer
         self._over = threading.Event()
+        self._renewing = threading.Lock()
         self._renewed = self._refused = time.monotonic()
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
@@ -71,6 +72,16 @@ class Tenure:
         self.end()
         self._lease.release(self.number)
 
+    def succeeded(self) -> Tenure:
+        """The next reign of this very instance: of a log that does not lead on from this one's.
+
+        Raises ``LeaseLost``; ``StoreError``, and then this one goes on.
+        """
+        with self._renewing:  # a renewal meanwhile would take ourselves for another instance
+            lease = Lease.take(self.repository, over=self.epoch)
+            self.end()
+        return Tenure(lease, self._observer)
+
     def end(self) -> None:
         """Show no sign of life any more."""
         self._over.set()
@@ -78,7 +89,9 @@ class Tenure:
     def _renew(self) -> None:
         while not self._over.wait(RENEW):
             try:
-                self._lease.renew(self.number)
+                with self._renewing:
+                    if not self._over.is_set():
+                        self._lease.renew(self.number)
                 self._renewed = time.monotonic()
             except LeaseLost as error:
                 self.give_up(error)

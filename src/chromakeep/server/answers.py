@@ -27,16 +27,20 @@ FULL = refusal(503, "too many connections", retry_after=1.0)
 
 def page_bytes(page: Page, *, head_only: bool, close: bool) -> bytes:
     """A page as an HTTP/1.1 answer."""
-    return _answer(page.status, page.content_type, page.body, "", head_only=head_only, close=close)
+    more = _later(page.retry_after)
+    return _answer(page.status, page.content_type, page.body, more, head_only=head_only, close=close)
 
 
 def refusal_bytes(refused: Refusal, *, head_only: bool, close: bool) -> bytes:
     """A refusal as an HTTP/1.1 answer with one line of JSON."""
     body = json.dumps({"error": refused.error, "message": refused.message}).encode()
-    more = ""
-    if refused.retry_after is not None:
-        more = f"retry-after: {max(0, math.ceil(refused.retry_after))}\r\n"  # the field has whole seconds only
+    more = _later(refused.retry_after)
     return _answer(refused.status, "application/json", body, more, head_only=head_only, close=close)
+
+
+def _later(seconds: float | None) -> str:
+    """The field has whole seconds only."""
+    return "" if seconds is None else f"retry-after: {max(0, math.ceil(seconds))}\r\n"
 
 
 def _answer(status: int, content_type: str, body: bytes, more: str, *, head_only: bool, close: bool) -> bytes:

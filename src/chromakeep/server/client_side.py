@@ -16,6 +16,7 @@ from chromakeep.server.gate import Refusal
 from chromakeep.server.limits import BUFFER
 from chromakeep.server.request_head import RequestHead, parse_request
 from chromakeep.server.service import Service
+from chromakeep.server.visit import Visit
 
 _TOLD = 100  # connections above the limit that are told so; others are only closed
 _TURNS = 20  # requests of one connection before the loop turns to others
@@ -37,7 +38,7 @@ class ClientSide(asyncio.Protocol):
         self.peer = ""
         self._buffer = bytearray()  # what has come and is not for now
         self._searched = 0  # of the buffer, for the end of a head
-        self._exchange: Exchange | None = None
+        self._exchange: Exchange | Visit | None = None
         self._body: Body | None = None  # of the running request, until it has been read to its end
         self._received = 0  # bytes of its payload
         self._body_since = 0.0
@@ -180,7 +181,8 @@ class ClientSide(asyncio.Protocol):
         self._body = None if request.length == 0 else body_of(request.length)
         self._received = 0
         self._expects = request.expects and self._body is not None
-        page = self._service.pages.get(request.target.partition("?")[0])
+        path, desk = request.target.partition("?")[0], self._service.desk
+        page = self._service.pages.get(path)
         if page and request.method in ("GET", "HEAD"):
             keep = request.keep and not self._service.closing and self.skip_body()
             head_only = request.method == "HEAD"
@@ -192,7 +194,10 @@ class ClientSide(asyncio.Protocol):
             self.send(sent)
             self.answered(keep=keep)
             return
-        self._exchange = Exchange(self._service, self, request)
+        if desk and desk.takes(path):
+            self._exchange = Visit(self._service, self, request, desk)
+        else:
+            self._exchange = Exchange(self._service, self, request)
         self._exchange.begin()
 
     # Bodies
@@ -217,7 +222,7 @@ class ClientSide(asyncio.Protocol):
         """The backend has begun to answer without it."""
         self._deadline = inf
 
-    def _pass(self, exchange: Exchange, data: bytes) -> None:
+    def _pass(self, exchange: Exchange | Visit, data: bytes) -> None:
         assert self._body
         limits = self._service.limits
         try:

@@ -8,10 +8,11 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
-from chromakeep.operations.duty import Duty, Front
+from chromakeep.operations.duty import EXCHANGING, Duty, Front
 from chromakeep.server.answers import refusal
 from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal, Request
+from chromakeep.server.visit import Closed, Desk
 
 POLL = 0.02  # seconds between two questions while a write is held
 PATIENCE = 30.0  # seconds for which an answer waits for the bucket
@@ -47,12 +48,13 @@ class DutyGate:
                 )
             except ChromakeepError as error:
                 return _refused(error)
-        return await self._allowed(PATIENCE)
+        return await self._allowed(PATIENCE, done=True)
 
-    async def _allowed(self, patience: float) -> Refusal | None:
+    async def _allowed(self, patience: float, *, done: bool = False) -> Refusal | None:
         end = asyncio.get_running_loop().time() + patience
         while (why := self._duty.refusal()) is not None:
-            if isinstance(why, LeaseLost) or asyncio.get_running_loop().time() > end:
+            gone = done and self._duty.role == EXCHANGING  # with the directory that it was written to
+            if gone or isinstance(why, LeaseLost) or asyncio.get_running_loop().time() > end:
                 return _refused(why)
             await asyncio.sleep(POLL)
         return None
@@ -60,7 +62,7 @@ class DutyGate:
     async def _shipped(self) -> None:
         ticket: Future[None] | None
         while (ticket := self._duty.shipped()) is None:
-            if (why := self._duty.refusal()) and not isinstance(why, NotNow):
+            if (why := self._duty.refusal()) and (self._duty.role == EXCHANGING or not isinstance(why, NotNow)):
                 raise why
             await asyncio.sleep(POLL)
         await asyncio.wrap_future(ticket)
@@ -72,7 +74,7 @@ def _refused(error: ChromakeepError) -> Refusal:
 
 def open_door(front: Front) -> Door:
     """The door of a run. ``/healthz``: this process lives; ``/readyz``: it serves; ``/readyz/reads``: it answers reads,
-    as a standby does; ``/_keep/status``: how it stands.
+    as a standby does; ``/_keep/status``: how it stands; below ``/_keep/receive``: see ``ReceivingDesk``.
     """
     duty = front.duty
 
@@ -91,6 +93,11 @@ def open_door(front: Front) -> Door:
     def healthy() -> Page:
         return Page(b'{"ok":true}')
 
+    desk: Desk = Closed()
+    if front.receiver:
+        from chromakeep.server.receiving import ReceivingDesk  # few runs receive anything
+
+        desk = ReceivingDesk(front.receiver, front.token)
     return Door(
         front.host,
         front.port,
@@ -98,5 +105,6 @@ def open_door(front: Front) -> Door:
         gate=DutyGate(duty, front.hold),
         reads=reads,
         pages={"/healthz": healthy, "/readyz": ready, "/readyz/reads": readable, "/_keep/status": status},
+        desk=desk,
         observer=front.observer,
     )

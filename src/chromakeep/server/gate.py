@@ -43,6 +43,7 @@ class Page:
     body: bytes
     content_type: str = "application/json"
     status: int = 200
+    retry_after: float | None = None
 
 
 class Gate(Protocol):

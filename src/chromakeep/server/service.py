@@ -14,6 +14,7 @@ from chromakeep.server.upstream import Pool
 
 if TYPE_CHECKING:
     from chromakeep.server.client_side import ClientSide
+    from chromakeep.server.visit import Desk
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Service:
     gate: Gate | None
     reads: Callable[[], Refusal | None]
     pages: Mapping[str, Callable[[], Page]]
+    desk: Desk | None
     observer: Observer
     clients: set[ClientSide] = field(default_factory=set)
     closing: bool = False  # no connection is kept after the request it carries

@@ -37,6 +37,11 @@ def backup(call: Call, source: str | None, repo: str | None, allow_empty: bool) 
     FROM is the directory (CHROMAKEEP_DATA), REPO the repository (CHROMAKEEP_REPOSITORY). Writers are not stopped; they
     wait only while what changed during the copy is copied again. A capture that is not exact never becomes a snapshot.
     """
+    return back_up(call, source, repo, allow_empty)
+
+
+def back_up(call: Call, source: str | None, repo: str | None, allow_empty: bool) -> Reply:
+    """``backup``, under whatever name."""
     from chromakeep.operations.backup import backup as operation
 
     directory = local_path(call.needs(source, "data", "FROM"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import click
 
 from chromakeep.addresses import local_path, split_selector
@@ -9,6 +12,20 @@ from chromakeep.cli import output, summary
 from chromakeep.cli.command import Call, command, place
 from chromakeep.cli.output import Reply
 from chromakeep.errors import UsageError
+
+_OPTIONS = (
+    click.option("--collections", metavar="A,B", help="Restore only these collections."),
+    click.option("--replace", is_flag=True, help="TO may hold something; it is kept as TO.old-TIME."),
+    click.option("--discard-old", is_flag=True, help="Remove what was at TO after the restored data is in place."),
+    click.option("--dry-run", is_flag=True, help="Say what would be restored, change nothing."),
+)
+
+
+def restoring(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a restore."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
 
 
 @command(
@@ -21,25 +38,28 @@ from chromakeep.errors import UsageError
 )
 @place("repo", "REPO[@SNAPSHOT]")
 @place("to", "TO")
-@click.option("--collections", metavar="A,B", help="Restore only these collections.")
-@click.option("--replace", is_flag=True, help="TO may hold something; it is kept as TO.old-TIME.")
-@click.option("--discard-old", is_flag=True, help="Remove what was at TO after the restored data is in place.")
-@click.option("--dry-run", is_flag=True, help="Say what would be restored, change nothing.")
-def restore(
-    call: Call,
-    repo: str | None,
-    to: str | None,
-    collections: str | None,
-    replace: bool,
-    discard_old: bool,
-    dry_run: bool,
-) -> Reply:
+@restoring
+def restore(call: Call, repo: str | None, to: str | None, **options: Any) -> Reply:
     """Restore a snapshot into a directory, verified.
 
     Every record is compared with what was recorded at the backup before the directory is put in place.
 
     SNAPSHOT is latest (also when left out), an id or the beginning of one, or a time: the newest snapshot not after it.
     """
+    return put_back(call, repo, to, **options)
+
+
+def put_back(
+    call: Call,
+    repo: str | None,
+    to: str | None,
+    *,
+    collections: str | None,
+    replace: bool,
+    discard_old: bool,
+    dry_run: bool,
+) -> Reply:
+    """``restore``, under whatever name."""
     from chromakeep.operations.restore import restore as operation
 
     address, selector = split_selector(call.needs(repo, "repository", "REPO"))

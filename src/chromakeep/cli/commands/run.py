@@ -26,6 +26,7 @@ from chromakeep.cli.settings import KEYS, PREFIX
         "every",
         "durability",
         "hold_writes",
+        "receive_token_file",
         "grace",
         "ephemeral",
         "host",
@@ -52,6 +53,8 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
 
     What follows -- goes to `chroma run`. On SIGTERM the server is stopped, a last snapshot is taken, and all ends
     within --grace; a second signal hastens the end.
+
+    Where CHROMAKEEP_RECEIVE_TOKEN is set, whoever knows it may send a directory that is served from then on.
     """
     stop, hurry = threading.Event(), threading.Event()
 
@@ -73,8 +76,8 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     listen = [word for key in ("host", "port") if (value := settings.text(key)) for word in (KEYS[key].flag, value)]
     stage = settings.text("stage")
     durability = str(settings.value("durability"))
-    open_door = None
-    if address and durability != SNAPSHOTS:
+    open_door, token = None, settings.receive_token()
+    if token or (address and durability != SNAPSHOTS):
         from chromakeep.server.front import open_door  # type: ignore[assignment]
     theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
     done = operation(
@@ -85,6 +88,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
             every=settings.value("every"),
             durability=durability,
             door=open_door,
+            receive_token=token,
             hold_writes=settings.value("hold_writes"),
             grace=settings.value("grace"),
             ephemeral=settings.value("ephemeral"),
