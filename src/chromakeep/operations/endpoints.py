@@ -92,13 +92,13 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
     )
 
 
-def open_sink(text: str, means: Means) -> tuple[Sink, Callable[[], Source]]:
+def open_sink(text: str, means: Means, *, resume: bool = False) -> tuple[Sink, Callable[[], Source]]:
     """The place as a sink, and how to read what was written there before it is published, where it is not visible yet.
 
-    Raises ``UsageError`` for what is no sink.
+    ``resume``: what a killed process has finished is part of it. Raises ``UsageError`` for what is no sink.
     """
     if is_exchange(text):
-        files = sink_of(text, stream=means.stream)
+        files = sink_of(text, stream=means.stream, resume=resume)
         return files, files.reader
     address, selector = split_selector(text)
     place = parse(address)

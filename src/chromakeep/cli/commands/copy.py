@@ -171,7 +171,7 @@ def _copy(
     whole = dry_run
     try:
         with closing(open_source(source, means, resume=checkpoint.state)) as reading:
-            sink, read_back = open_sink(target, means)
+            sink, read_back = open_sink(target, means, resume=checkpoint.begun and not checkpoint.given_up)
             with closing(sink):
                 done = operation(
                     reading,
