@@ -68,8 +68,8 @@ def send(call: Call, source: str | None, url: str | None, rollback: bool) -> Rep
     """Send a Chroma directory to a running chromakeep.
 
     FROM may be in use. URL is that of `chromakeep run` on another machine; CHROMAKEEP_RECEIVE_TOKEN is the same on
-    both. The receiver keeps its own backup first, verifies every record and then serves the directory. A link that is cut is
-    taken up again; the same command run again sends only what is missing.
+    both. The receiver keeps its own backup first, verifies every record and then serves the directory. A link that
+    is cut is taken up again; the same command run again sends only what is missing.
     """
     from chromakeep.operations.send import send as operation
     from chromakeep.operations.send import send_back
