@@ -58,6 +58,8 @@ class ChromaClient:
             connection.request(method, f"/api/v2{path}", payload, {"content-type": "application/json"})
             answer = connection.getresponse()
             data = answer.read(_MAX_ANSWER)
+            if answer.length:  # read(n) says nothing of an answer that was cut off
+                raise http.client.IncompleteRead(data, answer.length)
         except TimeoutError:
             raise ServerSilent(f"no answer to {method} {path} in {seconds:g} s", timed_out=True) from None
         except (OSError, http.client.HTTPException) as error:

@@ -32,6 +32,7 @@ BLOCK = 64 << 10  # bytes sent at a time, each with the timeout to itself
 TIMEOUT = 30.0  # seconds in which nothing moves
 ANSWER = 120.0  # seconds that an answer may take: a receiver makes room for all files at once
 PATIENCE = 120.0  # seconds in which nothing succeeds, after which hope is given up
+FIRST = 10.0  # the same where nothing ever has: mostly the address is wrong
 LONGEST_WAIT = 10.0  # seconds between two tries
 LARGEST = 64 << 20  # bytes of an answer that are read
 PASSING = frozenset({408, 425, 429, 502, 503, 504})
@@ -54,7 +55,7 @@ class Courier:
         self._token, self._patience, self._observer = token, patience, observer
         self._context = ssl.create_default_context() if self._secure else None
         self._local = threading.local()
-        self._succeeded = time.monotonic()
+        self._succeeded, self._ever = time.monotonic(), False
         self._over = threading.Event()
         self._made: list[http.client.HTTPConnection] = []
         self.cut = 0  # times that a link was cut
@@ -104,14 +105,15 @@ class Courier:
             except _Passing as passing:
                 failure = passing.error
             else:
-                self._succeeded = time.monotonic()
+                self._succeeded, self._ever = time.monotonic(), True
                 return answer
             if self._hopeless():
                 raise failure
             self._wait(attempt, f"{method} {path}".strip(), failure)
 
     def _hopeless(self) -> bool:
-        return self._over.is_set() or time.monotonic() - self._succeeded > self._patience
+        patience = self._patience if self._ever else min(self._patience, FIRST)
+        return self._over.is_set() or time.monotonic() - self._succeeded > patience
 
     def _wait(self, attempt: int, what: str, failure: ChromakeepError) -> None:
         delay = min(0.1 * 2.0 ** min(attempt, 10), LONGEST_WAIT) * random.uniform(0.5, 1.0)

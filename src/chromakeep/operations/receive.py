@@ -20,6 +20,7 @@ from chromakeep.chroma.aside import ALL, aside
 from chromakeep.errors import (
     ChromakeepError,
     Flat,
+    NotNow,
     RepositoryBusy,
     SnapshotNotFound,
     UsageError,
@@ -144,6 +145,9 @@ class Receiver:
                 self._incoming = Incoming.begin(self._root, manifest, earlier)
                 megabytes = f"{manifest.total / 1e6:,.1f} MB in {len(manifest.files)} files"
                 self._observer(Noted(f"receiving {megabytes} from {manifest.sender}"))
+                if (received := self._beside.state.received) and received.transfer == manifest.id:
+                    received = msgspec.structs.replace(received, transfer="")  # it is not done any more
+                    self._beside.remember(received=received)
             incoming = self._incoming or earlier
             assert incoming
             self._touched = time.monotonic()
@@ -174,6 +178,8 @@ class Receiver:
                 and (self._incoming is None or self._incoming.manifest.id != transfer)
             ):
                 return self.status(transfer)
+            if self._working:
+                raise NotNow("something else is being put in place here")
             incoming = self._current(transfer)
             if missing := incoming.missing:
                 raise VerificationFailed(f"{len(missing)} chunks are missing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections import deque
@@ -94,7 +95,7 @@ def send(
         with aside(captured.path) as validating:
             validating.go(ALL)
             paths = sorted(file_layouts(captured.path))
-            manifest = Manifest.of(captured.path, paths, f"{socket.gethostname()}:{source.resolve()}"[:500])
+            manifest = Manifest.of(captured.path, paths, _name(source))
             sending = _Sending(courier, captured.path, manifest, observer)
             sending.all()
             inspection = validating.result()
@@ -125,6 +126,11 @@ def send(
             standing["snapshot"],
             inspection.collections,
         )
+
+
+def _name(source: Path) -> str:
+    """What the receiver calls a sender: the same whenever the same directory is sent."""
+    return f"{socket.gethostname()}:{os.fsencode(source.resolve()).decode('utf-8', 'replace')}"[:500]
 
 
 def send_back(url: str, token: str, *, patience: float | None = None, observer: Observer = ignore) -> SendBackResult:

@@ -108,7 +108,7 @@ class Door:
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         limits = affordable(self._limits)
         pool = Pool(loop, self._backend, limits.connect)
-        service = Service(loop, pool, limits, self._gate, self._reads, self._pages, self._desk, self._observer)
+        service = Service(loop, pool, limits, self._gate, self._reads, self._pages, self._observer, self._desk)
         self._stopping = stopping = asyncio.Event()
         servers = [
             await loop.create_server(lambda: ClientSide(service), sock=one, backlog=_BACKLOG) for one in self._sockets

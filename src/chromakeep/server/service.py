@@ -27,8 +27,8 @@ class Service:
     gate: Gate | None
     reads: Callable[[], Refusal | None]
     pages: Mapping[str, Callable[[], Page]]
-    desk: Desk | None
     observer: Observer
+    desk: Desk | None = None
     clients: set[ClientSide] = field(default_factory=set)
     closing: bool = False  # no connection is kept after the request it carries
 
