@@ -30,7 +30,7 @@ up: $(VENV)/.up
 	 RUST_LOG=$${RUST_LOG:-warn} exec $(BIN)/chromakeep run --data ./data --repository ./keep --every 10s --port $(PORT)
 
 test: lint packages servers
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

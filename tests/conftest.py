@@ -1,3 +1,20 @@
-"""Fixtures every test may ask for."""
+"""Fixtures every test may ask for, and the order of files: what takes long is begun first, so that nothing is waited
+for at the end where several files run at a time."""
+
+from __future__ import annotations
+
+import pytest
 
 pytest_plugins = ["servers.fixtures"]
+
+LONG = ("run", "stress", "operations", "cli", "repository", "exchange")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of the longest directories first, each in its own order."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.nodeid.split("/")[1]
+        return LONG.index(name) if name in LONG else len(LONG)
+
+    items.sort(key=place)
