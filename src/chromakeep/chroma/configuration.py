@@ -9,7 +9,7 @@ from typing import Any
 from chromakeep.errors import SourceBroken
 
 # types/src/hnsw_configuration.rs of Chroma 1.5: the defaults, and the legacy metadata key of each parameter
-_DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {
     "space": "l2",
     "ef_construction": 100,
     "ef_search": 100,
@@ -18,7 +18,7 @@ _DEFAULTS: dict[str, Any] = {
     "sync_threshold": 1000,
     "batch_size": 100,
 }
-_LEGACY = {
+LEGACY = {
     "hnsw:space": "space",
     "hnsw:construction_ef": "ef_construction",
     "hnsw:search_ef": "ef_search",
@@ -62,9 +62,9 @@ def configuration(schema: Any, config: Any, legacy: dict[str, Any]) -> Configura
     index = index or _dig(parsed, "defaults", "float_list", "vector_index", "config")
     function = _dig(index, "embedding_function") or _dig(stored, "embedding_function")
     chosen = {**_dig(index, "hnsw"), "space": index.get("space")} if index else _dig(stored, "vector_index", "hnsw")
-    settings = {name: default if chosen.get(name) is None else chosen[name] for name, default in _DEFAULTS.items()}
-    if settings == _DEFAULTS:
-        settings |= {_LEGACY[key]: value for key, value in legacy.items() if key in _LEGACY and value is not None}
+    settings = {name: default if chosen.get(name) is None else chosen[name] for name, default in DEFAULTS.items()}
+    if settings == DEFAULTS:
+        settings |= {LEGACY[key]: value for key, value in legacy.items() if key in LEGACY and value is not None}
     space, threshold, neighbors = settings["space"], settings["sync_threshold"], settings["max_neighbors"]
     if space not in ("l2", "cosine", "ip"):
         raise SourceBroken(f"a collection has the space {str(space)[:40]!r}")

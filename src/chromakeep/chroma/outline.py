@@ -19,27 +19,10 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from chromakeep.chroma.configuration import DEFAULTS, LEGACY
 from chromakeep.errors import UsageError
 from chromakeep.records import Definition
 
-DEFAULTS: dict[str, Any] = {
-    "space": "l2",
-    "ef_construction": 100,
-    "ef_search": 100,
-    "max_neighbors": 16,
-    "resize_factor": 1.2,
-    "sync_threshold": 1000,
-    "batch_size": 100,
-}
-LEGACY = {
-    "hnsw:space": "space",
-    "hnsw:construction_ef": "ef_construction",
-    "hnsw:search_ef": "ef_search",
-    "hnsw:M": "max_neighbors",
-    "hnsw:resize_factor": "resize_factor",
-    "hnsw:sync_threshold": "sync_threshold",
-    "hnsw:batch_size": "batch_size",
-}
 _PREFIX = "hnsw:"
 _EMBEDDING, _DOCUMENT = "#embedding", "#document"
 _MACHINE = "num_threads"  # the number of cores of the server's machine, not of the collection
