@@ -205,6 +205,7 @@ def test_what_cannot_be_meant_is_told_in_one_line(cli: Cli, chroma: Path, kept: 
         (2, "--where", ("copy", "chroma", "x", "--where", "{")),
         (2, "not A=B", ("copy", "chroma", "x", "--rename", "a")),
         (2, "cannot be written", ("copy", "chroma", "keep@latest")),
+        (2, "different tenants", ("copy", "chroma", "http://127.0.0.1:9/acme", "--tenant", "other")),
     ):
         assert told in cli.fails(status, *arguments)
     assert not (cli.cwd / "x").exists()

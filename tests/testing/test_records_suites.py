@@ -11,6 +11,7 @@ import pytest
 
 from chromakeep.batches import COLUMNS, batch, decode, encode, schema, vectors_of
 from chromakeep.conditions import Where
+from chromakeep.errors import TargetNotEmpty
 from chromakeep.records import Definition, Limits, Mark
 from chromakeep.testing.memory_records import Memory, MemoryIntake, MemorySink, MemorySource
 from chromakeep.testing.records_suite import Contents, SinkSuite, SourceSuite
@@ -210,7 +211,7 @@ class ClearsAndRefuses(MemorySink):
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> MemoryIntake:
         try:
             return super().collection(definition, conflict=conflict, mark=mark)
-        except Exception:
+        except TargetNotEmpty:
             del self.memory.collections[definition.place]
             raise
 

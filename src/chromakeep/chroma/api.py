@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from typing import Any
 from urllib.parse import quote
 
@@ -12,7 +11,7 @@ import msgspec
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.connection import ANYTHING, Connection
 from chromakeep.chroma.outline import resolved
-from chromakeep.errors import ServerAnswered, ServerFailed, SourceBusy
+from chromakeep.errors import ServerAnswered, SourceBusy
 from chromakeep.records import Definition
 
 _PAGE = 100
@@ -176,8 +175,11 @@ class Api:
     def drop(self, tenant: str, database: str, name: str) -> None:
         """Delete a collection, if it is there."""
         path = f"{database_path(tenant, database)}/collections/{quote(name, safe='')}"
-        with suppress(ServerFailed):
+        try:
             self.connection.request("DELETE", path, decoder=ANYTHING)
+        except ServerAnswered as error:
+            if error.status != 404:
+                raise
 
     def count(self, ref: Ref) -> int:
         """How many records a collection has."""

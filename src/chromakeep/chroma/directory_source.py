@@ -15,7 +15,7 @@ from chromakeep.batches import batch, encode
 from chromakeep.chroma.catalog import Catalog, Entry, untrusted_rows
 from chromakeep.chroma.columns import read_columns
 from chromakeep.chroma.reader import Index, open_collection
-from chromakeep.chroma.signature import DATABASE
+from chromakeep.chroma.signature import signature
 from chromakeep.conditions import Where
 from chromakeep.errors import SourceBroken
 from chromakeep.records import Definition, Mark
@@ -108,10 +108,6 @@ class DirectorySource:
 
 
 def state_of(directory: Path) -> str:
-    """A word for the state a directory is in now, by the stamps of its files: another one after every write."""
-    stamps = []
-    for path in sorted([directory / DATABASE, *directory.glob("*/*")]):
-        with suppress(OSError):
-            status = path.stat()
-            stamps.append(f"{path.name}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}")
-    return blake2b("\n".join(stamps).encode(), digest_size=16).hexdigest()
+    """A word for the state that a directory is in, by its ``signature``: one that was written to just now equals no
+    other one. Raises what ``signature`` raises."""
+    return blake2b(signature(directory).to_json().encode(), digest_size=16).hexdigest()

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
+
+import msgspec
 
 from chromakeep.chroma.api import Api, Found, Preflight, database_path, definition_of, tenant_path
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.cloud import CLOUD, Quotas, check_definition
-from chromakeep.chroma.connection import Connection
+from chromakeep.chroma.connection import ANYTHING, Connection
 from chromakeep.chroma.fetch import MOST, Fetcher
 from chromakeep.chroma.naming import LONGEST, check_name, is_left, settle, temporary
 from chromakeep.chroma.outline import differences, outline, own_metadata, space_of
@@ -23,6 +26,7 @@ from chromakeep.events import Noted, Observer, ignore
 from chromakeep.records import CONFLICTS, Definition, Mark
 
 TENANT = "default_tenant"
+IDS = 1000  # that are deleted in one request
 _SETTINGS = ("configuration", "schema", "hnsw", "spann", "embedding_function", "metadata")
 
 
@@ -110,6 +114,21 @@ class ServerSink:
         ref = Ref(there.id, definition.name, definition.tenant, definition.database)
         way = ADD if conflict == "skip" else REPLACE
         return self._intake(definition, ref, conflict, new=False, way=way, space=_space(there))
+
+    def delete(self, definition: Definition, ids: Sequence[str]) -> None:
+        """Take records away. When it returns they are gone; ids that are not there change nothing."""
+        ref = Ref(definition.id, definition.name, definition.tenant, definition.database)
+        most = self._quotas.records if self._quotas else IDS
+        for at in range(0, len(ids), most):
+            body = msgspec.json.encode({"ids": list(ids[at : at + most])})
+            slow = self.connection.slow
+            self.connection.request("POST", f"{ref.path}/delete", body, decoder=ANYTHING, timeout=slow, stop=self._stop)
+
+    def drop(self, definition: Definition) -> None:
+        """Take a whole collection away; one of that name that was made since stays."""
+        there = self._api.collection(definition.tenant, definition.database, definition.name)
+        if there is not None and there.id == definition.id:
+            self._api.drop(definition.tenant, definition.database, there.name)
 
     def publish(self) -> None:
         """Each collection got its name when it was finished: a server has no step for several."""
@@ -216,12 +235,12 @@ class ServerSink:
             else:
                 if "schema" not in wanted.body or found.schema is not None:
                     break
-                self._api.drop(tenant, database, own)  # a server that does not know schemas
+                self._withdraw(tenant, database, own)  # a server that does not know schemas
             self._note(f"{name}: the server does not take its schema, only its configuration")
             wanted = outline(definition, schemas=False)
         configuration = found.configuration_json or {}
         if space_of(configuration) != wanted.space:
-            self._api.drop(tenant, database, own)
+            self._withdraw(tenant, database, own)
             raise ServerFailed(
                 f"{name}: the server would make it with the space {space_of(configuration)}, not {wanted.space}"
             )
@@ -235,6 +254,11 @@ class ServerSink:
         if (tenant, database) not in self._before:
             self._before[tenant, database] = [each.name for each in self._api.collections(tenant, database)]
         return self._before[tenant, database]
+
+    def _withdraw(self, tenant: str, database: str, name: str) -> None:
+        """Take back what was just created, as far as that goes."""
+        with suppress(ServerFailed):
+            self._api.drop(tenant, database, name)
 
     def _note(self, message: str) -> None:
         self._observer(Noted(message, "warning"))

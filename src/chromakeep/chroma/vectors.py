@@ -136,13 +136,6 @@ class Vectors:
             ]
         return []
 
-    def places(self, seen: hnsw.Elements) -> NDArray[np.int64]:
-        """Of each position in ``ids`` the number of its living element, -1 where there is none."""
-        labels, deleted = seen.labels.whole(), seen.deleted.whole()
-        order = np.argsort(labels, kind="stable")
-        at = order[np.minimum(np.searchsorted(labels[order], self.ids.labels), len(order) - 1)]
-        return np.where((labels[at] == self.ids.labels) & ~deleted[at], at, -1)
-
     def queued(self, only: set[bytes] | None = None) -> Iterator[tuple[bytes, NDArray[np.float32]]]:
         """The ids (or those among ``only``) whose vector is in the queue, and it as ``collection.get`` returns it."""
         ids = {seq: id_ for id_, seq in self.replay.alive.items() if seq and (only is None or id_ in only)}

@@ -100,6 +100,16 @@ def place(parameter: str, shown: str, *, required: bool = False) -> Callable[[An
     )
 
 
+def names(text: str | None) -> tuple[str, ...] | None:
+    """The names in ``A,B``. Raises ``UsageError`` for an empty one."""
+    if text is None:
+        return None
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found):
+        raise UsageError(f"--collections: an empty name in {text!r}", hint="write it like books,laws")
+    return found
+
+
 COMMON = (
     setting("password_file"),
     click.option("--config", metavar="PATH", help="Configuration file. [default: chromakeep.toml]"),

@@ -6,7 +6,6 @@ accepted, with the sums of the digest up to there. The file is replaced in one s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import msgspec
 
 from chromakeep.errors import UsageError
-from chromakeep.operations.place import sync
+from chromakeep.operations.place import write_whole
 
 VERSION = 1
 
@@ -79,16 +78,8 @@ class Checkpoint:
 
     def save(self) -> None:
         """Write it down, durably."""
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(f"{self.path.name}.new")
-        with new.open("wb") as file:
-            file.write(msgspec.json.encode(_Content(VERSION, self.plan, self.state, self.parts)))
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
-        sync(self.path.parent)
+        if self.path is not None:
+            write_whole(self.path, msgspec.json.encode(_Content(VERSION, self.plan, self.state, self.parts)))
 
     def remove(self) -> None:
         """All is done."""

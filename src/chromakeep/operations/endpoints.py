@@ -133,12 +133,18 @@ def open_sink(text: str, means: Means, *, resume: bool = False) -> tuple[Sink, C
     return directory, directory.reader
 
 
-def databases_of(text: str) -> tuple[str | None, str | None]:
-    """Tenant and database that an address names, which is where all of a copy to it goes; None where it names none."""
+def destination(text: str, tenant: str | None, database: str | None) -> tuple[str | None, str | None]:
+    """Tenant and database to which all goes that is written to an address, by what that names and by the options; None
+    where neither names one. Raises ``UsageError`` if they name different ones."""
     if is_exchange(text):
-        return None, None
+        return tenant, database
     place = parse(split_selector(text)[0])
-    return _database(place) if place.kind in ("http", CLOUD) else (None, None)
+    named = _database(place) if place.kind in ("http", CLOUD) else (None, None)
+    if named[0] not in (None, tenant or named[0]) or named[1] not in (None, database or named[1]):
+        raise UsageError(
+            f"{place} and the options name different tenants or databases", hint="leave out --tenant and --database"
+        )
+    return named[0] or tenant, named[1] or database
 
 
 def _working_copy(at: Path, resume: str, make: Callable[[Path], object]) -> Source:

@@ -100,6 +100,19 @@ def newest_old(target: Path) -> Path:
     return found[max(found)]
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Put a small file there in one step, durably: all of ``data``, or it is as it was. Only its owner may read it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(path)
+    sync(path.parent)
+
+
 def sync(folder: Path) -> None:
     """Make names in a folder durable."""
     if os.name == "posix":

@@ -49,6 +49,7 @@ class Pump:
         self._lock = threading.Lock()
         self._error: BaseException | None = None
         self._pending: deque[_Step] = deque()  # batches that were read, in their order
+        self._settled = 0  # batches before the first of these
         self._saved = time.monotonic()
         self._started = self._saved
 
@@ -136,8 +137,6 @@ class Pump:
             pause = DURABLE if self.intake.limits.writers == 1 else SAVE
             if time.monotonic() - self._saved > pause:
                 self._save()
-
-    _settled = 0  # batches before the first of ``_pending``
 
     def _settle(self) -> None:
         """Take down how far everything is accepted."""

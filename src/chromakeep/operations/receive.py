@@ -248,7 +248,7 @@ class Receiver:
             last: dict[str, object] = {"state": DONE}
             try:
                 work()
-            except Exception as error:
+            except Exception as error:  # of a thread: who asks how it stands would wait for ever
                 known = (
                     error if isinstance(error, ChromakeepError) else ChromakeepError(f"{type(error).__name__}: {error}")
                 )

@@ -7,35 +7,28 @@ since is told from the stamps of its files. A server is listed and read anew.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from hashlib import blake2b
 from pathlib import Path
-from urllib.parse import quote, unquote
 
 import msgspec
 
 from chromakeep.addresses import CLOUD, Address, parse, split_selector
-from chromakeep.chroma.api import database_path
 from chromakeep.chroma.capture import capture
-from chromakeep.chroma.client import Ref
-from chromakeep.chroma.cloud import CLOUD as QUOTAS
-from chromakeep.chroma.connection import ANYTHING
-from chromakeep.chroma.directory_source import DirectorySource
+from chromakeep.chroma.directory_source import DirectorySource, state_of
 from chromakeep.chroma.server_sink import ServerSink
 from chromakeep.chroma.server_source import ServerSource
-from chromakeep.chroma.signature import DATABASE, signature
-from chromakeep.errors import ServerAnswered, SourceError, UsageError
+from chromakeep.chroma.signature import DATABASE
+from chromakeep.errors import SourceError, UsageError
 from chromakeep.exchange.open import is_exchange
-from chromakeep.operations.endpoints import Means, connection_of, open_source
+from chromakeep.operations.endpoints import Means, connection_of, destination, open_source
 from chromakeep.operations.tracked import TENANT, Options
 from chromakeep.operations.transfer import Ends
 from chromakeep.operations.transfer_state import State
-from chromakeep.records import Definition, Sink, Source
+from chromakeep.records import Sink, Source
 
 WAIT = 120.0  # seconds for a capture
-IDS = 1000  # that are deleted in one request
 
 
 def ends_of(state: State, means: Means) -> Ends:
@@ -48,7 +41,7 @@ def ends_of(state: State, means: Means) -> Ends:
     def sink() -> tuple[Sink, Callable[[], Source]]:
         connection, cloud = connection_of(to, means), to.kind == CLOUD
         at = state.options.tenant, state.options.database
-        made = Served(connection, *at, cloud=cloud, observer=means.observer)
+        made = ServerSink(connection, *at, cloud=cloud, observer=means.observer)
         return made, lambda: ServerSource(connection, *at, cloud=cloud)
 
     return Ends(source, sink, current, still)
@@ -57,18 +50,11 @@ def ends_of(state: State, means: Means) -> Ends:
 def placed(options: Options, target: str) -> Options:
     """The options with the tenant and the database that the target's address names. Raises ``UsageError`` if they name
     others."""
-    place = _server(target)
-    parts = [place.place, place.prefix] if place.kind == CLOUD else list(filter(None, place.prefix.split("/")))
-    named = dict(zip(("tenant", "database"), map(unquote, parts), strict=False))
-    given = {"tenant": options.tenant, "database": options.database}
-    if len(parts) > 2 or any(given[name] not in (None, value) for name, value in named.items()):
-        raise UsageError(
-            f"{place} and the options name different tenants or databases", hint="leave out --tenant and --database"
-        )
-    found = {**{name: value for name, value in given.items() if value is not None}, **named}
-    if "database" in found:
-        found.setdefault("tenant", TENANT)
-    return msgspec.structs.replace(options, **found)
+    _server(target)
+    tenant, database = destination(target, options.tenant, options.database)
+    if database is not None:
+        tenant = tenant or TENANT
+    return msgspec.structs.replace(options, tenant=tenant, database=database)
 
 
 def absolute(text: str) -> str:
@@ -111,7 +97,7 @@ def _captured(directory: Path, means: Means, resume: str) -> Source:
     into, word = means.work / "capture", means.work / "capture.state"
     if not (resume and word.exists() and word.read_text() == resume):
         word.unlink(missing_ok=True)
-        state = _stamps(directory)
+        state = state_of(directory)
         capture(directory, into, timeout=WAIT, observer=means.observer)
         word.write_text(state)
     return DirectorySource(into, state=word.read_text())
@@ -119,41 +105,5 @@ def _captured(directory: Path, means: Means, resume: str) -> Source:
 
 def _current(directory: Path) -> str:
     with suppress(SourceError):  # whoever reads it will tell
-        return _stamps(directory)
+        return state_of(directory)
     return ""
-
-
-def _stamps(directory: Path) -> str:
-    """A word for the state that the directory is in; one that was written to just now equals no other one."""
-    return blake2b(signature(directory).to_json().encode(), digest_size=16).hexdigest()
-
-
-class Served(ServerSink):
-    """A server as a sink from which records and collections can be taken away, too."""
-
-    def delete(self, definition: Definition, ids: Sequence[str]) -> None:
-        """As ``reconcile.Deletes``."""
-        ref = Ref(definition.id, definition.name, definition.tenant, definition.database)
-        most = QUOTAS.records if self._quotas else IDS
-        for at in range(0, len(ids), most):
-            body = msgspec.json.encode({"ids": list(ids[at : at + most])})
-            self.connection.request(
-                "POST",
-                f"{ref.path}/delete",
-                body,
-                decoder=ANYTHING,
-                timeout=self.connection.slow,
-                stop=self._stop,
-            )
-
-    def drop(self, definition: Definition) -> None:
-        """As ``reconcile.Drops``. One of that name that was made since stays."""
-        there = self._api.collection(definition.tenant, definition.database, definition.name)
-        if there is None or there.id != definition.id:
-            return
-        path = f"{database_path(definition.tenant, definition.database)}/collections/{quote(there.name, safe='')}"
-        try:
-            self.connection.request("DELETE", path, decoder=ANYTHING)
-        except ServerAnswered as error:
-            if error.status != 404:
-                raise

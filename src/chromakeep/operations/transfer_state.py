@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from chromakeep.errors import RepositoryBusy, UsageError
-from chromakeep.operations.place import sync
+from chromakeep.operations.place import write_whole
 from chromakeep.operations.tracked import Key, Options, Tracked
 
 VERSION = 1
@@ -161,15 +161,7 @@ class StateFile:
         """Write it down, durably, with the next steps that follow from it."""
         state = self.need()
         state.next_steps = next_steps(state, self.path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(f".{self.path.name}.new")
-        new.unlink(missing_ok=True)
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
-        sync(self.path.parent)
+        write_whole(self.path, msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
 
     def enter(self, phase: str) -> None:
         """Be in another phase from now on, and write it down."""

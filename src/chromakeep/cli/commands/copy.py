@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from chromakeep.cli import added, output
-from chromakeep.cli.command import Call, command, place
+from chromakeep.cli.command import Call, command, names, place
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import PREFIX
 from chromakeep.errors import UsageError, VerificationFailed
@@ -73,8 +73,8 @@ def copy(call: Call, source: str, target: str, **options: Any) -> Reply:
     (chroma-cloud://tenant/database), a file (.parquet, .jsonl, .jsonl.zst) or a directory of Parquet (dir.parquet/);
     FROM may be a repository, at any moment (REPO@TIME).
 
-    A directory in use is copied first, exactly, without stopping its
-    writers. A copy that was killed goes on where it was when the same command is run again.
+    A directory in use is copied first, exactly, without stopping its writers. A copy that was killed goes on where it
+    was when the same command is run again.
     """
     return _copy(call, source, target, **options)
 
@@ -88,7 +88,7 @@ def export(call: Call, source: str, target: str, **options: Any) -> Reply:
 
     x.parquet for one, dir.parquet/ for any number, x.jsonl to look at.
     """
-    _must_be_file(target, "FILE", "copy")
+    _must_be_file(target)
     return _copy(call, source, target, **options)
 
 
@@ -101,18 +101,16 @@ def import_(call: Call, source: str, target: str, **options: Any) -> Reply:
 
     `export` or another program has written it.
     """
-    _must_be_file(source, "FILE", "copy")
+    _must_be_file(source)
     return _copy(call, source, target, **options)
 
 
-def _must_be_file(text: str, name: str, instead: str) -> None:
+def _must_be_file(text: str) -> None:
     needs_arrow()
     from chromakeep.exchange.open import is_exchange
 
     if not is_exchange(text):
-        raise UsageError(
-            f"{name} is no .parquet or .jsonl: {text}", hint=f"between other places: chromakeep {instead} FROM TO"
-        )
+        raise UsageError(f"FILE is no .parquet or .jsonl: {text}", hint="between other places: chromakeep copy FROM TO")
 
 
 def _copy(
@@ -137,15 +135,13 @@ def _copy(
     from chromakeep.operations.checkpoint import Checkpoint
     from chromakeep.operations.copy import Plan
     from chromakeep.operations.copy import copy as operation
-    from chromakeep.operations.endpoints import databases_of, open_sink, open_source
+    from chromakeep.operations.endpoints import destination, open_sink, open_source
 
-    where_to = databases_of(target)
     plan = Plan(
         names(collections),
         Where(where) if where else None,
         renames(rename),
-        tenant or where_to[0],
-        database or where_to[1],
+        *destination(target, tenant, database),
         conflict,
         rate,
         verify,
@@ -240,16 +236,6 @@ def compare(call: Call, a: str, b: str, *, collections: str | None, queries: int
         "recall": searched,
     }
     return Reply(answer, "\n".join(lines) or "nothing to compare", status)
-
-
-def names(text: str | None) -> tuple[str, ...] | None:
-    """The names in ``A,B``. Raises ``UsageError`` for an empty one."""
-    if text is None:
-        return None
-    found = tuple(name.strip() for name in text.split(","))
-    if not all(found):
-        raise UsageError(f"--collections: an empty name in {text!r}", hint="write it like books,laws")
-    return found
 
 
 def renames(pairs: tuple[str, ...]) -> dict[str, str]:

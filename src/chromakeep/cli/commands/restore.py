@@ -9,9 +9,8 @@ import click
 
 from chromakeep.addresses import local_path, split_selector
 from chromakeep.cli import output, summary
-from chromakeep.cli.command import Call, command, place
+from chromakeep.cli.command import Call, command, names, place
 from chromakeep.cli.output import Reply
-from chromakeep.errors import UsageError
 
 _OPTIONS = (
     click.option("--collections", metavar="A,B", help="Restore only these collections."),
@@ -64,9 +63,7 @@ def put_back(
 
     address, selector = split_selector(call.needs(repo, "repository", "REPO"))
     target = local_path(call.needs(to, "data", "TO"))
-    wanted = [name.strip() for name in collections.split(",")] if collections is not None else None
-    if wanted is not None and not all(wanted):
-        raise UsageError(f"--collections: an empty name in {collections!r}", hint="write it like books,laws")
+    wanted = names(collections)
     done = operation(
         call.repository(address),
         selector,

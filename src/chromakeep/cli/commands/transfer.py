@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from chromakeep.cli import added, output
-from chromakeep.cli.command import Call, command, place
-from chromakeep.cli.commands.copy import means_of, names, needs_arrow, renames, work_of
+from chromakeep.cli.command import Call, command, names, place
+from chromakeep.cli.commands.copy import means_of, needs_arrow, renames, work_of
 from chromakeep.cli.durations import seconds
 from chromakeep.cli.output import Reply
 
