@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 import shutil
 import tarfile
@@ -16,6 +17,7 @@ import pytest
 
 from chroma import directories
 from chromakeep.chroma import scan, spool
+from chromakeep.chroma.server import ChromaServer
 
 OLD = Path(__file__).parent.parent / "data" / "old-versions"
 
@@ -79,3 +81,10 @@ def torn_scene(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str],
         return scene
 
     return make
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An empty server."""
+    with ChromaServer(tmp_path_factory.mktemp("data"), env=dict(os.environ)) as server:
+        yield f"http://127.0.0.1:{server.options.port}"

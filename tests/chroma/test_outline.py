@@ -31,12 +31,6 @@ from servers.middle import Answer, Asked, Middle, forwarder, told
 COLLECTIONS = "/tenants/default_tenant/databases/default_database/collections"
 
 
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ChromaServer(tmp_path_factory.mktemp("data"), env=dict(os.environ)) as server:
-        yield f"http://127.0.0.1:{server.options.port}"
-
-
 def ask(url: str, method: str, path: str, body: Any = None) -> Any:
     with closing(Connection(url)) as connection:
         return connection.request(method, path, msgspec.json.encode(body) if body else None, decoder=ANYTHING)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from chroma.at_server import TENANT, AtServer
 from chromakeep.batches import batch, encode
 from chromakeep.chroma import connection as connections
 from chromakeep.chroma import server_intake
@@ -37,14 +38,6 @@ from servers.chroma_cloud import AT_A_TIME, TOKEN, cloud
 from servers.fault_proxy import Fault, FaultProxy
 from servers.middle import Answer, Asked, Middle, forwarder, of_json, told
 
-TENANT = "suite"
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ChromaServer(tmp_path_factory.mktemp("data"), env=dict(os.environ)) as server:
-        yield f"http://127.0.0.1:{server.options.port}"
-
 
 @pytest.fixture(autouse=True)
 def no_time_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,23 +51,10 @@ class Shown(ServerSource):
         return [each for each in super().definitions() if ".old-" not in each.name]
 
 
-class TestServerSink(SinkSuite):
+class TestServerSink(AtServer, SinkSuite):
     """Each test has a database of its own."""
 
     atomic = False
-    databases = False
-    bare = False
-    unrounded = False
-    carried = ("dimension", "metadata", "configuration")
-    many = 600
-
-    @pytest.fixture(autouse=True)
-    def server(self, url: str, tmp_path: Path) -> None:
-        self.url, self.database = url, hashlib.blake2b(str(tmp_path).encode(), digest_size=8).hexdigest()
-        Api(Connection(url)).make(f"{tenant_path(TENANT)}/databases", self.database)
-
-    def place(self, definition: Definition) -> tuple[str, str, str]:
-        return TENANT, self.database, definition.name
 
     def make_sink(self, tmp_path: Path) -> ServerSink:
         return ServerSink(Connection(self.url), TENANT, self.database)

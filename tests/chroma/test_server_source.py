@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -18,12 +17,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from chroma.at_server import TENANT, AtServer
 from chromakeep.chroma import connection as connections
 from chromakeep.chroma import fetch, wire
 from chromakeep.chroma.api import Api, tenant_path
 from chromakeep.chroma.connection import ANYTHING, Connection
 from chromakeep.chroma.roll import Roll
-from chromakeep.chroma.server import ChromaServer
 from chromakeep.chroma.server_sink import ServerSink
 from chromakeep.chroma.server_source import ServerSource, is_served
 from chromakeep.conditions import Where
@@ -44,14 +43,6 @@ from servers.chroma_cloud import AT_A_TIME, TOKEN, cloud
 from servers.fault_proxy import Fault, FaultProxy
 from servers.middle import Answer, Asked, Middle, forwarder, of_json, told
 
-TENANT = "suite"
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with ChromaServer(tmp_path_factory.mktemp("data"), env=dict(os.environ)) as server:
-        yield f"http://127.0.0.1:{server.options.port}"
-
 
 @pytest.fixture(autouse=True)
 def no_time_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,22 +50,8 @@ def no_time_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "_PAUSE", 0.005)
 
 
-class TestServerSource(SourceSuite):
+class TestServerSource(AtServer, SourceSuite):
     """Each test has a database of its own; lists of ids are kept, and come in many pages."""
-
-    databases = False
-    bare = False
-    unrounded = False
-    carried = ("dimension", "metadata", "configuration")
-    many = 600
-
-    @pytest.fixture(autouse=True)
-    def server(self, url: str, tmp_path: Path) -> None:
-        self.url, self.database = url, hashlib.blake2b(str(tmp_path).encode(), digest_size=8).hexdigest()
-        Api(Connection(url)).make(f"{tenant_path(TENANT)}/databases", self.database)
-
-    def place(self, definition: Definition) -> tuple[str, str, str]:
-        return TENANT, self.database, definition.name
 
     def fill(self, tmp_path: Path, contents: Contents) -> None:
         with closing(ServerSink(Connection(self.url), TENANT, self.database)) as sink:
@@ -520,18 +497,23 @@ def test_a_server_that_hangs_is_given_up(place: Place, middle: Middle) -> None:
     assert sum(asked.verb == "get" and "ids" in asked.json for asked in middle.asked) < 12
 
 
-def test_a_server_that_gives_fewer_than_asked_for(place: Place, middle: Middle) -> None:
-    """Silently: a short page is not taken for the end of the list."""
-    place.add(names(100))
-    forward = forwarder(place.url)
+def capped(url: str, key: str, most: int) -> Callable[[Asked], Answer]:
+    """Forwards to a server, and has it give no more than ``most`` to requests that have a ``key``."""
+    forward = forwarder(url)
 
-    def capped(asked: Asked) -> Answer:
-        if asked.verb == "get" and "offset" in asked.json:
-            body = {**asked.json, "limit": min(7, asked.json["limit"])}
+    def answer(asked: Asked) -> Answer:
+        if asked.verb == "get" and key in asked.json:
+            body = {**asked.json, "limit": min(most, asked.json["limit"])}
             asked = Asked(asked.method, asked.path, asked.headers, msgspec.json.encode(body))
         return forward(asked)
 
-    middle.answer = capped
+    return answer
+
+
+def test_a_server_that_gives_fewer_than_asked_for(place: Place, middle: Middle) -> None:
+    """Silently: a short page is not taken for the end of the list."""
+    place.add(names(100))
+    middle.answer = capped(place.url, "offset", 7)
     with closing(place.source(middle.url)) as source:
         assert all_of(source) == names(100)
 
@@ -539,15 +521,7 @@ def test_a_server_that_gives_fewer_than_asked_for(place: Place, middle: Middle) 
 def test_a_server_that_gives_fewer_records_than_asked_for(place: Place, middle: Middle) -> None:
     """Silently: what is missing is asked for again before it is taken for deleted, and marks skip nothing."""
     place.add(names(400))
-    forward = forwarder(place.url)
-
-    def capped(asked: Asked) -> Answer:
-        if asked.verb == "get" and "ids" in asked.json:
-            body = {**asked.json, "limit": min(50, asked.json["limit"])}
-            asked = Asked(asked.method, asked.path, asked.headers, msgspec.json.encode(body))
-        return forward(asked)
-
-    middle.answer = capped
+    middle.answer = capped(place.url, "ids", 50)
     place.delete(names(3, 10))
     with closing(place.source(middle.url)) as source:
         (definition,) = source.definitions()
