@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "chromakeep"
-CORE = {"errors", "events", "records", "addresses", "layout", "changes", "digests", "batches", "conditions", "__init__"}
+CORE = {"errors", "events", "records", "addresses", "layout", "changes", "digests", "batches", "conditions", "sets"} | {
+    "__init__"
+}
 NOUNS = {"store", "repository", "chroma", "exchange"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(CORE, CORE),

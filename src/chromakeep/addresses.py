@@ -19,9 +19,10 @@ one that seems to hold any is refused, by a message that does not repeat it.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote
+
+import msgspec
 
 from chromakeep.errors import UsageError
 
@@ -49,8 +50,7 @@ _URL = re.compile(r"(https?)://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[
 _SECRETIVE = re.compile(r"secret|passw|pwd|token|key|credential|^sas|sig", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True):
     """A place. Values are plain and already checked; ``parse(str(address)) == address``.
 
     ``kind`` is ``path``, ``http``, ``chroma-cloud`` or one of ``OPTIONS``; ``place`` the path as given, the bucket or

@@ -6,8 +6,9 @@ whatever the catalog was. So it may be applied to a copy that has some of it, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+import msgspec
 
 CREATED, DELETED, RENAMED, WROTE = "created", "deleted", "renamed", "wrote"
 
@@ -41,8 +42,7 @@ class Moment(NamedTuple):
     deleted: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(msgspec.Struct, frozen=True):
     """Rows of one catalog table: those to have, each led by its row number, and numbers of those that are gone."""
 
     columns: tuple[str, ...]
@@ -50,8 +50,7 @@ class Table:
     gone: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """``time`` (RFC 3339, UTC) is that of the later look, ``counter`` SQLite's change counter then.
 
     ``whole``: the tables hold all their rows. ``more``: the next change goes on with this one, and only both together
@@ -61,7 +60,7 @@ class Change:
     time: str
     counter: int
     rows: tuple[Row, ...] = ()
-    tables: dict[str, Table] = field(default_factory=dict)
+    tables: dict[str, Table] = msgspec.field(default_factory=dict)
     moments: tuple[Moment, ...] = ()
     whole: bool = False
     more: bool = False

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Base of all events. Names of subclasses are part of the JSON contract (``--progress json``)."""
 
 
-@dataclass(frozen=True, slots=True)
-class PhaseStarted(Event):
+class PhaseStarted(Event, frozen=True):
     """A phase with a known or unknown (``None``) amount of work in bytes begins; it ends the one before it."""
 
     phase: str
     total_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Progressed(Event):
+class Progressed(Event, frozen=True):
     """``done_bytes`` of the running phase are done, counted from the phase's start."""
 
     phase: str
     done_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class RecordsMoved(Event):
+class RecordsMoved(Event, frozen=True):
     """``done`` records of a collection have gone through a phase; ``total``: of how many, as far as that is known."""
 
     phase: str
@@ -37,8 +34,7 @@ class RecordsMoved(Event):
     total: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Retried(Event):
+class Retried(Event, frozen=True):
     """A step failed in a way that may pass and is tried again after ``delay`` seconds."""
 
     what: str
@@ -47,16 +43,14 @@ class Retried(Event):
     delay: float
 
 
-@dataclass(frozen=True, slots=True)
-class Noted(Event):
+class Noted(Event, frozen=True):
     """A fact worth one line: ``level`` is ``info`` or ``warning``."""
 
     message: str
     level: str = "info"
 
 
-@dataclass(frozen=True, slots=True)
-class ServerLine(Event):
+class ServerLine(Event, frozen=True):
     """A line that the supervised server wrote, as it wrote it (terminal colours included)."""
 
     line: str

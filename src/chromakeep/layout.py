@@ -7,21 +7,19 @@ neighbour link does not store the vector beside it anew.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 PLAIN, FLOAT32 = "plain", "float32"
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
+class Column(msgspec.Struct, frozen=True):
     """``width`` bytes of each row. ``kind`` is ``plain`` or ``float32`` (little-endian, ``width`` a multiple of 4)."""
 
     width: int
     kind: str = PLAIN
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(msgspec.Struct, frozen=True):
     """Row length in bytes and its columns, left to right."""
 
     stride: int

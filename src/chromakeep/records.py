@@ -7,8 +7,9 @@ schema that ``batches`` fixes. Whoever implements a place implements one or both
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,8 +17,7 @@ if TYPE_CHECKING:
     from chromakeep.conditions import Where
 
 
-@dataclass(frozen=True, slots=True)
-class Digest:
+class Digest(msgspec.Struct, frozen=True):
     """Order-independent digests of a collection's records, each 32 hex digits.
 
     Two collections with equal digests hold the same ids with the same values, in whatever order and by whatever files.
@@ -43,8 +43,7 @@ class Digest:
     metadata: str
 
 
-@dataclass(frozen=True, slots=True)
-class Collection:
+class Collection(msgspec.Struct, frozen=True):
     """One collection, by name and content. ``dimension`` is None until the first record fixed it."""
 
     id: str
@@ -58,8 +57,7 @@ class Collection:
     digest: Digest | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Definition:
+class Definition(msgspec.Struct, frozen=True):
     """What makes a collection, beside its records: as Chroma's HTTP API shows it, whatever place it is in.
 
     ``metadata``, ``configuration`` (``configuration_json``) and ``schema`` are plain JSON, carried as they are:
@@ -133,8 +131,7 @@ class Source(Protocol):
 CONFLICTS = ("fail", "skip", "upsert", "replace")
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """What a sink takes. None: it says nothing of it."""
 
     writers: int = 1

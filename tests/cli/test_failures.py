@@ -154,15 +154,15 @@ def test_with_json_a_failure_is_one_object_too(cli: Cli) -> None:
 
 def test_a_bug_is_one_line_and_a_traceback_only_when_asked(cli: Cli) -> None:
     """Status 70 and what to report; --debug and CHROMAKEEP_DEBUG=1 show where."""
-    (cli.cwd / "msgspec.py").write_text("raise RuntimeError('boom')")
+    (cli.cwd / "blake3.py").write_text("raise RuntimeError('boom')")
     broken = {"PYTHONPATH": f"{cli.cwd}{os.pathsep}{cli.environ['PYTHONPATH']}"}
-    done = cli("config", "show", "--json", env=broken)
+    done = cli("snapshots", "keep", "--json", env=broken)
     assert done.returncode == 70
     assert "RuntimeError: boom" in done.stderr
     assert "report" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "Traceback" in cli("config", "show", "--json", "--debug", env=broken).stderr
-    assert "Traceback" in cli("config", "show", "--json", env={**broken, "CHROMAKEEP_DEBUG": "1"}).stderr
+    assert "Traceback" in cli("snapshots", "keep", "--json", "--debug", env=broken).stderr
+    assert "Traceback" in cli("snapshots", "keep", "--json", env={**broken, "CHROMAKEEP_DEBUG": "1"}).stderr
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -64,7 +64,7 @@ def test_the_lines_are_these(tmp_path: Path) -> None:
 
 
 def _as_json(definition: Definition) -> dict[str, Any]:
-    return {name: getattr(definition, name) for name in definition.__dataclass_fields__}
+    return {name: getattr(definition, name) for name in definition.__struct_fields__}
 
 
 @settings(deadline=None, max_examples=300)

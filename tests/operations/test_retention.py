@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 
@@ -75,7 +74,7 @@ def test_any_policy(minutes: list[int], policy: Retention) -> None:
     for name in ("last", "hourly", "daily", "weekly", "monthly"):
         told = [r for why in reasons.values() for r in why if r.startswith(f"{name} ")]
         assert len(told) <= getattr(policy, name) and len(set(told)) == len(told)
-        more = dataclasses.replace(policy, **{name: getattr(policy, name) + 1})
+        more = msgspec.structs.replace(policy, **{name: getattr(policy, name) + 1})
         assert set(reasons) <= set(retained(found, more))
 
 

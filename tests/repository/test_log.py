@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import threading
 import time
-from dataclasses import replace
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from chromakeep.changes import Change, Row
 from chromakeep.errors import CorruptObject, LeaseLost, MissingObject

@@ -14,7 +14,6 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from urllib.error import HTTPError
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from chromakeep.chroma.capture import capture
 from chromakeep.chroma.client import ChromaClient, Ref

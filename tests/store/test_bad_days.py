@@ -7,9 +7,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from chromakeep.addresses import parse
 from chromakeep.errors import ObjectExists, StoreDenied, StoreUnavailable

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from chromakeep.batches import COLUMNS, batch, decode, encode, schema, vectors_of
 from chromakeep.conditions import Where

@@ -14,9 +14,10 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
+
+import msgspec
 
 from chromakeep.chroma import child
 from chromakeep.chroma.copying import Copier, Patch, apply, clone, copy_file
@@ -49,8 +50,7 @@ PATCHES = 64 << 20  # bytes of differences kept in memory while the lock is held
 ABSURD = 1 << 30  # bytes; link_lists.bin holds one level in sixteen of data_level0.bin's links
 
 
-@dataclass(frozen=True)
-class Capture:
+class Capture(msgspec.Struct, frozen=True):
     """What a capture did. ``pause``: the longest that it kept writers waiting, in seconds; 0 in WAL mode.
 
     ``counter`` is SQLite's change counter of the state that was copied; -1 in WAL mode, where it does not count.

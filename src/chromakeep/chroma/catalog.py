@@ -11,11 +11,12 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
+
+import msgspec
 
 from chromakeep.chroma.configuration import Configuration, configuration
 from chromakeep.errors import NotAChromaDirectory, SourceBroken, SourceError, UsageError
@@ -36,8 +37,7 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _CACHE_KIB = 8192
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One collection. ``vector_seq`` and ``metadata_seq`` are the last queue rows its segments have applied."""
 
     id: str

@@ -6,10 +6,10 @@ import base64
 import http.client
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,8 +21,7 @@ _PAGE = 1000
 _MAX_ANSWER = 1 << 30
 
 
-@dataclass(frozen=True, slots=True)
-class Ref:
+class Ref(msgspec.Struct, frozen=True):
     """Which collection: the server finds it by ``id``; tenant and database only make the path."""
 
     id: str

@@ -6,8 +6,9 @@ The numbers are those of its documentation in August 2026; an account may have o
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from chromakeep.batches import decode
 from chromakeep.errors import UsageError
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 _HINT = "Chroma Cloud raises limits on request; or leave such records out with --where"
 
 
-@dataclass(frozen=True, slots=True)
-class Quotas:
+class Quotas(msgspec.Struct, frozen=True):
     """``records``: of one write; ``results``: of one read; ``name`` to ``value``: bytes; ``keys``: of one metadata;
     ``own_value``: bytes of a value in a collection's metadata; ``writers``: requests at a time."""
 

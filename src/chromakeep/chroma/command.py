@@ -13,8 +13,9 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from chromakeep.errors import ServerFailed, UsageError
 
@@ -26,8 +27,7 @@ _MAX_CONFIG = 1 << 20
 _LAUNCH = Path(__file__).with_name("launch.py")
 
 
-@dataclass(frozen=True, slots=True)
-class ServerOptions:
+class ServerOptions(msgspec.Struct, frozen=True):
     """Where the server listens, and its configuration file if it has one. The data path is never among them."""
 
     host: str = "localhost"

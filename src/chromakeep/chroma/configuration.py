@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from chromakeep.errors import SourceBroken
 
@@ -29,8 +30,7 @@ LEGACY = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Configuration:
+class Configuration(msgspec.Struct, frozen=True):
     """The settings that matter here. ``model`` is the embedding function, as ``name`` or ``name:model``, if any.
 
     ``settings`` are all of the index, ``function`` is what is stored of the embedding function, ``schema`` the schema
@@ -41,9 +41,12 @@ class Configuration:
     sync_threshold: int
     max_neighbors: int
     model: str | None
-    settings: dict[str, Any] = field(default_factory=dict, hash=False)
-    function: dict[str, Any] = field(default_factory=dict, hash=False)
-    schema: dict[str, Any] = field(default_factory=dict, hash=False)
+    settings: dict[str, Any] = msgspec.field(default_factory=dict)
+    function: dict[str, Any] = msgspec.field(default_factory=dict)
+    schema: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.space, self.sync_threshold, self.max_neighbors, self.model))
 
     def shown(self) -> dict[str, Any]:
         """As Chroma's HTTP API shows it: ``configuration_json``."""

@@ -23,6 +23,7 @@ from chromakeep.chroma import hnsw
 from chromakeep.chroma.catalog import Catalog
 from chromakeep.chroma.queue import ADD, UPSERT, Queue
 from chromakeep.errors import SourceBroken
+from chromakeep.sets import distinct
 
 ROUNDING = 1e-5  # relative, of a cosine index, which keeps direction and length apart
 WITNESSES = 3  # known vectors without which nothing is believed
@@ -57,7 +58,7 @@ def salvage_by_order(directory: Path, collection_id: str, known: Mapping[str, ND
             if excess < 0 or not added.issuperset(ids[-excess:]):
                 return
             ids, later = ids[:-excess], {row.id.decode() for row in pending}
-        if len(np.unique(labels[living])) != len(living):
+        if len(distinct(labels[living])) != len(living):
             return
         at = {id_: n for n, id_ in enumerate(ids)}
         witnesses = [id_ for id_ in known if id_ in at and id_ not in later]

@@ -8,6 +8,8 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
+from chromakeep.sets import distinct
+
 LOCK_BYTE = 0x40000000  # SQLite file format, 1.4: the page with this byte is never used
 
 
@@ -54,7 +56,7 @@ def _leaves(descriptor: int, size: int, usable: int, trunk: int, count: int) -> 
         if entries > usable // 4 - 2:
             return []
         listed = np.frombuffer(content, ">u4", entries, 8).astype(np.int64)
-        if (listed > pages).any() or seen[listed].any() or len(np.unique(listed)) < entries:
+        if (listed > pages).any() or seen[listed].any() or len(distinct(listed)) < entries:
             return []
         seen[listed] = True
         leaves.append(listed)

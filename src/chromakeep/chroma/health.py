@@ -10,7 +10,8 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+import msgspec
 
 from chromakeep.chroma.client import ChromaClient, Ref
 from chromakeep.errors import ServerAnswered, ServerSilent
@@ -20,8 +21,7 @@ ALIVE, UNREACHABLE, HUNG, DEAD_INSIDE, BROKEN = "alive", "unreachable", "hung", 
 _COMPACTOR_GONE = ("Failed to send request", "Failed to receive response", "Error sending message to compactor")
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(msgspec.Struct, frozen=True):
     """What a probe found. ``collections`` are the names that failed, with ``message`` of the first of them."""
 
     state: str

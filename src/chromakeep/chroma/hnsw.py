@@ -10,10 +10,10 @@ import mmap
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,8 +40,7 @@ class Fault(NamedTuple):
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True):
     """The fields of header.bin that describe the other files. ``count`` includes deleted elements."""
 
     count: int
@@ -113,8 +112,7 @@ def read_header(path: Path) -> Header:
     return header
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Portion:
+class Portion(msgspec.Struct, frozen=True, eq=False):
     """Adjacent elements: ``elements`` (n,) of ``Header.element``, and their vectors' lengths in cosine space."""
 
     elements: NDArray[Any]

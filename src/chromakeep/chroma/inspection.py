@@ -5,8 +5,9 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from chromakeep.chroma.catalog import DATABASE, Catalog, untrusted_rows
 from chromakeep.chroma.problems import Problem
@@ -16,8 +17,7 @@ from chromakeep.events import Observer, PhaseStarted, ignore
 from chromakeep.records import Collection
 
 
-@dataclass(frozen=True, slots=True)
-class Inspection:
+class Inspection(msgspec.Struct, frozen=True):
     """What a directory holds. With a ``problem`` no exact copy of it is possible, or Chroma cannot serve it; Chroma
     lives with ``warnings``. ``version`` is the newest release line of Chroma whose schema the database has."""
 

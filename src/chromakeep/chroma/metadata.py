@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from chromakeep.chroma.catalog import Catalog, Entry
 from chromakeep.chroma.queue import ADD, BACKFILL, DELETE, DOCUMENT, UPDATE, Queue, Row
 from chromakeep.digests import hashes
+from chromakeep.sets import among
 
 URI = "chroma:uri"
 HIDDEN = "chroma:"
@@ -148,7 +149,7 @@ class Records:
     def living(self) -> Iterator[list[bytes]]:
         """The ids of all records, in portions and no order."""
         for rowids, ids in self._base():
-            kept = np.flatnonzero(~np.isin(rowids, self.touched)).tolist() if len(self.touched) else range(len(ids))
+            kept = np.flatnonzero(~among(rowids, self.touched)).tolist() if len(self.touched) else range(len(ids))
             yield [ids[i] for i in kept]
         yield self.renewed
 
@@ -204,5 +205,5 @@ class Records:
 
 def named(ids: list[bytes], wanted: NDArray[np.uint64]) -> tuple[str, ...]:
     """Those of the ids whose hashes begin with one of these words, sorted."""
-    which = np.flatnonzero(np.isin(hashes(ids)[:, 0], wanted))
+    which = np.flatnonzero(among(hashes(ids)[:, 0], wanted))
     return tuple(sorted({ids[i].decode(errors="replace") for i in which}))

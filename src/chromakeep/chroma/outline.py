@@ -16,8 +16,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from chromakeep.chroma.configuration import DEFAULTS, LEGACY
 from chromakeep.errors import UsageError
@@ -31,8 +32,7 @@ _NAMED = re.compile(r"\b((?:configuration|schema)(?:\.[A-Za-z0-9_#-]+)+): ")
 _DISPENSABLE = ("batch_size", "resize_factor", "sync_threshold", "ef_search", "max_neighbors", "ef_construction")
 
 
-@dataclass
-class Outline:
+class Outline(msgspec.Struct):
     """``body``: what is posted, without a name; of the metadata perhaps only what may be there from the beginning.
 
     ``space``: what must come of it. ``dropped``: what the server would not take, so far.
@@ -40,7 +40,7 @@ class Outline:
 
     body: dict[str, Any]
     space: str
-    dropped: list[str] = field(default_factory=list)
+    dropped: list[str] = msgspec.field(default_factory=list)
 
     def without(self, message: str) -> bool:
         """Leave out what the server refuses with this message, else the next thing that can be done without; the space

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from chromakeep.chroma.signature import BINARIES, PICKLE, SEGMENT_FILES, UUID, Stamp, stamp
 from chromakeep.errors import SourceBroken
@@ -23,8 +24,7 @@ LOOK_BACK = 20_000  # rows of the queue looked at; a persist reads the newest on
 Stamps = tuple["Stamp | None", ...]  # of SEGMENT_FILES
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(msgspec.Struct, frozen=True):
     """A live VECTOR segment, and the collection it belongs to."""
 
     id: str

@@ -10,11 +10,11 @@ from __future__ import annotations
 import pickletools
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,6 +22,7 @@ from chromakeep.chroma import spool
 from chromakeep.chroma.spool import Spool
 from chromakeep.digests import Lanes, hashes
 from chromakeep.errors import SourceBroken
+from chromakeep.sets import among
 
 FILE = "index_metadata.pickle"
 MAX_BYTES = 1 << 32  # 40 million ids of 36 characters
@@ -32,8 +33,7 @@ _NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 PERSISTENT_DATA = ("chromadb.segment.impl.vector.local_persistent_hnsw", "PersistentData")
 
 
-@dataclass(frozen=True, eq=False)
-class IdMap:
+class IdMap(msgspec.Struct, frozen=True, eq=False, dict=True):
     """The ids of one segment, as hashes, and the label under which the index holds each; position ``i`` is one id.
 
     ``labels`` (n,) int64 ascending; ``lanes`` (n, 2) the ids' hashes; of a long map both are mappings of files (see
@@ -225,7 +225,7 @@ class _Wanted(_Entries):
         self.named: list[bytes] = []
 
     def keep(self, ids: list[bytes], labels: NDArray[np.int64]) -> None:
-        self.named += [ids[i] for i in np.flatnonzero(np.isin(hashes(ids)[:, 0], self.wanted))]
+        self.named += [ids[i] for i in np.flatnonzero(among(hashes(ids)[:, 0], self.wanted))]
 
 
 class _Kept(_Entries):

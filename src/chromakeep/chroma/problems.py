@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 MAX_IDS = 1000  # as many ids as a problem lists; its message tells how many there are
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(msgspec.Struct, frozen=True):
     """What is wrong, and where. ``code`` is one of:
 
     ========================  ==========================================================================================

@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -90,16 +90,15 @@ class Queue:
             )
 
 
-@dataclass(slots=True)
-class Replay:
+class Replay(msgspec.Struct):
     """What pending rows make of the ids they name; other ids stay as they are.
 
     ``alive`` maps an id to the sequence number that gives its vector (0: the index has it still); ``dead`` are ids that
     existed and no longer do; ``labels`` counts the labels that Chroma will give out.
     """
 
-    alive: dict[bytes, int] = field(default_factory=dict)
-    dead: set[bytes] = field(default_factory=set)
+    alive: dict[bytes, int] = msgspec.field(default_factory=dict)
+    dead: set[bytes] = msgspec.field(default_factory=set)
     labels: int = 0
 
     @property

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,8 +23,7 @@ from chromakeep.errors import SourceBroken
 PORTION = 2048
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Portion:
+class Portion(msgspec.Struct, frozen=True, eq=False):
     """Some records; position ``i`` is one record throughout. ``vectors`` is (n, dimension) float32.
 
     Metadata values are str, int, float, bool or a list of one of them; None where there is no metadata at all.

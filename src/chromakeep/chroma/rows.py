@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -20,8 +19,7 @@ _HIDDEN = "chroma:"  # its own keys: of some it dies, the others it does not sho
 _REFUSED = ("#", "$")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
+class Rows(msgspec.Struct, frozen=True, eq=False):
     """Position ``n`` is one record throughout; ``vectors`` is (n, dimension) float32, finite."""
 
     ids: list[str]

@@ -15,11 +15,12 @@ from the element that an id map names:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from chromakeep.chroma import hnsw, pickles
@@ -35,8 +36,7 @@ PORTION = 2048
 INDEX, QUEUE = "index", "queue"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Salvaged:
+class Salvaged(msgspec.Struct, frozen=True, eq=False):
     """Ids with their vectors, (n, dimension) float32 as ``collection.get`` would return them, where each came from
     (``index`` or ``queue``), and the ids for which there is none."""
 

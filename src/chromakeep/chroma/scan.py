@@ -8,10 +8,10 @@ in whatever order they lie, if one range holds all; else by their primary key, w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +19,7 @@ from chromakeep.chroma.catalog import Catalog
 from chromakeep.chroma.metadata import HIDDEN, URI, Fields, Records, value_of
 from chromakeep.chroma.queue import DOCUMENT
 from chromakeep.digests import Lanes, Tally, encode_value, hashes, key_hash, value_hashes
+from chromakeep.sets import among
 
 RANGE = 1 << 17  # rows of ``embeddings`` in memory at a time, 29 bytes each
 PORTION = 8192
@@ -26,8 +27,7 @@ _BYTES = 4 << 20  # of values in a portion, as far as the portion before it tell
 _IS_DOCUMENT, _IS_HIDDEN = 0, 1  # numbers of keys that are not metadata
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Range:
+class _Range(msgspec.Struct, frozen=True, eq=False):
     """Adjacent rows of ``embeddings`` by ``rowids`` (n,) ascending: the hashes of their ids (n, 2), the number of the
     collection (n,), and whether no pending row touches them (n,). ``only``: there are no others."""
 
@@ -82,7 +82,7 @@ class Scan:
             owners = [owner for owner in owners if owner >= 0]
         rowids, lanes = np.array([row[0] for row in rows], np.int64), hashes([row[2] for row in rows])
         numbers = np.array(owners, np.int64)
-        still = ~np.isin(rowids, self._touched) if len(self._touched) else np.ones(len(rows), bool)
+        still = ~among(rowids, self._touched) if len(self._touched) else np.ones(len(rows), bool)
         for owner in set(owners):
             mine = still & (numbers == owner)
             self.counts[owner] += int(mine.sum())
@@ -141,7 +141,7 @@ class Scan:
         known = (here.rowids[at] == rowids) & here.still[at] & (number != _IS_HIDDEN)
         terms = here.lanes[at] * value_hashes(encoded) * np.array(self.key_lanes)[number]
         owners = here.owners[at]
-        for owner in np.unique(owners[known]).tolist():
+        for owner in np.flatnonzero(np.bincount(owners[known])).tolist():
             mine = known & (owners == owner)
             document = mine & (number == _IS_DOCUMENT)
             self.tallies[owner].documents += terms[document].sum(axis=0)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from chromakeep.chroma.api import Api, Found, Preflight, database_path, definition_of, tenant_path
 from chromakeep.chroma.client import Ref

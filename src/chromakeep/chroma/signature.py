@@ -10,9 +10,10 @@ import stat
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from chromakeep.errors import NotAChromaDirectory, SourceBroken, SourceError
 
@@ -77,8 +78,7 @@ def settled(stamps: Iterable[Stamp], seconds: float = SETTLED) -> bool:
     )
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(msgspec.Struct, frozen=True):
     """Equal signatures of one directory: nothing was committed to SQLite and no index persisted in between.
 
     The reverse does not hold: a signature taken within a clock tick of a write equals no other one, itself re-read

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chromakeep.errors import ChromakeepError, DiskFull
+from chromakeep.sets import distinct
 
 IN_MEMORY = 4 << 20  # bytes of one spool
 AT_ONCE = 1 << 17  # rows of a longer one that are in memory at a time
@@ -112,7 +113,7 @@ def cuts(spool: Spool) -> list[tuple[Any, Any]]:
     step = max(1, len(spool) // SAMPLE)
     sample = np.sort(np.concatenate([_first(rows)[::step].copy() for rows in spool.portions()]))  # no view of it all
     parts = -(-len(spool) // AT_ONCE)
-    bounds = np.unique(sample[np.arange(1, parts) * len(sample) // parts]).tolist()
+    bounds = distinct(sample[np.arange(1, parts) * len(sample) // parts]).tolist()
     return list(zip([None, *bounds], [*bounds, None], strict=True))
 
 

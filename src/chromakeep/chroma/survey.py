@@ -23,6 +23,7 @@ from chromakeep.chroma.spool import Spool
 from chromakeep.chroma.vectors import Vectors
 from chromakeep.digests import Lanes, Tally, hashes
 from chromakeep.records import Collection
+from chromakeep.sets import without
 
 
 class Survey:
@@ -130,7 +131,7 @@ def _difference(some: Spool, others: Spool) -> tuple[int, NDArray[np.uint64]]:
     """How many of these numbers are not among the others, and the lowest of them, as many as a problem lists."""
     lost, first = 0, [np.zeros(0, np.uint64)]
     for low, high in spool.cuts(max(some, others, key=len)):
-        missing = np.setdiff1d(spool.within(low, high, some)[0], spool.within(low, high, others)[0])
+        missing = without(spool.within(low, high, some)[0], spool.within(low, high, others)[0])
         first.append(missing[: max(0, MAX_IDS - lost)])
         lost += len(missing)
     return lost, np.concatenate(first)

@@ -17,6 +17,7 @@ from chromakeep.chroma.pickles import IdMap
 from chromakeep.chroma.queue import Queue, replay
 from chromakeep.digests import Lanes, Tally, hashes, row_hashes, value_hashes
 from chromakeep.errors import SourceBroken
+from chromakeep.sets import among, without
 
 _PORTION = 512
 
@@ -108,7 +109,7 @@ class Vectors:
         position = np.minimum(np.searchsorted(self.ids.labels, portion.labels), len(self.ids) - 1)
         wanted = (self.ids.labels[position] == portion.labels) & ~portion.deleted
         if len(self.moved):
-            wanted &= ~np.isin(position, self.moved)
+            wanted &= ~among(position, self.moved)
         values = portion.vectors()
         if not wanted.all():
             values, position = values[wanted], position[wanted]
@@ -125,8 +126,8 @@ class Vectors:
             strangers += int((labels[deleted] > total).sum())
         for live, known in seen.against(self.ids):
             if not np.array_equal(live, known):
-                lost += len(np.setdiff1d(known, live))
-                ahead = np.setdiff1d(live, known)
+                lost += len(without(known, live))
+                ahead = without(live, known)
                 strangers += int(((ahead <= total) | (ahead > total + self.replay.labels)).sum())
         if lost:
             return [Fault(pickles.FILE, "id-map", f"{lost} ids of {pickles.FILE} have no element in {hnsw.LEVEL0}")]

@@ -9,14 +9,14 @@ user stays unseen, which is why a running chromakeep also holds a lock of its ow
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 _NAMES = frozenset({"chroma.sqlite3", "header.bin", "data_level0.bin", "length.bin", "link_lists.bin"})
 
 
-@dataclass(frozen=True, slots=True)
-class Writer:
+class Writer(msgspec.Struct, frozen=True):
     """A process with a file of the directory open for writing."""
 
     pid: int

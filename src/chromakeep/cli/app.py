@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import os
 import signal
+from importlib import import_module
 from types import FrameType
 
 import click
 
 from chromakeep import __version__
 from chromakeep.cli import failures
-from chromakeep.cli.commands import (
-    configuration,
-    copy,
-    directory,
-    history,
-    key,
-    move,
-    replicate,
-    repository,
-    restore,
-    run,
-    transfer,
-)
+
+# In the order in which a new user meets them: name -> where it is. One is imported when it is asked for.
+COMMANDS = {
+    "init": "repository:init",
+    "run": "run:run",
+    "replicate": "replicate:replicate",
+    "backup": "directory:backup",
+    "restore": "restore:restore",
+    "rollback": "restore:rollback",
+    "push": "move:push",
+    "pull": "move:pull",
+    "send": "move:send",
+    "snapshots": "repository:snapshots",
+    "history": "history:history",
+    "show": "directory:show",
+    "copy": "copy:copy",
+    "export": "copy:export",
+    "import": "copy:import_",
+    "transfer": "transfer:transfer",
+    "check": "repository:check",
+    "prune": "repository:prune",
+    "unlock": "repository:unlock",
+    "key": "key:key",
+    "config": "configuration:config",
+    "completion": "configuration:completion",
+}
 
 EXAMPLE = """
   \b
@@ -37,18 +51,25 @@ EXAMPLE = """
 
 
 class Program(click.Group):
-    """The group of all commands, in the order in which a new user meets them."""
+    """The group of all commands."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name].split(":")
+        found: click.Command = getattr(import_module(f"chromakeep.cli.commands.{module}"), name)
+        return found
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(args[0], self.commands, n=1)
+            near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             raise click.UsageError(f"no command {args[0]!r}" + (f"; did you mean {near[0]}?" if near else ""), ctx)
         return super().resolve_command(ctx, args)
 
@@ -57,33 +78,6 @@ class Program(click.Group):
 @click.version_option(__version__, message="chromakeep %(version)s")
 def program() -> None:
     """Keep a ChromaDB: exact hot snapshots to any bucket, verified restores, a server that survives its container."""
-
-
-for _command in (
-    repository.init,
-    run.run,
-    replicate.replicate,
-    directory.backup,
-    restore.restore,
-    restore.rollback,
-    move.push,
-    move.pull,
-    move.send,
-    repository.snapshots,
-    history.history,
-    directory.show,
-    copy.copy,
-    copy.export,
-    copy.import_,
-    transfer.transfer,
-    repository.check,
-    repository.prune,
-    repository.unlock,
-    key.key,
-    configuration.config,
-    configuration.completion,
-):
-    program.add_command(_command)
 
 
 def invoke(arguments: list[str]) -> int:
@@ -97,7 +91,7 @@ def invoke(arguments: list[str]) -> int:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException as error:
         debug = "--debug" in ours or os.environ.get("CHROMAKEEP_DEBUG", "").lower() in ("1", "true", "yes", "on")
-        known = command if command in program.commands else None
+        known = command if command in COMMANDS else None
         status = failures.report(error, command=known, as_json="--json" in ours, debug=debug)
     return status
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TextIO
 
+import msgspec
 
-@dataclass(frozen=True)
-class Reply:
+
+class Reply(msgspec.Struct, frozen=True):
     """A command's answer. ``data`` (a dataclass or mapping) becomes the JSON object, ``text`` is for people."""
 
     data: object

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from chromakeep.cli import durations
 from chromakeep.errors import UsageError
@@ -23,8 +24,7 @@ _TOKEN = re.compile(r"[\x21-\x7e]{16,4096}")
 _SERVICE_LINK = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.+)?|PORT_\d+_(TCP|UDP)(_.+)?")
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """One setting: ``--key-name``, ``CHROMAKEEP_KEY_NAME`` and ``key_name`` in the file are the same thing."""
 
     name: str
@@ -96,8 +96,7 @@ KEYS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
+class Setting(msgspec.Struct, frozen=True):
     """A key's value and where it comes from: a flag, a variable, a file or ``default``."""
 
     key: str

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pyarrow as pa
+from msgspec.structs import replace
 
 from chromakeep.errors import UsageError
 from chromakeep.exchange.files import remove, sync_folder, writing

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from chromakeep.errors import SourceError
 from chromakeep.records import Definition

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import msgspec
 import pyarrow as pa
+from msgspec.structs import replace
 
 from chromakeep.errors import SourceError, UsageError
 from chromakeep.exchange.files import reading
@@ -30,8 +31,7 @@ _BOM = b"\xef\xbb\xbf"
 _Numbered = tuple[bytes, int, int]  # a line, the offset behind it, its number
 
 
-@dataclass(slots=True)
-class _Section:
+class _Section(msgspec.Struct):
     """The lines of one collection: from offset ``start``, where line ``line`` begins, to offset ``end``."""
 
     definition: Definition

@@ -8,8 +8,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 import chromakeep
 from chromakeep.chroma.aside import ALL, Aside, aside
@@ -32,8 +33,7 @@ PATIENCE = 120.0  # seconds to wait for a whole state under writers that never r
 RECENT = 8  # snapshots among which a parent is looked for
 
 
-@dataclass(frozen=True, slots=True)
-class BackupResult:
+class BackupResult(msgspec.Struct, frozen=True):
     """A published snapshot. ``new_bytes``: packs and index; ``pause_seconds``: how long writers were held."""
 
     snapshot: str

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
+from msgspec.structs import replace
 
 from chromakeep.chroma.writers import start_time, writers
 from chromakeep.errors import ChromakeepError, RefusedToServe
@@ -157,7 +158,7 @@ class Beside:
     def remember(self, **changes: object) -> None:
         """Change fields of the state, atomically and durably; from any thread."""
         with self._writing:
-            self.state = msgspec.structs.replace(self.state, **changes)
+            self.state = replace(self.state, **changes)
             new = self.root / "state.json.new"
             with new.open("wb") as file:
                 file.write(msgspec.json.encode(self.state))

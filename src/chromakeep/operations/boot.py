@@ -21,9 +21,10 @@ import sqlite3
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from chromakeep.chroma.catalog import Catalog
 from chromakeep.errors import ChromakeepError, RefusedToServe, RepositoryNotFound
@@ -42,8 +43,7 @@ FOLLOWED = "followed"  # a standby's directory, exactly at the end of the log (`
 EMPTY, DATA, HEADLESS = "empty", "data", "index files only"
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(msgspec.Struct, frozen=True):
     """What is known at boot. ``snapshots``: None where the repository could not be read; ``restored``: None before."""
 
     directory: str
@@ -65,8 +65,7 @@ def decide(evidence: Evidence) -> str:
     return {None: RESTORE, True: RESTORED, False: REFUSE}[evidence.restored]
 
 
-@dataclass(frozen=True, slots=True)
-class Booted:
+class Booted(msgspec.Struct, frozen=True):
     """``outcome`` is found, fresh or restored; ``kept`` is where an unusable directory was moved."""
 
     outcome: str

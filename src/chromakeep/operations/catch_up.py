@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from msgspec.structs import astuple
+import msgspec
+from msgspec.structs import astuple, replace
 
 from chromakeep.errors import SourceError, UsageError
 from chromakeep.events import Observer, ignore
@@ -23,8 +23,7 @@ from chromakeep.operations.tracked import Key, Options, Tracked, begin, chosen, 
 from chromakeep.records import Definition, Intake, Sink, Source
 
 
-@dataclass(slots=True)
-class Round:
+class Round(msgspec.Struct):
     """What one round did: ``read`` records of the source, ``upserted`` and ``deleted`` at the target, collections that
     were ``created`` (made anew ones included) and ``dropped`` there, and what a person should know, one line each."""
 
@@ -33,7 +32,7 @@ class Round:
     deleted: int = 0
     created: int = 0
     dropped: int = 0
-    told: list[str] = field(default_factory=list)
+    told: list[str] = msgspec.field(default_factory=list)
 
     @property
     def quiet(self) -> bool:

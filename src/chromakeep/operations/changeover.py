@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.server import ChromaServer
@@ -24,8 +25,7 @@ from chromakeep.records import Collection
 PATIENCE = 120.0  # seconds for the first count of a collection, which replays its queue
 
 
-@dataclass
-class Change:
+class Change(msgspec.Struct):
     """One exchange: ``new`` becomes the data directory, what is there is ``kept``.
 
     ``collections`` are counted in the new one, where they are known. ``done`` is set when the new one is served, and
@@ -36,7 +36,7 @@ class Change:
     kept: Path
     received: Received
     collections: Sequence[Collection] | None
-    done: Future[None] = field(default_factory=Future)
+    done: Future[None] = msgspec.field(default_factory=Future)
     made: bool = False
     failure: ChromakeepError | None = None
     before: Received | None = None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import blake3
+import msgspec
 
 from chromakeep.errors import ChromakeepError, CorruptObject, MissingObject, ObjectNotFound
 from chromakeep.events import Observer, PhaseStarted, Progressed, ignore
@@ -24,8 +24,7 @@ ATTEMPTS = 3  # before what is missing is believed to be missing, while prunes a
 FOLDERS = ("gc/", "index/", "keys/", "lease/", "log/", "meta/", "packs/", "sessions/", "snapshots/")
 
 
-@dataclass(frozen=True, slots=True)
-class ObjectProblem:
+class ObjectProblem(msgspec.Struct, frozen=True):
     """An object that is damaged, missing or foreign, and the snapshots that cannot be restored without it."""
 
     object: str
@@ -33,8 +32,7 @@ class ObjectProblem:
     snapshots: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class CheckReport:
+class CheckReport(msgspec.Struct, frozen=True):
     """How much was looked at, and what is wrong. No problems: every snapshot can be restored."""
 
     snapshots: int

@@ -8,9 +8,9 @@ bit, and then it is said.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from chromakeep.conditions import Where
@@ -20,12 +20,12 @@ from chromakeep.events import Observer, ignore
 from chromakeep.operations.sides import Side, Words, apart
 from chromakeep.operations.sums import Sums, in_cosine
 from chromakeep.records import Definition, Digest, Source
+from chromakeep.sets import among
 
 NAMED = 20  # ids that are named of each kind of difference
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(msgspec.Struct, frozen=True):
     """What differs: ids that only the first has, that only the second has, and whose records differ in anything; of
     each the count and the first few. ``rounded``: nothing does, but for what Chroma rounds."""
 
@@ -63,8 +63,7 @@ class Comparison:
         return f"{self.name} and {self.other} differ: {'; '.join(parts)}"
 
 
-@dataclass(frozen=True, slots=True)
-class Comparisons:
+class Comparisons(msgspec.Struct, frozen=True):
     """Of two places: what differs in the collections that both have, and which ones only one of them has."""
 
     comparisons: tuple[Comparison, ...]
@@ -206,7 +205,7 @@ def _named(side: Side, wanted: Words) -> tuple[str, ...]:
     for some, _ in side.source.batches(side.definition, where=side.where):
         ids = some.column("id").to_pylist()
         lanes = hashes([id_.encode() for id_ in ids])[:, 0]
-        found += [ids[i] for i in np.flatnonzero(np.isin(lanes, wanted)).tolist()]
+        found += [ids[i] for i in np.flatnonzero(among(lanes, wanted)).tolist()]
         if len(found) >= len(wanted):
             break
     return tuple(sorted(found))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
+
+import msgspec
+from msgspec.structs import replace
 
 from chromakeep.conditions import Where
 from chromakeep.errors import TargetNotEmpty, UsageError, VerificationFailed
@@ -27,8 +29,7 @@ class Finds(Protocol):
         """The collection of this tenant, database and name, if there is one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """What is copied and how.
 
     ``collections``: names, or ``database/name``, or ``tenant/database/name``; all if None. ``rename``: by the name at
@@ -38,7 +39,7 @@ class Plan:
 
     collections: tuple[str, ...] | None = None
     where: Where | None = None
-    rename: Mapping[str, str] = field(default_factory=dict)
+    rename: Mapping[str, str] = msgspec.field(default_factory=dict)
     tenant: str | None = None
     database: str | None = None
     conflict: str = "fail"
@@ -46,8 +47,7 @@ class Plan:
     verify: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Copied:
+class Copied(msgspec.Struct, frozen=True):
     """One collection: ``records`` were read from the source by this copy, the earlier runs of a resumed one included.
 
     In a dry run they are what the source says it has. ``exists``: the target had one of that name before.
@@ -61,8 +61,7 @@ class Copied:
     comparison: Comparison | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CopyResult:
+class CopyResult(msgspec.Struct, frozen=True):
     """``verified``: None unless asked for; a difference is raised instead. ``bytes``: in a dry run an estimate."""
 
     collections: tuple[Copied, ...]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
 from chromakeep.events import Observer, ignore
@@ -114,8 +115,7 @@ class Duty:
         return known
 
 
-@dataclass(frozen=True, slots=True)
-class Front:
+class Front(msgspec.Struct, frozen=True):
     """What a door needs to know: where to listen, what is behind it, and whom to ask.
 
     ``hold`` is for how many seconds a write that is refused for now is held before it is answered. ``receiver`` takes
@@ -129,7 +129,10 @@ class Front:
     hold: float
     observer: Observer = ignore
     receiver: Receiver | None = None
-    token: str = field(default="", repr=False)
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"Front({self.host}:{self.port})"  # no secret in a log
 
 
 class Doorway(Protocol):

@@ -15,10 +15,11 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote
+
+import msgspec
 
 from chromakeep.addresses import CLOUD, Address, parse, split_selector
 from chromakeep.chroma.directory_source import DirectorySource
@@ -35,8 +36,7 @@ DATABASE = "chroma.sqlite3"
 CLOUD_URL = "https://api.trychroma.com:443"
 
 
-@dataclass(frozen=True)
-class Means:
+class Means(msgspec.Struct, frozen=True):
     """With what places are opened.
 
     ``work``: a directory for working copies, that a later process which goes on finds again. ``open_repository``: by

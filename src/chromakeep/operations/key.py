@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from chromakeep.errors import UsageError
 from chromakeep.repository.repository import Repository, add_key, slots
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(msgspec.Struct, frozen=True):
     """One password's slot. ``kdf`` names the memory-hard function that stretches it."""
 
     id: str
@@ -17,8 +16,7 @@ class Key:
     kdf: str
 
 
-@dataclass(frozen=True, slots=True)
-class KeyReport:
+class KeyReport(msgspec.Struct, frozen=True):
     """The passwords there are after the operation, and which were added and removed by it."""
 
     keys: tuple[Key, ...]

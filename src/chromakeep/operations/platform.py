@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from chromakeep.events import Noted, Observer
 
@@ -29,8 +30,7 @@ _KEYS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """Where a path lies. ``throw_away``: why its files will be gone; ``remote``: file locks cannot be trusted."""
 
     path: str

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+
+import msgspec
 
 from chromakeep.errors import CorruptObject, UsageError
 from chromakeep.events import Noted, Observer, PhaseStarted, ignore
@@ -16,8 +17,7 @@ from chromakeep.repository.snapshots import Snapshot
 from chromakeep.repository.trimming import Trimming, plan
 
 
-@dataclass(frozen=True, slots=True)
-class Retention:
+class Retention(msgspec.Struct, frozen=True):
     """How many to keep: the newest ``last``; the newest of each of so many hours, days, ISO weeks, months that have
     one (UTC); and all not older than ``within``, counted from the newest snapshot (as restic counts)."""
 
@@ -29,16 +29,14 @@ class Retention:
     within: timedelta | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class KeptSnapshot:
+class KeptSnapshot(msgspec.Struct, frozen=True):
     """A snapshot that stays, and why."""
 
     id: str
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class PruneReport:
+class PruneReport(msgspec.Struct, frozen=True):
     """What was kept and removed; objects and bytes deleted, and how many of the objects were of the log;
     ``deferred``: writers were at work, deleting is left to the next prune (nothing is lost by it)."""
 

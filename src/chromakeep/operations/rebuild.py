@@ -12,10 +12,10 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from chromakeep.chroma.catalog import Catalog, Entry
@@ -40,8 +40,7 @@ BATCH = 1000
 WITNESSES = 4096  # vectors by which the order of creation is tested; the newest say most
 
 
-@dataclass(frozen=True, slots=True)
-class Rebuilt:
+class Rebuilt(msgspec.Struct, frozen=True):
     """One collection: how many vectors came from its own files and queue, and the ids for which they did not.
 
     ``from_snapshot`` may be older than the last write; ``lost`` were taken out; ``poisoned`` are queued writes that

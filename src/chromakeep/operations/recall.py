@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,8 +24,7 @@ Search = Callable[[Vectors, int], Sequence[Sequence[float]]]
 TIE = 1e-5  # relative: records at the distance of the last one that counts are as good as it
 
 
-@dataclass(frozen=True, slots=True)
-class Recall:
+class Recall(msgspec.Struct, frozen=True):
     """Of ``queries`` vectors of a collection, the share of the ``n`` nearest that each side has found, 0 to 1; None for
     one that cannot be searched."""
 

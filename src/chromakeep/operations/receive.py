@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from chromakeep.chroma.aside import ALL, aside
 from chromakeep.errors import (
@@ -119,7 +120,7 @@ class Receiver:
                     return Standing(DONE, transfer, kept=received.kept)
                 raise SnapshotNotFound("no such transfer is known here", hint="send it again")
             if transfer is None and not self._working and received:
-                now = msgspec.structs.replace(now, kept=received.kept, undone=received.undone or None)
+                now = replace(now, kept=received.kept, undone=received.undone or None)
             return self._receiving(incoming) if incoming and now.state in (IDLE, RECEIVING) else now
 
     def offer(self, body: bytes) -> Standing:
@@ -146,13 +147,13 @@ class Receiver:
                 megabytes = f"{manifest.total / 1e6:,.1f} MB in {len(manifest.files)} files"
                 self._observer(Noted(f"receiving {megabytes} from {manifest.sender}"))
                 if (received := self._beside.state.received) and received.transfer == manifest.id:
-                    received = msgspec.structs.replace(received, transfer="")  # it is not done any more
+                    received = replace(received, transfer="")  # it is not done any more
                     self._beside.remember(received=received)
             incoming = self._incoming or earlier
             assert incoming
             self._touched = time.monotonic()
             self._standing = self._receiving(incoming)
-            return msgspec.structs.replace(self._standing, missing=tuple(incoming.missing))
+            return replace(self._standing, missing=tuple(incoming.missing))
 
     def put(self, transfer: str, number: int, packed: bytes, part: tuple[int, int] | None = None) -> int:
         """Take a chunk, or (``part``: from where, of how many) bytes of it; how many of its bytes are here now."""
@@ -183,7 +184,7 @@ class Receiver:
             incoming = self._current(transfer)
             if missing := incoming.missing:
                 raise VerificationFailed(f"{len(missing)} chunks are missing")
-            standing = msgspec.structs.replace(self._receiving(incoming), state=VERIFYING)
+            standing = replace(self._receiving(incoming), state=VERIFYING)
             return self._begin(standing, lambda: self._put_in_place(incoming, collections))
 
     def rollback(self, body: bytes) -> Standing:
@@ -263,7 +264,7 @@ class Receiver:
         return standing
 
     def _tell(self, **changes: object) -> None:
-        self._standing = msgspec.structs.replace(self._standing, **changes)
+        self._standing = replace(self._standing, **changes)
 
     def _put_in_place(self, incoming: Incoming, collections: tuple[Collection, ...]) -> None:
         with aside(incoming.files) as inspecting:

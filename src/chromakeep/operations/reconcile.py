@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,8 +52,7 @@ class Drops(Protocol):
         nothing, so twice is once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Reconciled:
+class Reconciled(msgspec.Struct, frozen=True):
     """``records``: of the collection at the source. ``upserted`` were written, ``deleted`` taken away; ``left`` are
     only at the target and stay there."""
 

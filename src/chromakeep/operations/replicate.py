@@ -6,9 +6,10 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from chromakeep.errors import LeaseLost, PartialFailure, RefusedToServe, RepositoryNotFound
 from chromakeep.events import Noted, Observer, ignore
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
 LOOK = 0.5  # seconds between two looks whether the purge is held and the lease still ours
 
 
-@dataclass(frozen=True, slots=True)
-class Replicated:
+class Replicated(msgspec.Struct, frozen=True):
     """How it went until it was asked to stop: snapshots taken, the newest, and the last segment of the log."""
 
     snapshots: int

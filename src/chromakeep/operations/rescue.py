@@ -12,11 +12,11 @@ import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+from msgspec.structs import replace
 
 from chromakeep.chroma.catalog import Catalog
 from chromakeep.chroma.client import Ref
@@ -44,8 +44,7 @@ PATIENCE = 120.0  # seconds for one read of one collection: the first one replay
 SAMPLE = 20  # records whose vectors are read in the disposable server
 
 
-@dataclass(frozen=True, slots=True)
-class Broken:
+class Broken(msgspec.Struct, frozen=True):
     """A collection that Chroma cannot serve. ``found_by`` is ``structure`` or ``opening``."""
 
     ref: Ref
@@ -53,16 +52,14 @@ class Broken:
     found_by: str
 
 
-@dataclass(frozen=True, slots=True)
-class Findings:
+class Findings(msgspec.Struct, frozen=True):
     """``database`` says what is wrong with chroma.sqlite3 as a whole; nothing else is known then."""
 
     broken: tuple[Broken, ...] = ()
     database: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RescueReport:
+class RescueReport(msgspec.Struct, frozen=True):
     """What was done. ``kept`` is the broken directory; ``lost_records`` the file with the records that lost a vector.
 
     ``database_from`` is the snapshot that replaced the whole directory because its database was broken.

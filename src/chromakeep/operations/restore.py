@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from chromakeep.chroma.apply import apply
 from chromakeep.chroma.aside import ALL, Aside, aside
@@ -40,8 +41,7 @@ ELEMENTS = "/data_level0.bin"  # the largest files: the inspection reads all oth
 HEADROOM = 16 << 20  # bytes of disk that a restore leaves free
 
 
-@dataclass(frozen=True, slots=True)
-class RestoreResult:
+class RestoreResult(msgspec.Struct, frozen=True):
     """What is in place now: ``snapshot`` with the log up to ``moment`` (RFC 3339), if there is one.
 
     ``old``: where the former content is kept; ``fetched_bytes``: read from the store, without the log.
@@ -58,8 +58,7 @@ class RestoreResult:
     dry_run: bool
 
 
-@dataclass(frozen=True, slots=True)
-class RollbackResult:
+class RollbackResult(msgspec.Struct, frozen=True):
     """``restored`` is in place at ``target`` again (in a dry run: would be); what was there is ``kept``."""
 
     target: str

@@ -9,10 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+from msgspec.structs import replace
 
 from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
 from chromakeep.chroma.server import ChromaServer, free_port, port_is_free
@@ -58,8 +60,7 @@ LONGEST_WAIT = 30.0  # seconds between two starts at most
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class RunSettings:
+class RunSettings(msgspec.Struct, frozen=True):
     """What to run. Times in seconds; ``arguments`` are those after ``--`` (see ``chroma.command.parse_options``).
 
     ``durability``: ``async`` (what is committed goes into the log within a fraction of a second), ``sync`` (a write is
@@ -77,7 +78,7 @@ class RunSettings:
     every: float = 60.0
     durability: str = ASYNC
     door: OpenDoor | None = None
-    receive_token: str | None = field(default=None, repr=False)
+    receive_token: str | None = None
     hold_writes: float = 0.0
     grace: float = 10.0
     ephemeral: bool = False
@@ -89,9 +90,11 @@ class RunSettings:
     deaths: int = 5
     window: float = 600.0
 
+    def __repr__(self) -> str:
+        return f"RunSettings({str(self.data)!r})"  # no secret in a log
 
-@dataclass(frozen=True, slots=True)
-class RunResult:
+
+class RunResult(msgspec.Struct, frozen=True):
     """How a run that was asked to stop went. ``outcome`` is that of the boot; ``snapshot`` the newest one's id."""
 
     outcome: str

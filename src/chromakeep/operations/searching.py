@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from chromakeep.addresses import CLOUD, parse, split_selector
 from chromakeep.chroma.client import Ref

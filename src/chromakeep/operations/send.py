@@ -8,7 +8,6 @@ import time
 from collections import deque
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -34,8 +33,7 @@ TOO_LARGE = 413
 POLL = 0.1  # seconds between two questions how it stands
 
 
-@dataclass(frozen=True, slots=True)
-class SendResult:
+class SendResult(msgspec.Struct, frozen=True):
     """What is served over there now. ``sent_bytes``: of chunks, compressed; ``chunks_sent`` of ``chunks``: the others
     were there already; ``kept``: where the receiver has what it served before, ``snapshot_before`` the id of its own
     backup of that, ``snapshot`` of what it serves now; ``down_seconds``: for which it had no server."""
@@ -55,8 +53,7 @@ class SendResult:
     collections: tuple[Collection, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SendBackResult:
+class SendBackResult(msgspec.Struct, frozen=True):
     """``restored`` is served over there again; what was, is ``kept`` there."""
 
     target: str

@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from chromakeep.changes import Change
 from chromakeep.chroma.tail import Tail
@@ -27,8 +28,7 @@ LOOK = 0.2  # seconds between two looks: some commits share a put, which costs m
 SLOWEST = 5.0  # seconds between two tries of a put that fails
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """How far the log is: epoch, last segment, seconds that it lags, seconds for which puts have failed (or None)."""
 
     epoch: int

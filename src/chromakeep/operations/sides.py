@@ -6,10 +6,10 @@ A record also equals another one where Chroma's rounding (``chroma.rounding``) m
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +19,7 @@ from chromakeep.chroma.spool import Spool, cuts, within
 from chromakeep.conditions import Where
 from chromakeep.events import Observer, RecordsMoved
 from chromakeep.records import Definition, Source
+from chromakeep.sets import among
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,8 +27,7 @@ if TYPE_CHECKING:
 Words = NDArray[np.uint64]  # (n,): of each id the first word of its hash
 
 
-@dataclass(frozen=True, slots=True)
-class Side:
+class Side(msgspec.Struct, frozen=True):
     """One collection of the two, as it is read. ``name``: what observers are told."""
 
     source: Source
@@ -70,8 +70,8 @@ def apart(left: Spool, right: Spool) -> Iterator[Apart]:
     for low, high in cuts(left if len(left) >= len(right) else right):
         (here,), (there,) = within(low, high, left), within(low, high, right)
         here, there = here[np.argsort(here[:, 0])], there[np.argsort(there[:, 0])]
-        known = np.isin(here[:, 0], there[:, 0])
+        known = among(here[:, 0], there[:, 0])
         mine = here[known]
         theirs = there[np.minimum(np.searchsorted(there[:, 0], mine[:, 0]), max(len(there) - 1, 0))]
         same = (mine[:, 1] == theirs[:, 1]) | (mine[:, 2] == theirs[:, 1]) | (mine[:, 1] == theirs[:, 2])
-        yield Apart(here[~known, 0], there[~np.isin(there[:, 0], here[:, 0]), 0], mine[~same, 0])
+        yield Apart(here[~known, 0], there[~among(there[:, 0], here[:, 0]), 0], mine[~same, 0])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from chromakeep.operations.compare import described
 from chromakeep.operations.transfer_state import LastRound, RolledBack, State, Switch, Verified, now
 from chromakeep.records import Definition
 
 
-@dataclass(frozen=True, slots=True)
-class Moved:
+class Moved(msgspec.Struct, frozen=True):
     """One collection: its name at the source and at the target, its records at the source when it was last read.
     ``existed``: the target had it before."""
 
@@ -21,8 +21,7 @@ class Moved:
     existed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """``phase``: one of ``transfer_state.PHASES``, or ``gone`` after a cleanup. ``changed``: whether the source was
     written to since the target was brought up to it; None where only reading it can tell. ``verification``: ``none``,
     ``equal``, ``different``, or ``stale`` when either place was written to since. ``told``: what a person should know,

@@ -14,8 +14,9 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from chromakeep.errors import ChromakeepError, PartialFailure, SourceBusy, UsageError
 from chromakeep.events import Noted, Observer, ignore
@@ -36,8 +37,7 @@ Run = Callable[[Sequence[str]], int]
 """Runs a program and shows its output; its exit status."""
 
 
-@dataclass(frozen=True, slots=True)
-class How:
+class How(msgspec.Struct, frozen=True):
     """How to switch. Commands are split as a shell would, and run without one; each may be run more than once.
 
     ``stop_writes`` and ``resume_writes``: end and begin again whatever writes to the source. ``drain``: seconds to wait

@@ -16,10 +16,10 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from chromakeep.errors import ChromakeepError, UsageError, VerificationFailed
 from chromakeep.events import Noted, Observer, ignore
@@ -36,8 +36,7 @@ from chromakeep.records import Sink, Source
 NAMED = 20  # differences that are written down
 
 
-@dataclass(frozen=True)
-class Ends:
+class Ends(msgspec.Struct, frozen=True):
     """The two places, opened anew by each phase.
 
     ``source(state)``: what is there now; where ``state`` is the ``state()`` of an earlier one and that is still at hand
@@ -76,7 +75,7 @@ def start(
         if source == target:
             raise UsageError("FROM and TO are the same place")
         if state is not None and (state.collections or state.phase != "starting"):
-            same = msgspec.structs.replace(state.options, rate=options.rate) == options
+            same = replace(state.options, rate=options.rate) == options
             if not same or (state.source, state.target) != (source, target):
                 raise UsageError(
                     f"{file.path} is of another transfer, from {state.source} to {state.target} ({state.phase})",

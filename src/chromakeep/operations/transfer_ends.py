@@ -9,10 +9,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
-import msgspec
+from msgspec.structs import replace
 
 from chromakeep.addresses import CLOUD, Address, parse, split_selector
 from chromakeep.chroma.capture import capture
@@ -54,7 +53,7 @@ def placed(options: Options, target: str) -> Options:
     tenant, database = destination(target, options.tenant, options.database)
     if database is not None:
         tenant = tenant or TENANT
-    return msgspec.structs.replace(options, tenant=tenant, database=database)
+    return replace(options, tenant=tenant, database=database)
 
 
 def absolute(text: str) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from chromakeep.errors import UsageError
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.sessions import fence, is_dead, open_sessions
 
 
-@dataclass(frozen=True, slots=True)
-class UnlockReport:
+class UnlockReport(msgspec.Struct, frozen=True):
     """Sessions ended (in a dry run: that would be), and those left because their writer may be alive."""
 
     fenced: tuple[str, ...]

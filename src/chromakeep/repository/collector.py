@@ -19,7 +19,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -42,8 +41,7 @@ WORTH_KEEPING = 0.5  # a pack of which less is needed is rewritten
 MANY_INDEXES = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Collected:
+class Collected(msgspec.Struct, frozen=True):
     """Objects deleted, bytes they held, bytes written anew, and whether deleting was left to the next collection.
 
     ``log_objects`` is how many of them were of the log.
@@ -56,15 +54,14 @@ class Collected:
     log_objects: int = 0
 
 
-@dataclass(slots=True)
-class _Plan:
-    condemned: dict[str, int] = field(default_factory=dict)  # pack -> size
-    moving: list[tuple[bytes, Place]] = field(default_factory=list)
-    staying: list[tuple[bytes, Place]] = field(default_factory=list)
-    packs: dict[str, PackInfo] = field(default_factory=dict)
-    superseded: list[str] = field(default_factory=list)
-    needed: Needs = field(default_factory=Needs)
-    sparse: set[bytes] = field(default_factory=set)  # blocks to be cut down
+class _Plan(msgspec.Struct):
+    condemned: dict[str, int] = msgspec.field(default_factory=dict)  # pack -> size
+    moving: list[tuple[bytes, Place]] = msgspec.field(default_factory=list)
+    staying: list[tuple[bytes, Place]] = msgspec.field(default_factory=list)
+    packs: dict[str, PackInfo] = msgspec.field(default_factory=dict)
+    superseded: list[str] = msgspec.field(default_factory=list)
+    needed: Needs = msgspec.field(default_factory=Needs)
+    sparse: set[bytes] = msgspec.field(default_factory=set)  # blocks to be cut down
 
 
 def collect(

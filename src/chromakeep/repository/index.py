@@ -7,7 +7,6 @@ repository of 20 GB (about 100,000 entries) costs some 5 MB of memory, not a dic
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
@@ -23,8 +22,7 @@ ENTRY = np.dtype(
 )  # 52 bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """One block: ``stored`` bytes at ``offset`` of ``pack``, ``length`` bytes of plaintext."""
 
     pack: str
@@ -49,12 +47,11 @@ class _Encoded(msgspec.Struct, frozen=True):
 _DECODER = msgspec.msgpack.Decoder(_Encoded)  # see ``snapshots._DECODER``
 
 
-@dataclass(slots=True)
-class IndexPart:
+class IndexPart(msgspec.Struct):
     """The contents of one index object: packs, and for each block its id and place."""
 
-    packs: list[PackInfo] = field(default_factory=list)
-    entries: npt.NDArray[np.void] = field(default_factory=lambda: np.empty(0, dtype=ENTRY))
+    packs: list[PackInfo] = msgspec.field(default_factory=list)
+    entries: npt.NDArray[np.void] = msgspec.field(default_factory=lambda: np.empty(0, dtype=ENTRY))
 
     def encode(self) -> bytes:
         """Payload of the index object."""

@@ -15,6 +15,7 @@ import threading
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from chromakeep.errors import CorruptObject, LeaseLost, ObjectExists, ObjectNotFound
 from chromakeep.repository.log import Log
@@ -146,7 +147,7 @@ class Lease:
             self._beat(number, released=True)
 
     def _beat(self, number: int, *, released: bool) -> None:
-        self._mine = msgspec.structs.replace(self._mine, beat=self._mine.beat + 1, number=number, released=released)
+        self._mine = replace(self._mine, beat=self._mine.beat + 1, number=number, released=released)
         _put(self.repository.brisk, self._mine, if_absent=False)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -14,13 +14,12 @@ from chromakeep.repository.snapshots import Snapshot
 BATCH = 1024  # span maps decoded at a time
 
 
-@dataclass(slots=True)
-class Needs:
+class Needs(msgspec.Struct):
     """Ids of span lists, of spans (their maps), and of blocks with the units of each that are needed."""
 
-    lists: set[bytes] = field(default_factory=set)
-    spans: set[bytes] = field(default_factory=set)
-    blocks: dict[bytes, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    lists: set[bytes] = msgspec.field(default_factory=set)
+    spans: set[bytes] = msgspec.field(default_factory=set)
+    blocks: dict[bytes, npt.NDArray[np.bool_]] = msgspec.field(default_factory=dict)
 
     def __contains__(self, identity: bytes) -> bool:
         return identity in self.blocks or identity in self.spans or identity in self.lists

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from datetime import datetime
+
+import msgspec
+from msgspec.structs import replace
 
 from chromakeep.changes import CREATED, DELETED, RENAMED, WROTE, Moment
 from chromakeep.errors import MissingObject, SnapshotNotFound
@@ -18,8 +20,7 @@ BURST = 10.0  # seconds without a write that end an import, or the removal of ma
 SELECTOR = "before:"
 
 
-@dataclass(frozen=True, slots=True)
-class Happening:
+class Happening(msgspec.Struct, frozen=True):
     """``kind``: a collection ``created``, ``deleted`` or ``renamed`` (to ``name``), records ``imported`` (added or
     replaced) or ``removed`` (``records`` of them, from ``time`` to ``until``).
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from chromakeep.changes import Change
 from chromakeep.errors import ChromakeepError, MissingObject
@@ -20,8 +22,7 @@ class FellBehind(ChromakeepError):
         super().__init__(f"{name_of(epoch, number)} does not follow what was read before it")
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(msgspec.Struct, frozen=True):
     """What leads to one state: ``last`` completes it, ``before`` reads again from the store what it continues."""
 
     log: Log

@@ -12,10 +12,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -33,8 +33,7 @@ RANGE = 4 << 20  # bytes asked of a pack at once
 GETTERS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Band:
+class Band(msgspec.Struct, frozen=True):
     """Some rows of a file: where they begin, how many bytes, and the id and length of each column's span."""
 
     offset: int
@@ -319,8 +318,7 @@ class _AtHand:
         return self._differing
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Prepared(msgspec.Struct, frozen=True):
     maps: dict[bytes, SpanMap]
     blocks: dict[bytes, bytes]
     at_hand: dict[bytes, _AtHand]

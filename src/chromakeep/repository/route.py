@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from chromakeep.changes import Change
 from chromakeep.errors import MissingObject
@@ -14,8 +15,7 @@ from chromakeep.repository.repository import Repository
 from chromakeep.repository.snapshots import Snapshot, instant, rfc3339
 
 
-@dataclass(frozen=True, slots=True)
-class Leg:
+class Leg(msgspec.Struct, frozen=True):
     """Segments of one epoch behind ``start`` and up to ``stop`` (None: the last), of states later than ``counter``."""
 
     epoch: int
@@ -24,8 +24,7 @@ class Leg:
     counter: int = -1
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """A snapshot and what leads from it to the moment, RFC 3339 (None: the newest state there is)."""
 
     snapshot: Snapshot

@@ -12,9 +12,9 @@ all before. (The id is of the span's bytes, so the map needs a checksum of its o
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 import blake3
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -38,8 +38,7 @@ def unit_length(column: Column) -> int:
     return column.width if column.width >= SMALLEST_UNIT else column.width * max(4096 // column.width, 1)
 
 
-@dataclass(slots=True)
-class SpanMap:
+class SpanMap(msgspec.Struct):
     """A decoded map: per unit ``hashes`` (u64), ``block`` (index into ``blocks``) and ``slot`` (unit within it)."""
 
     unit: int

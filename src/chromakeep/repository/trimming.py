@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+
+import msgspec
 
 from chromakeep.errors import MissingObject, RepositoryBusy
 from chromakeep.repository import horizon as horizon_
@@ -28,8 +29,7 @@ from chromakeep.store.base import ObjectInfo
 TOMBSTONE_LIFE = 30 * 86400.0  # seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Trim:
+class Trim(msgspec.Struct, frozen=True):
     """Where the log is to begin, and the ids of the snapshots that it needs, wanted or not."""
 
     horizon: Position

@@ -11,9 +11,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -40,8 +40,7 @@ class Block:
         self.identity: bytes | None = None
 
 
-@dataclass(slots=True)
-class Pending:
+class Pending(msgspec.Struct):
     """A span whose map waits for the ids of blocks that are still being filled."""
 
     identity: bytes

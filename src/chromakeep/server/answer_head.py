@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import httptools
+import msgspec
 
 from chromakeep.server.fields import HOP, Fields, Malformed, check, length_of, tokens
 
@@ -13,8 +13,7 @@ MOST = 256 << 10  # bytes of a head
 _LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20-\x7e\x80-\xff]*))?")
 
 
-@dataclass(slots=True)
-class AnswerHead:
+class AnswerHead(msgspec.Struct):
     """An answer as far as it is known before its body."""
 
     status: int

@@ -8,7 +8,8 @@ import socket
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from chromakeep.errors import ServerFailed
 from chromakeep.events import Observer, ignore

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Request:
+
+class Request(msgspec.Struct, frozen=True):
     """A request whose head has been read and found well-formed; its body may not have arrived."""
 
     method: str
@@ -26,8 +26,7 @@ class Request:
         return next((value for key, value in self.fields if key == name), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(msgspec.Struct, frozen=True):
     """An answer of ours in place of the server's. ``retry_after`` in seconds."""
 
     status: int
@@ -36,8 +35,7 @@ class Refusal:
     retry_after: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
+class Page(msgspec.Struct, frozen=True):
     """A small answer of ours: never cached, at most a few hundred kilobytes."""
 
     body: bytes

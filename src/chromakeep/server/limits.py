@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """Defaults let every Chroma client through and bound what a hostile one can hold.
 
     ``connections`` is lowered to what the process's limit on open files allows (each may need a second one upstream).

@@ -8,9 +8,9 @@ things. Names are in lower case. Fields of the hop are dropped, those that ``con
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import httptools
+import msgspec
 
 from chromakeep.server.fields import HOP, Fields, Malformed, check, length_of, tokens
 from chromakeep.server.limits import Limits
@@ -23,8 +23,7 @@ _OURS = HOP | {b"host", b"content-length", b"expect", b"forwarded", b"x-real-ip"
 _KNOWN_WORDS = frozenset({b"keep-alive", b"close"})
 
 
-@dataclass(slots=True)
-class RequestHead:
+class RequestHead(msgspec.Struct):
     """A request as far as it is known before its body."""
 
     method: str

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from chromakeep.events import Noted, Observer
 from chromakeep.server.gate import Gate, Page, Refusal
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
     from chromakeep.server.visit import Desk
 
 
-@dataclass(slots=True)
-class Service:
+class Service(msgspec.Struct):
     """Used in the thread of ``loop`` only."""
 
     loop: asyncio.AbstractEventLoop
@@ -29,7 +29,7 @@ class Service:
     pages: Mapping[str, Callable[[], Page]]
     observer: Observer
     desk: Desk | None = None
-    clients: set[ClientSide] = field(default_factory=set)
+    clients: set[ClientSide] = msgspec.field(default_factory=set)
     closing: bool = False  # no connection is kept after the request it carries
 
     def warn(self, message: str) -> None:

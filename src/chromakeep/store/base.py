@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
+
+class ObjectInfo(msgspec.Struct, frozen=True):
     """What a listing tells of an object. ``modified`` is seconds since the epoch *by the store's own clock*."""
 
     name: str

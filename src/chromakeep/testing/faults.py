@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+
+import msgspec
 
 from chromakeep.errors import StoreUnavailable
 from chromakeep.store.base import ObjectInfo, Store
@@ -16,8 +17,7 @@ class Died(BaseException):
     """The process is dead as far as the store can tell. No ``except Exception`` of the code under test catches it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """The ``number``-th call (from 1) that a FaultyStore received."""
 
     number: int

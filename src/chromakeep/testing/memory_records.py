@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from chromakeep.batches import schema
 from chromakeep.errors import ServerFailed, SourceError, TargetNotEmpty, UsageError
@@ -25,12 +27,11 @@ Place = tuple[str, str, str]  # tenant, database, name
 _NUMBERS = count(1)
 
 
-@dataclass
-class Kept:
+class Kept(msgspec.Struct):
     """One collection: records in the order in which they came first, each a batch of one."""
 
     definition: Definition
-    records: dict[str, pa.RecordBatch] = field(default_factory=dict)
+    records: dict[str, pa.RecordBatch] = msgspec.field(default_factory=dict)
     kept: frozenset[str] = frozenset()  # ids that were there and stay as they are
     finished: bool = False
 
