@@ -22,22 +22,23 @@ from typing import NoReturn
 import msgspec
 
 from chromakeep import errors
+from chromakeep.chroma import spool
 from chromakeep.chroma.inspection import Inspection, inspect
 
 ALL = 3  # stages
 
 
-def aside(path: Path, *, quick_check: bool = True) -> Aside:
-    """An inspection of ``path`` that begins with the first ``go``.
+def aside(path: Path, *, quick_check: bool = True, scratch: Path | None = None) -> Aside:
+    """An inspection of ``path`` that begins with the first ``go``. Files without a name lie in ``scratch``, if given.
 
     It forks only where no other thread of Python's could hold a lock that nobody would release in the child. Threads
     of libraries (BLAS, an object store) do not matter to a child that calls none of them.
     """
     if sys.platform.startswith("linux") and threading.active_count() == 1:
-        return Forked(path, quick_check=quick_check)
+        return Forked(path, scratch, quick_check=quick_check)
     if Path(sys.executable or "").name.startswith("python"):  # not, say, that of a web server which embeds it
-        return Spawned(path, quick_check=quick_check)
-    return Threaded(path, quick_check=quick_check)
+        return Spawned(path, scratch, quick_check=quick_check)
+    return Threaded(path, scratch, quick_check=quick_check)
 
 
 class Aside:
@@ -69,10 +70,11 @@ class Aside:
 class Threaded(Aside):
     """In a thread of this process."""
 
-    def __init__(self, path: Path, *, quick_check: bool) -> None:
+    def __init__(self, path: Path, scratch: Path | None = None, *, quick_check: bool) -> None:
         self._gone = threading.Semaphore(0)
         self._closed = False
         self._pool = ThreadPoolExecutor(1, "inspect")
+        spool.instead = scratch  # the whole process's: a file without a name may lie anywhere
 
         def work() -> Inspection:
             self._wait()
@@ -95,6 +97,7 @@ class Threaded(Aside):
         self._closed = True
         self._gone.release(ALL)
         self._pool.shutdown()
+        spool.instead = None
 
 
 class _Answer(msgspec.Struct, frozen=True):
@@ -108,7 +111,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 _DECODER = msgspec.msgpack.Decoder(_Answer)  # at import, as all: see ``repository.snapshots``
 
 
-def _serve(path: Path, asked: int, answered: int, *, quick_check: bool) -> None:
+def _serve(path: Path, scratch: Path | None, asked: int, answered: int, *, quick_check: bool) -> None:
     """In the process: inspect as one is told to by bytes, and write the answer."""
 
     def wait() -> None:
@@ -116,6 +119,7 @@ def _serve(path: Path, asked: int, answered: int, *, quick_check: bool) -> None:
             os._exit(1)
 
     wait()
+    spool.instead = scratch
     try:
         answer = _Answer(inspect(path, quick_check=quick_check, index_files=wait))
     except errors.ChromakeepError as error:
@@ -157,7 +161,7 @@ class Apart(Aside):
 class Forked(Apart):
     """In a process that shares this one's memory until either writes to it, and never returns into its code."""
 
-    def __init__(self, path: Path, *, quick_check: bool) -> None:
+    def __init__(self, path: Path, scratch: Path | None = None, *, quick_check: bool) -> None:
         asked, self._ask = os.pipe()
         self._answer, answered = os.pipe()
         self.path = path
@@ -165,11 +169,11 @@ class Forked(Apart):
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads: see ``aside``
             self.pid = os.fork()
         if not self.pid:
-            self._child(asked, answered, quick_check)
+            self._child(scratch, asked, answered, quick_check)
         os.close(asked)
         os.close(answered)
 
-    def _child(self, asked: int, answered: int, quick_check: bool) -> NoReturn:
+    def _child(self, scratch: Path | None, asked: int, answered: int, quick_check: bool) -> NoReturn:
         status = 1
         try:
             for number in (signal.SIGINT, signal.SIGTERM):  # the parent's handlers would unwind the parent's work
@@ -177,7 +181,7 @@ class Forked(Apart):
             gc.freeze()
             gc.disable()  # it makes no cycles, and ends with its answer
             os.close(self._ask)  # or the end of the parent would not be seen
-            _serve(self.path, asked, answered, quick_check=quick_check)
+            _serve(self.path, scratch, asked, answered, quick_check=quick_check)
             status = 0
         finally:
             os._exit(status)
@@ -200,9 +204,10 @@ class Forked(Apart):
 class Spawned(Apart):
     """In an interpreter of its own, beside threads that may hold any lock: some 0.25 s more than ``Forked``."""
 
-    def __init__(self, path: Path, *, quick_check: bool) -> None:
+    def __init__(self, path: Path, scratch: Path | None = None, *, quick_check: bool) -> None:
         self.path = path
         command = [sys.executable, "-m", __name__, str(path.absolute()), "quick check" if quick_check else ""]
+        command += [str(scratch.absolute())] if scratch else []
         paths = os.pathsep.join(p for p in sys.path if p)  # this program may have found itself anywhere
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}
@@ -226,7 +231,8 @@ def main() -> None:
     """The process of ``Spawned``: ends with its parent, and not by a Ctrl-C that was meant for that one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
-    _serve(Path(sys.argv[1]), 0, 1, quick_check=bool(sys.argv[2]))
+    scratch = Path(sys.argv[3]) if sys.argv[3:] else None
+    _serve(Path(sys.argv[1]), scratch, 0, 1, quick_check=bool(sys.argv[2]))
     os._exit(0)  # taking the interpreter apart takes time
 
 

@@ -87,14 +87,15 @@ class Copier:
         return size, [p for _, patches in halves for p in patches], sum(total for total, _ in halves)
 
     def _over(self, source: int, target: int, size: int, limit: int) -> list[tuple[int, list[Patch]]]:
-        share = -(-size // (CHUNK * len(self._buffers))) * CHUNK
         present = os.fstat(target).st_size
+        workers = len(self._buffers) if present else 1  # two that only write wait for the file's lock, spinning
+        share = -(-size // (CHUNK * workers)) * CHUNK
 
         def compare(n: int) -> tuple[int, list[Patch]]:
             part = range(n * share, min(size, (n + 1) * share), CHUNK)
             return _compare(source, target, self._buffers[n], part, present, limit)
 
-        return list(self._pool.map(compare, range(len(self._buffers))))
+        return list(self._pool.map(compare, range(workers)))
 
 
 def apply(target: int, size: int, patches: list[Patch]) -> None:

@@ -21,21 +21,34 @@ def zero_free_pages(descriptor: int) -> int:
     the copy compresses and holds no deleted data. Only leaves are touched, not the trunk pages that list them.
     A list that does not add up (a damaged file) is left as it is: returns 0.
     """
+    leaves = free_leaves(descriptor)
+    if len(leaves):
+        size = _page_size(os.pread(descriptor, 100, 0))
+        zeros = bytes(size)
+        for page in leaves.tolist():
+            if os.pread(descriptor, size, page * size) != zeros:
+                os.pwrite(descriptor, zeros, page * size)
+    return len(leaves)
+
+
+def free_leaves(descriptor: int) -> NDArray[np.int64]:
+    """These pages, numbered from 0, ascending; none of a list that does not add up."""
     header = os.pread(descriptor, 100, 0)
+    size = _page_size(header)
+    if not size:
+        return np.zeros(0, np.int64)
+    first, count = struct.unpack_from(">II", header, 32)
+    leaves = _leaves(descriptor, size, size - header[20], first, count)
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *leaves])) - 1
+
+
+def _page_size(header: bytes) -> int:
+    """0 where it makes no sense."""
     if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
         return 0
     (size,) = struct.unpack_from(">H", header, 16)
     size = 65536 if size == 1 else size
-    first, count = struct.unpack_from(">II", header, 32)
-    if size < 512 or size & (size - 1):
-        return 0
-    leaves = _leaves(descriptor, size, size - header[20], first, count)
-    zeros = bytes(size)
-    for some in leaves:
-        for page in some.tolist():
-            if os.pread(descriptor, size, (page - 1) * size) != zeros:
-                os.pwrite(descriptor, zeros, (page - 1) * size)
-    return sum(map(len, leaves))
+    return size if size >= 512 and size & (size - 1) == 0 else 0
 
 
 def _leaves(descriptor: int, size: int, usable: int, trunk: int, count: int) -> list[NDArray[np.int64]]:

@@ -25,6 +25,7 @@ from chromakeep.sets import distinct
 IN_MEMORY = 4 << 20  # bytes of one spool
 AT_ONCE = 1 << 17  # rows of a longer one that are in memory at a time
 SAMPLE = 1 << 16  # rows by which a longer one is divided
+instead: Path | None = None  # where files lie in this process: set by one that inspects what is not its own
 
 
 class Spool:
@@ -149,6 +150,7 @@ def _first(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def _file(folder: Path | None) -> BinaryIO:
+    folder = instead or folder
     if folder is not None:
         try:
             return tempfile.TemporaryFile(dir=folder)

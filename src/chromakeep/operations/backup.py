@@ -18,7 +18,16 @@ from chromakeep.chroma.capture import Capture, capture
 from chromakeep.chroma.catalog import DATABASE, schema_of
 from chromakeep.chroma.inspection import Inspection
 from chromakeep.chroma.layout import file_layouts
-from chromakeep.errors import CorruptObject, DiskFull, NotAChromaDirectory, RepositoryBusy, SourceBroken, StoreError
+from chromakeep.chroma.standstill import Standstill, standstill
+from chromakeep.errors import (
+    CorruptObject,
+    DiskFull,
+    NotAChromaDirectory,
+    RepositoryBusy,
+    SourceBroken,
+    SourceError,
+    StoreError,
+)
 from chromakeep.events import Noted, Observer, PhaseStarted, Progressed, ignore
 from chromakeep.layout import Layout
 from chromakeep.operations import place
@@ -26,7 +35,7 @@ from chromakeep.records import Collection
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.sessions import Session
 from chromakeep.repository.snapshots import Snapshot, now, rfc3339
-from chromakeep.repository.writer import SnapshotWriter
+from chromakeep.repository.writer import NOTHING, SnapshotWriter
 
 ATTEMPTS = 3  # captures that are found inexact before the source is refused; sessions that are fenced before we give up
 PATIENCE = 120.0  # seconds to wait for a whole state under writers that never rest; a broken one is told in seconds
@@ -52,14 +61,15 @@ def backup(
     stage: Path | None = None,
     allow_empty: bool = False,
     line: tuple[int, int] | None = None,
-    published: Callable[[Path, int], None] = lambda copy, counter: None,
+    published: Callable[[Path, int], None] | None = None,
     observer: Observer = ignore,
 ) -> BackupResult:
     """Take a snapshot of ``source``, in use or not, and publish it in ``repository``.
 
     The directory is captured to ``stage`` (kept for the next time, which then copies only what differs) or to a
-    temporary place beside it; the capture is validated (SQLite quick check, every segment's structure, a vector for
-    every id) while it is stored; only then is the snapshot created. Until that moment the repository shows nothing.
+    temporary place beside it; without ``stage`` and ``published``, one that nobody has written to for a while is read
+    where it lies. What is read is validated (SQLite quick check, every segment's structure, a vector for every id)
+    while it is stored; only then is the snapshot created. Until that moment the repository shows nothing.
     ``published`` is called afterwards with the copy that is now a snapshot, while it is there, and SQLite's change
     counter of that state. ``line`` is the epoch and number of a segment of the log that is not younger than this call.
 
@@ -68,6 +78,12 @@ def backup(
     ``StoreError``; ``RepositoryBusy`` if this writer was declared dead again and again.
     """
     started = time.monotonic()
+    if stage is None and published is None and (still := standstill(source)):
+        with suppress(SourceError, OSError, RepositoryBusy), still, staging(source, None) as scratch:
+            moment = rfc3339(now())
+            with aside(source, scratch=scratch) as validating:
+                validating.go(ALL)
+                return _publish(source, still, moment, repository, validating, allow_empty, line, started, observer)
     for attempt in range(1, ATTEMPTS + 1):
         with staging(source, stage) as into:
             captured = capture(source, into, timeout=PATIENCE, observer=observer)
@@ -78,7 +94,8 @@ def backup(
                     done = _publish(
                         source, captured, moment, repository, validating, allow_empty, line, started, observer
                     )
-                published(captured.path, captured.counter)
+                if published:
+                    published(captured.path, captured.counter)
                 return done
             except RepositoryBusy as e:
                 if attempt == ATTEMPTS:
@@ -93,7 +110,7 @@ def backup(
 
 def _publish(
     source: Path,
-    captured: Capture,
+    read: Capture | Standstill,
     moment: str,
     repository: Repository,
     validating: Aside,
@@ -102,8 +119,8 @@ def _publish(
     started: float,
     observer: Observer,
 ) -> BackupResult:
-    layouts = file_layouts(captured.path)
-    total = sum((captured.path / name).stat().st_size for name in layouts)
+    layouts = file_layouts(read.path)
+    total = sum((read.path / name).stat().st_size for name in layouts)
     session = Session.start(repository)
     origin = str(source.resolve())
     writer: SnapshotWriter | None = None
@@ -118,8 +135,14 @@ def _publish(
             done += size
             observer(Progressed("store", done))
 
-        files = tuple(writer.add_file(captured.path / n, n, layout, count) for n, layout in layouts.items())
-        inspection = validating.result()
+        blank = {DATABASE: read.blank()} if isinstance(read, Standstill) else {}
+        files = tuple(
+            writer.add_file(read.path / n, n, layout, count, blank=blank.get(n, NOTHING))
+            for n, layout in layouts.items()
+        )
+        inspection, schema = validating.result(), schema_of(read.path / DATABASE)
+        if isinstance(read, Standstill):
+            read.confirm()
         refuse_broken(source, inspection, allow_empty=allow_empty, observer=observer)
         new = writer.publish()
         snapshot = Snapshot(
@@ -135,11 +158,11 @@ def _publish(
             total_bytes=total,
             new_bytes=new,
             seconds=round(time.monotonic() - started, 3),
-            pause_seconds=round(captured.pause, 6),
+            pause_seconds=round(read.pause, 6),
             epoch=line[0] if line else None,
-            counter=captured.counter,
+            counter=read.counter,
             log_number=line[1] if line else 0,
-            schema=schema_of(captured.path / DATABASE),
+            schema=schema,
         )
         session.commit(snapshot)
     except BaseException:
@@ -154,7 +177,7 @@ def _publish(
         total,
         new,
         round(time.monotonic() - started, 3),
-        captured.pause,
+        read.pause,
         snapshot.collections,
     )
 

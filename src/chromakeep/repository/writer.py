@@ -27,6 +27,7 @@ from chromakeep.repository.spans import SpanMap, rows_per_span, unit_hashes, uni
 
 WORKERS = 2
 IN_FLIGHT = 6  # blocks being compressed or waiting for it
+NOTHING = np.zeros(0, np.int64)
 
 
 class Block:
@@ -70,8 +71,19 @@ class SnapshotWriter:
 
     # -- files --------------------------------------------------------------------------------------------------
 
-    def add_file(self, path: Path, name: str, layout: Layout, done: Callable[[int], None]) -> FileEntry:
-        """Store one file under ``name``; ``done`` hears of bytes finished. The file must not change meanwhile."""
+    def add_file(
+        self,
+        path: Path,
+        name: str,
+        layout: Layout,
+        done: Callable[[int], None],
+        *,
+        blank: npt.NDArray[np.int64] = NOTHING,
+    ) -> FileEntry:
+        """Store one file under ``name``; ``done`` hears of bytes finished. The file must not change meanwhile.
+
+        Rows that ``blank`` numbers, ascending, are stored as zeros, whatever they hold. Raises ``OSError``.
+        """
         status = path.stat()
         old = self._parent_files.get(name)
         if old and old.layout == layout and old.spans in self.index:
@@ -85,7 +97,7 @@ class SnapshotWriter:
         with path.open("rb", buffering=0) as f:
             for first in range(0, whole, rows):
                 n = min(rows, whole - first)
-                band = _read_exactly(f, n * stride, path)
+                band = _blanked(_read_exactly(f, n * stride, path), first, n, stride, blank)
                 for column, data in zip(columns, _split(band, n, layout), strict=True):
                     at = len(spans)
                     spans.append(column.add_span(data, before[at] if at < len(before) else None))
@@ -273,7 +285,17 @@ def _gather(data: memoryview, units: npt.NDArray[np.intp], unit: int) -> bytes:
     return rows[units[:-1]].tobytes() + bytes(data[whole * unit :])
 
 
-def _split(band: bytes, rows: int, layout: Layout) -> list[memoryview]:
+def _blanked(band: bytes, first: int, rows: int, stride: int, blank: npt.NDArray[np.int64]) -> bytes | bytearray:
+    low, high = np.searchsorted(blank, [first, first + rows])
+    if low == high:
+        return band
+    table = bytearray(band)
+    for row in (blank[low:high] - first).tolist():
+        table[row * stride : (row + 1) * stride] = bytes(stride)
+    return table
+
+
+def _split(band: bytes | bytearray, rows: int, layout: Layout) -> list[memoryview]:
     """The columns of a band of rows, each contiguous."""
     if len(layout.columns) == 1:
         return [memoryview(band)]
