@@ -25,6 +25,13 @@ FAILED = refusal(500, "the door failed over this request; its log says why")
 FULL = refusal(503, "too many connections", retry_after=1.0)
 
 
+def sent(what: Page | Refusal, *, head_only: bool, close: bool) -> bytes:
+    """Either as an HTTP/1.1 answer."""
+    if isinstance(what, Page):
+        return page_bytes(what, head_only=head_only, close=close)
+    return refusal_bytes(what, head_only=head_only, close=close)
+
+
 def page_bytes(page: Page, *, head_only: bool, close: bool) -> bytes:
     """A page as an HTTP/1.1 answer."""
     more = _later(page.retry_after)

@@ -13,6 +13,7 @@ from chromakeep.server.bodies import Body, body_of
 from chromakeep.server.exchange import Exchange
 from chromakeep.server.fields import END, Malformed, whole_lines
 from chromakeep.server.gate import Refusal
+from chromakeep.server.guard import Account
 from chromakeep.server.limits import BUFFER
 from chromakeep.server.request_head import RequestHead, parse_request
 from chromakeep.server.service import Service
@@ -27,9 +28,9 @@ class ClientSide(asyncio.Protocol):
     """One connection. A pipelined request is not even parsed before the answer to the one before it has been taken."""
 
     __slots__ = (
-        "_advancing", "_body", "_body_held", "_body_since", "_buffer", "_deadline", "_eof", "_exchange", "_expects",
-        "_full", "_held_at", "_lingering", "_paused", "_received", "_room", "_searched", "_service", "_stalled", "peer",
-        "transport",
+        "_account", "_advancing", "_body", "_body_held", "_body_since", "_buffer", "_deadline", "_eof", "_exchange",
+        "_expects", "_full", "_held_at", "_lingering", "_paused", "_received", "_room", "_searched", "_service",
+        "_stalled", "peer", "transport",
     )  # fmt: skip
 
     def __init__(self, service: Service) -> None:
@@ -39,6 +40,7 @@ class ClientSide(asyncio.Protocol):
         self._buffer = bytearray()  # what has come and is not for now
         self._searched = 0  # of the buffer, for the end of a head
         self._exchange: Exchange | Visit | None = None
+        self._account: Account | None = None  # of the running request, where somebody keeps a ledger
         self._body: Body | None = None  # of the running request, until it has been read to its end
         self._received = 0  # bytes of its payload
         self._body_since = 0.0
@@ -99,6 +101,7 @@ class ClientSide(asyncio.Protocol):
         exchange, self._exchange = self._exchange, None
         if exchange:
             exchange.abort()
+        self._settle()
 
     def pause_writing(self) -> None:
         self._full = True
@@ -181,23 +184,31 @@ class ClientSide(asyncio.Protocol):
         self._body = None if request.length == 0 else body_of(request.length)
         self._received = 0
         self._expects = request.expects and self._body is not None
+        account = Account(request, self.peer, self._service.loop.time())
+        if self._service.ledger:
+            self._account = account
+            self._service.ledger.begun(account)
         path, desk = request.target.partition("?")[0], self._service.desk
         page = self._service.pages.get(path)
         if page and request.method in ("GET", "HEAD"):
             keep = request.keep and not self._service.closing and self.skip_body()
             head_only = request.method == "HEAD"
+            account.route = path
             try:
-                sent = answers.page_bytes(page(), head_only=head_only, close=not keep)
+                shown = page()
+                account.status = shown.status
+                sent = answers.page_bytes(shown, head_only=head_only, close=not keep)
             except Exception as error:  # of a page: whatever it is, the client gets an answer and others their door
                 self._service.warn(f"door: {request.target}: {type(error).__name__}: {error}")
+                account.status = answers.FAILED.status
                 sent = answers.refusal_bytes(answers.FAILED, head_only=head_only, close=not keep)
             self.send(sent)
             self.answered(keep=keep)
             return
         if desk and desk.takes(path):
-            self._exchange = Visit(self._service, self, request, desk)
+            self._exchange = Visit(self._service, self, request, account, desk)
         else:
-            self._exchange = Exchange(self._service, self, request)
+            self._exchange = Exchange(self._service, self, request, account)
         self._exchange.begin()
 
     # Bodies
@@ -231,17 +242,34 @@ class ClientSide(asyncio.Protocol):
             if self._received > limits.body_bytes:
                 raise Malformed(f"a body of more than {limits.body_bytes} bytes", 413)
         except Malformed as error:
-            exchange.abort()
-            self._exchange = None
-            self._refuse(answers.refusal(error.status, error.message))
+            self._give_up(exchange, error)
             return
         self._buffer += rest
-        if self._body.done:
-            self._body, self._deadline = None, inf
-            exchange.send_body(payload, last=True)
-        else:
-            self._grant()
-            exchange.send_body(payload, last=False)
+        try:
+            if self._body.done:
+                self._body, self._deadline = None, inf
+                exchange.send_body(payload, last=True)
+            else:
+                self._grant()
+                exchange.send_body(payload, last=False)
+        except Malformed as error:  # says who watches it
+            self._give_up(exchange, error)
+
+    def _give_up(self, exchange: Exchange | Visit, error: Malformed) -> None:
+        """Refuse a body in the middle; nothing of the request can have its effect."""
+        exchange.abort()
+        self._exchange = None
+        if self._account:
+            self._account.status = error.status
+        self._settle()
+        self._refuse(answers.refusal(error.status, error.message))
+
+    def _settle(self) -> None:
+        """The running request is over, whatever came of it."""
+        account, self._account = self._account, None
+        if account and self._service.ledger:
+            account.received = self._received
+            self._service.ledger.ended(account, self._service.loop.time())
 
     def _grant(self) -> None:
         """Set the deadline for the rest of the body by what has come of it."""
@@ -294,6 +322,7 @@ class ClientSide(asyncio.Protocol):
     def answered(self, *, keep: bool) -> None:
         """The answer of the running request has been sent."""
         self._exchange, self._body_held = None, False
+        self._settle()
         if not keep or self._service.closing:
             self._last()
             return
@@ -351,10 +380,11 @@ class ClientSide(asyncio.Protocol):
             if self._lingering or self._eof or (exchange and exchange.started):
                 self._abandon()
             elif exchange or self._buffer:
+                late = Malformed("the request did not come in time", 408)
                 if exchange:
-                    exchange.abort()
-                    self._exchange = None
-                self._refuse(answers.refusal(408, "the request did not come in time"))
+                    self._give_up(exchange, late)
+                else:
+                    self._refuse(answers.refusal(late.status, late.message))
             else:
                 self.close()
 

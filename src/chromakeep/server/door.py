@@ -15,6 +15,7 @@ from chromakeep.errors import ServerFailed
 from chromakeep.events import Observer, ignore
 from chromakeep.server.client_side import ClientSide
 from chromakeep.server.gate import Gate, Page, Refusal
+from chromakeep.server.guard import Guard, Ledger
 from chromakeep.server.limits import Limits
 from chromakeep.server.service import Service
 from chromakeep.server.upstream import Pool
@@ -37,6 +38,7 @@ class Door:
     ``reads`` tells, in the door's thread, why no read may be passed on now, if so; it must not block.
     ``pages`` are answered here to GET and HEAD of exactly their path; they run in the door's thread and must not block.
     ``desk`` answers requests with a body; its own paths are never passed on.
+    ``guard`` is asked who may come in, ``ledger`` is told of every request.
     ``observer`` is told in that thread about failures of the gate, of pages and of the backend's HTTP.
     """
 
@@ -50,12 +52,15 @@ class Door:
         reads: Callable[[], Refusal | None] = lambda: None,
         pages: Mapping[str, Callable[[], Page]] = {},
         desk: Desk | None = None,
+        guard: Guard | None = None,
+        ledger: Ledger | None = None,
         limits: Limits = _DEFAULT,
         observer: Observer = ignore,
     ) -> None:
         self.host, self.port = host, port  # with port 0, the one the system chose, once started
         self._backend, self._gate, self._pages, self._observer = backend, gate, dict(pages), observer
         self._limits, self._reads, self._desk = limits, reads, desk
+        self._guard, self._ledger = guard, ledger
         self._sockets: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._service: Service | None = None
@@ -109,7 +114,18 @@ class Door:
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         limits = affordable(self._limits)
         pool = Pool(loop, self._backend, limits.connect)
-        service = Service(loop, pool, limits, self._gate, self._reads, self._pages, self._observer, self._desk)
+        service = Service(
+            loop,
+            pool,
+            limits,
+            self._gate,
+            self._reads,
+            self._pages,
+            self._observer,
+            self._desk,
+            self._guard,
+            self._ledger,
+        )
         self._stopping = stopping = asyncio.Event()
         servers = [
             await loop.create_server(lambda: ClientSide(service), sock=one, backlog=_BACKLOG) for one in self._sockets

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from chromakeep.server import answers
 from chromakeep.server.answer_head import AnswerHead, relayed
 from chromakeep.server.bodies import LAST_CHUNK, chunk
-from chromakeep.server.gate import Refusal, Request
+from chromakeep.server.gate import Page, Refusal, Request
+from chromakeep.server.guard import Account, Ruling
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.routes import is_safe, is_write
 from chromakeep.server.service import Service
@@ -27,11 +28,12 @@ class Exchange:
     """Begins with ``begin`` and ends with one call of ``ClientSide.answered``, or by ``abort``."""
 
     __slots__ = (
-        "_answer", "_client", "_close", "_gate", "_head", "_lead", "_out", "_request", "_retried", "_sent_all",
-        "_service", "_task", "_upstream", "holding", "method", "over", "started", "taking",
+        "_account", "_answer", "_client", "_close", "_gate", "_head", "_lead", "_out", "_request", "_retried",
+        "_sent_all", "_service", "_task", "_upstream", "holding", "method", "over", "started", "taking",
     )  # fmt: skip
 
-    def __init__(self, service: Service, client: ClientSide, head: RequestHead) -> None:
+    def __init__(self, service: Service, client: ClientSide, head: RequestHead, account: Account) -> None:
+        self._account = account
         self.method = head.method
         self.taking = False  # the backend may be sent (more of) the body
         self.holding = False  # the answer is held back until the gate has spoken
@@ -53,8 +55,23 @@ class Exchange:
     # From the client to the backend
 
     def begin(self) -> None:
-        """Ask the gate, or go on."""
-        if self._gate:
+        """Ask the guard, then the gate, or go on."""
+        guard = self._service.guard
+        ruling = guard.rule(self._head, self._account) if guard else None
+        if ruling is None or isinstance(ruling, Refusal | Page):
+            self._ruled(ruling)
+        else:
+            waiting = ruling
+
+            async def wait() -> None:
+                self._ruled(await waiting)
+
+            self._run(wait)
+
+    def _ruled(self, ruling: Ruling) -> None:
+        if ruling is not None:
+            self._refuse(ruling)
+        elif self._gate:
             self._run(self._admit)
         elif refusal := self._service.reads():
             self._refuse(refusal)
@@ -92,6 +109,8 @@ class Exchange:
     def send_body(self, payload: bytes, *, last: bool) -> None:
         """Pass part of the body on. Only while ``taking``."""
         assert self._upstream
+        if self._account.watch:
+            payload = self._account.watch.feed(payload, last=last)
         if self._head.length is None:
             payload = (chunk(payload) if payload else b"") + (LAST_CHUNK if last else b"")
         if self._lead:
@@ -110,7 +129,7 @@ class Exchange:
 
     def answer_begins(self, answer: AnswerHead) -> None:
         """The head of the answer has come."""
-        self._answer = answer
+        self._answer, self._account.status = answer, answer.status
         self._close = self._close or not self._sent_all
         if self.taking:  # a backend that answers before the body has ended wants no more of it
             self.taking = False
@@ -130,6 +149,7 @@ class Exchange:
     def answer_goes_on(self, payload: bytes, *, last: bool) -> None:
         """Part of the answer's body has come."""
         assert self._answer and self._upstream
+        self._account.sent += len(payload)
         if self._answer.length is None and self._head.modern:
             payload = (chunk(payload) if payload else b"") + (LAST_CHUNK if last else b"")
         if self._out:
@@ -225,14 +245,15 @@ class Exchange:
         else:
             self._refuse(refusal)
 
-    def _refuse(self, refusal: Refusal) -> None:
+    def _refuse(self, what: Refusal | Page) -> None:
         """Answer in the backend's place."""
+        self._account.status = what.status
         self._out = b""
         self._drop_upstream()
         self.holding = self.taking = False
         keep = not self._close and not self._service.closing and self._client.skip_body()
         self.started = True
-        self._client.send(answers.refusal_bytes(refusal, head_only=self.method == "HEAD", close=not keep))
+        self._client.send(answers.sent(what, head_only=self.method == "HEAD", close=not keep))
         self._end(keep=keep)
 
     def abort(self) -> None:

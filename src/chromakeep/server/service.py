@@ -10,6 +10,7 @@ import msgspec
 
 from chromakeep.events import Noted, Observer
 from chromakeep.server.gate import Gate, Page, Refusal
+from chromakeep.server.guard import Guard, Ledger
 from chromakeep.server.limits import Limits
 from chromakeep.server.upstream import Pool
 
@@ -29,6 +30,8 @@ class Service(msgspec.Struct):
     pages: Mapping[str, Callable[[], Page]]
     observer: Observer
     desk: Desk | None = None
+    guard: Guard | None = None
+    ledger: Ledger | None = None
     clients: set[ClientSide] = msgspec.field(default_factory=set)
     closing: bool = False  # no connection is kept after the request it carries
 

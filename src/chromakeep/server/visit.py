@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from chromakeep.server import answers
 from chromakeep.server.gate import Page, Refusal, Request
+from chromakeep.server.guard import Account
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.service import Service
 
@@ -50,10 +51,11 @@ class Closed:
 class Visit:
     """Used as an ``Exchange`` is: it begins with ``begin`` and ends with ``ClientSide.answered``, or by ``abort``."""
 
-    __slots__ = ("_body", "_client", "_desk", "_head", "_limit", "_request", "_service", "_task", "_whole", "over",
-                 "started", "taking")  # fmt: skip
+    __slots__ = ("_account", "_body", "_client", "_desk", "_head", "_limit", "_request", "_service", "_task", "_whole",
+                 "over", "started", "taking")  # fmt: skip
 
-    def __init__(self, service: Service, client: ClientSide, head: RequestHead, desk: Desk) -> None:
+    def __init__(self, service: Service, client: ClientSide, head: RequestHead, account: Account, desk: Desk) -> None:
+        self._account = account
         self.taking = False  # of the body
         self.started = False  # bytes of the answer have been given to the client
         self.over = False
@@ -99,10 +101,8 @@ class Visit:
         keep = self._head.keep and not self._service.closing and self._client.skip_body()
         self.started = self.over = True
         head_only = self._head.method == "HEAD"
-        if isinstance(what, Page):
-            self._client.send(answers.page_bytes(what, head_only=head_only, close=not keep))
-        else:
-            self._client.send(answers.refusal_bytes(what, head_only=head_only, close=not keep))
+        self._account.status = what.status
+        self._client.send(answers.sent(what, head_only=head_only, close=not keep))
         self._client.answered(keep=keep)
 
     def send_body(self, payload: bytes, *, last: bool) -> None:

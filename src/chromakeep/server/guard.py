@@ -1,0 +1,64 @@
+"""The guard: who decides whether a request is let in, and watches what its body holds. And what is told of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Protocol
+
+from chromakeep.server.gate import Page, Refusal
+from chromakeep.server.request_head import RequestHead
+
+
+class Watch(Protocol):
+    """Looks at a body on its way to the backend."""
+
+    @property
+    def records(self) -> int | None:
+        """How many records the body names, once it has passed; None where that cannot be told."""
+
+    def feed(self, payload: bytes, *, last: bool) -> bytes:
+        """What may be passed on now: all that was fed and not passed on yet, or all but an end that is not decided.
+
+        Nothing is kept back of the ``last`` payload. Raises ``Malformed`` for a body that must not arrive whole.
+        """
+
+
+class Account:
+    """What one request was: filled in while it passes, told when it is over."""
+
+    __slots__ = ("begun", "collection", "database", "key", "method", "peer", "received", "route", "sent", "status",
+                 "target", "tenant", "trace", "watch")  # fmt: skip
+
+    def __init__(self, head: RequestHead, peer: str, begun: float) -> None:
+        self.begun = begun  # by the loop's clock, in seconds
+        self.method, self.target, self.peer = head.method, head.target, peer
+        self.key = ""  # the name of the key it came with; "" where there was none, or a wrong one
+        self.route = ""  # the template of its path, such as ``collection.query``; "" where it is none that is known
+        self.tenant = self.database = self.collection = ""
+        self.trace = b""  # ``traceparent`` as sent
+        self.status = 0  # of the answer; 0: there was none
+        self.received = self.sent = 0  # bytes of payload
+        self.watch: Watch | None = None
+
+
+Ruling = Refusal | Page | None  # None: pass
+
+
+class Guard(Protocol):
+    """Asked about every request but those for our own pages, in the door's thread and event loop."""
+
+    def rule(self, head: RequestHead, account: Account) -> Ruling | Awaitable[Ruling]:
+        """Before anything of it is answered or passed on. Fills in what it finds out of the account.
+
+        A ``Page`` is answered in the backend's place. An awaitable is cancelled when the client goes away.
+        """
+
+
+class Ledger(Protocol):
+    """Told about every request, in the door's thread: it must not block."""
+
+    def begun(self, account: Account) -> None:
+        """Its head has come; no more is known of it than that."""
+
+    def ended(self, account: Account, now: float) -> None:
+        """It was answered, or given up (``status`` 0)."""
