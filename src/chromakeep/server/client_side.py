@@ -10,12 +10,13 @@ from typing import cast
 
 from chromakeep.server import answers
 from chromakeep.server.bodies import Body, body_of
+from chromakeep.server.credentials import CARRIERS
 from chromakeep.server.exchange import Exchange
 from chromakeep.server.fields import END, Malformed, whole_lines
 from chromakeep.server.gate import Refusal
 from chromakeep.server.guard import Account
 from chromakeep.server.limits import BUFFER
-from chromakeep.server.request_head import RequestHead, parse_request
+from chromakeep.server.request_head import NOTHING, RequestHead, parse_request
 from chromakeep.server.service import Service
 from chromakeep.server.visit import Visit
 
@@ -170,7 +171,7 @@ class ClientSide(asyncio.Protocol):
         try:
             if len(head) > limits.head_bytes:
                 raise Malformed(f"a request's head has more than {limits.head_bytes} bytes", 431)
-            request = parse_request(head, limits)
+            request = parse_request(head, limits, CARRIERS if self._service.guard else NOTHING)
             if request.length is not None and request.length > limits.body_bytes:
                 raise Malformed(f"a body of more than {limits.body_bytes} bytes", 413)
         except Malformed as error:
@@ -185,9 +186,10 @@ class ClientSide(asyncio.Protocol):
         self._received = 0
         self._expects = request.expects and self._body is not None
         account = Account(request, self.peer, self._service.loop.time())
-        if self._service.ledger:
+        if self._service.ledger or self._service.guard:
             self._account = account
-            self._service.ledger.begun(account)
+            if self._service.ledger:
+                self._service.ledger.begun(account)
         path, desk = request.target.partition("?")[0], self._service.desk
         page = self._service.pages.get(path)
         if page and request.method in ("GET", "HEAD"):
@@ -267,9 +269,12 @@ class ClientSide(asyncio.Protocol):
     def _settle(self) -> None:
         """The running request is over, whatever came of it."""
         account, self._account = self._account, None
-        if account and self._service.ledger:
+        if account:
             account.received = self._received
-            self._service.ledger.ended(account, self._service.loop.time())
+            if self._service.guard:
+                self._service.guard.settle(account)
+            if self._service.ledger:
+                self._service.ledger.ended(account, self._service.loop.time())
 
     def _grant(self) -> None:
         """Set the deadline for the rest of the body by what has come of it."""

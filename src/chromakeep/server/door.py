@@ -126,6 +126,8 @@ class Door:
             self._guard,
             self._ledger,
         )
+        if self._guard:
+            self._guard.attach(loop, pool)
         self._stopping = stopping = asyncio.Event()
         servers = [
             await loop.create_server(lambda: ClientSide(service), sock=one, backlog=_BACKLOG) for one in self._sockets

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from chromakeep.server.gate import Page, Refusal
 from chromakeep.server.request_head import RequestHead
+
+if TYPE_CHECKING:
+    from chromakeep.server.upstream import Pool
 
 
 class Watch(Protocol):
@@ -26,13 +30,15 @@ class Watch(Protocol):
 class Account:
     """What one request was: filled in while it passes, told when it is over."""
 
-    __slots__ = ("begun", "collection", "database", "key", "method", "peer", "received", "route", "sent", "status",
-                 "target", "tenant", "trace", "watch")  # fmt: skip
+    __slots__ = ("begun", "collection", "database", "identity", "key", "method", "peer", "received", "route", "sent",
+                 "status", "taken", "target", "tenant", "trace", "watch")  # fmt: skip
 
     def __init__(self, head: RequestHead, peer: str, begun: float) -> None:
         self.begun = begun  # by the loop's clock, in seconds
         self.method, self.target, self.peer = head.method, head.target, peer
         self.key = ""  # the name of the key it came with; "" where there was none, or a wrong one
+        self.identity = ""  # the id of that key
+        self.taken = False  # it counts against that key's allowance until it is over
         self.route = ""  # the template of its path, such as ``collection.query``; "" where it is none that is known
         self.tenant = self.database = self.collection = ""
         self.trace = b""  # ``traceparent`` as sent
@@ -52,6 +58,12 @@ class Guard(Protocol):
 
         A ``Page`` is answered in the backend's place. An awaitable is cancelled when the client goes away.
         """
+
+    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+        """Before the first request: the door's loop, and its connections to the backend."""
+
+    def settle(self, account: Account) -> None:
+        """A request that it was asked about is over."""
 
 
 class Ledger(Protocol):

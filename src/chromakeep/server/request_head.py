@@ -21,6 +21,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9
 # Written anew, answered here, or dropped; what connection names of these changes nothing.
 _OURS = HOP | {b"host", b"content-length", b"expect", b"forwarded", b"x-real-ip"}
 _KNOWN_WORDS = frozenset({b"keep-alive", b"close"})
+NOTHING: frozenset[bytes] = frozenset()
 
 
 class RequestHead(msgspec.Struct):
@@ -50,8 +51,11 @@ class _Seen:
         self.whole = True
 
 
-def parse_request(head: bytes, limits: Limits) -> RequestHead:
-    """A head of at most ``limits.head_bytes``, with its empty line. Raises ``Malformed`` with the status to answer."""
+def parse_request(head: bytes, limits: Limits, dropped: frozenset[bytes] = NOTHING) -> RequestHead:
+    """A head of at most ``limits.head_bytes``, with its empty line. Raises ``Malformed`` with the status to answer.
+
+    Fields of the names in ``dropped`` are not passed on.
+    """
     check(head)
     line = _LINE.fullmatch(head, 0, head.index(b"\r\n"))
     if not line:
@@ -64,7 +68,7 @@ def parse_request(head: bytes, limits: Limits) -> RequestHead:
     if not target.startswith("/") or "#" in target:
         raise Malformed("the target must be a path")
     seen = _read(head, limits)
-    return _understood(method, target, line[4] == b"1", seen.fields)
+    return _understood(method, target, line[4] == b"1", seen.fields, dropped)
 
 
 def _read(head: bytes, limits: Limits) -> _Seen:
@@ -83,13 +87,13 @@ def _read(head: bytes, limits: Limits) -> _Seen:
     return seen
 
 
-def _understood(method: str, target: str, modern: bool, fields: Fields) -> RequestHead:
+def _understood(method: str, target: str, modern: bool, fields: Fields, dropped: frozenset[bytes]) -> RequestHead:
     hosts, lengths, codings, expects, connection = [], [], [], [], []
     kept: Fields = []
     for field in fields:
         name, value = field
         if name not in _OURS:
-            if not name.startswith(b"x-forwarded-"):
+            if not name.startswith(b"x-forwarded-") and name not in dropped:
                 kept.append(field)
         elif name == b"host":
             hosts.append(value)

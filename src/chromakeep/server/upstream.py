@@ -5,17 +5,37 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
-from chromakeep.server.answer_head import MOST, parse_answer
+from chromakeep.server.answer_head import MOST, AnswerHead, parse_answer
 from chromakeep.server.bodies import Body, body_of
 from chromakeep.server.fields import END, Malformed
 from chromakeep.server.limits import BUFFER
 
-if TYPE_CHECKING:
-    from chromakeep.server.exchange import Exchange
-
 _KEPT = 64  # idle connections
+
+
+class Carried(Protocol):
+    """Whose answer a connection reads: an ``Exchange``, or a question of the door's own."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def holding(self) -> bool:
+        """The answer is not taken for now."""
+
+    def answer_begins(self, answer: AnswerHead) -> None: ...
+
+    def answer_goes_on(self, payload: bytes, *, last: bool) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def upstream_full(self, full: bool) -> None: ...
+
+    def upstream_lost(self, upstream: Upstream) -> None: ...
+
+    def answer_malformed(self, why: str) -> None: ...
 
 
 class Upstream(asyncio.Protocol):
@@ -25,7 +45,7 @@ class Upstream(asyncio.Protocol):
                  "used")  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
-        self.exchange: Exchange | None = None
+        self.exchange: Carried | None = None
         self.transport: asyncio.Transport
         self.used = False  # it has carried an exchange before the one it carries
         self.spoke = False  # a byte of this exchange's answer has come
@@ -41,7 +61,7 @@ class Upstream(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=BUFFER)
 
-    def carry(self, exchange: Exchange) -> None:
+    def carry(self, exchange: Carried) -> None:
         """Give this connection, which is idle, to an exchange."""
         self.exchange, self.spoke, self._body, self._searched = exchange, False, None, 0
 
@@ -102,7 +122,7 @@ class Upstream(asyncio.Protocol):
             else:
                 exchange.flush()
 
-    def _head(self, exchange: Exchange) -> bool:
+    def _head(self, exchange: Carried) -> bool:
         """Read one head, if it has come. The heads of informational answers are dropped."""
         end = self._buffer.find(END, max(0, self._searched - 3))
         if end < 0:
@@ -118,7 +138,7 @@ class Upstream(asyncio.Protocol):
             exchange.answer_begins(answer)
         return True
 
-    def _pass(self, exchange: Exchange, body: Body, data: bytes) -> None:
+    def _pass(self, exchange: Carried, body: Body, data: bytes) -> None:
         try:
             payload, rest = body.feed(data)
         except Malformed as error:

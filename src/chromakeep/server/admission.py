@@ -1,0 +1,163 @@
+"""Admission: the guard of a door that has keys. Every request is checked for what its key may do where.
+
+Closed by default: a path that is not known needs the operator's key, and a body that names a collection is read before
+it is passed on. UUIDs are looked up: one of another tenant or database is not there (404), as Chroma itself would not
+say. What a client sends of a key is not passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
+
+import msgspec
+
+from chromakeep.access.keys import Key, Keyring
+from chromakeep.access.rights import Call, call_of, permits
+from chromakeep.server import listings, shield
+from chromakeep.server.allowance import Allowances
+from chromakeep.server.answers import refusal
+from chromakeep.server.asking import Unanswered, ask
+from chromakeep.server.credentials import Lock, token_of
+from chromakeep.server.gate import Page, Refusal
+from chromakeep.server.guard import Account, Ruling
+from chromakeep.server.request_head import RequestHead
+from chromakeep.server.upstream import Pool
+from chromakeep.server.watches import Named, Sized, together
+from chromakeep.server.whereabouts import FRESH, Whereabouts
+
+DEFAULT_TENANT, DEFAULT_DATABASE = "default_tenant", "default_database"
+_UNKNOWN = Refusal(401, "AuthError", "a key is needed: none was sent, or none that is known")
+_NAMING = {"collections.create", "collection.modify"}
+_LISTS = {"collections.list", "collections.count", "databases.list"}
+
+
+class Admission:
+    """One for a door. ``keys`` tells the present ring, and ``wall`` the time of day in seconds."""
+
+    def __init__(self, keys: Callable[[], Keyring], wall: Callable[[], float]) -> None:
+        self._keys, self._wall = keys, wall
+        self._lock, self._allowances = Lock(), Allowances()
+        self._pool: Pool
+        self._places: Whereabouts
+        self._loop: asyncio.AbstractEventLoop
+
+    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+        """See ``Guard``."""
+        self._loop, self._pool, self._places = loop, pool, Whereabouts(pool)
+
+    def rule(self, head: RequestHead, account: Account) -> Ruling | Awaitable[Ruling]:
+        """See ``Guard``. Nothing is waited for but a lookup of a UUID that was not looked up yet, and of listings."""
+        path = head.target.partition("?")[0]
+        call = call_of(head.method, path)
+        account.route = call.route
+        account.tenant, account.database = call.tenant or "", call.database or ""
+        account.collection = call.collection or call.id or ""
+        if refused := shield.refuse_route(head.method, path):
+            return refused
+        if call.action == "public":
+            return None
+        key = self._who(head, account)
+        if isinstance(key, Refusal):
+            return key
+        account.key, account.identity = key.name, key.id
+        if not permits(key, call, None):
+            return _forbidden(key)
+        if key.body is not None and head.length is not None and head.length > key.body:
+            return refusal(413, f"a body of more than {key.body} bytes, which is what this key may send")
+        if (wait := self._allowances.take(key, self._loop.time())) is not None:
+            return refusal(429, "this key asks too often", retry_after=wait)
+        account.taken = True
+        account.watch = together(
+            Sized(key.body) if key.body is not None and head.length is None else None,
+            Named(lambda name: permits(key, call, name)) if call.route in _NAMING else None,
+            shield.watch_for(head.method, path, head),
+        )
+        if call.route == "identity":
+            return _identity(key)
+        if call.route in _LISTS and (key.collections or key.database):
+            return self._listed(key, call, head.target.partition("?")[2])
+        return self._placed(key, call, account) if call.id else None
+
+    def settle(self, account: Account) -> None:
+        """A request is over."""
+        if account.taken:
+            account.taken = False
+            self._allowances.give_back(account.identity)
+
+    def _who(self, head: RequestHead, account: Account) -> Key | Refusal:
+        token, now = token_of(head.fields), self._loop.time()
+        if token is None:
+            return _UNKNOWN
+        if wait := self._lock.wait(account.peer, token, now):
+            return refusal(429, "too many wrong keys from there", retry_after=wait)
+        key = self._keys().find(token, self._wall())
+        if key is None:
+            self._lock.wrong(account.peer, token, now)
+            return _UNKNOWN
+        return key
+
+    # -- collections by their UUID ------------------------------------------------------------------------------------
+
+    def _placed(self, key: Key, call: Call, account: Account) -> Ruling | Awaitable[Ruling]:
+        tenant, database, identity = call.tenant, call.database, call.id
+        assert tenant is not None and database is not None and identity is not None
+        now = self._loop.time()
+        if call.route in _NAMING:
+            self._places.forget(tenant, database, identity)
+        name = self._places.known(tenant, database, identity, now - FRESH if key.collections else 0.0)
+        if name is not None:
+            return self._named(key, call, name, account)
+
+        async def look() -> Ruling:
+            try:
+                found = await self._places.find(tenant, database, identity, now)
+            except Unanswered as error:
+                return refusal(503, f"Chroma does not answer: {error}", retry_after=1.0)
+            if found is None:
+                return refusal(404, f"Collection [{identity}] does not exist.")
+            if call.route in _NAMING:
+                self._places.forget(tenant, database, identity)
+            return self._named(key, call, found, account)
+
+        return look()
+
+    @staticmethod
+    def _named(key: Key, call: Call, name: str, account: Account) -> Ruling:
+        account.collection = name
+        return None if permits(key, call, name) else _forbidden(key)
+
+    # -- listings -----------------------------------------------------------------------------------------------------
+
+    async def _listed(self, key: Key, call: Call, query: str) -> Ruling:
+        assert call.tenant is not None
+        path = f"/api/v2/tenants/{quote(call.tenant, safe='')}/databases"
+        if call.route != "databases.list":
+            assert call.database is not None
+            path += f"/{quote(call.database, safe='')}/collections"
+        try:
+            status, body = await ask(self._pool, path)
+            if status != 200:
+                return Page(body, status=status)
+            if call.route == "databases.list":
+                return listings.shown(body, query, lambda name: key.database in (None, name))
+            if call.route == "collections.count":
+                return listings.counted(body, lambda name: permits(key, call, name))
+            return listings.shown(body, query, lambda name: permits(key, call, name))
+        except (Unanswered, msgspec.MsgspecError) as error:
+            return refusal(503, f"Chroma does not answer: {error}", retry_after=1.0)
+
+
+def _forbidden(key: Key) -> Refusal:
+    return Refusal(403, "AuthError", f"the key {key.name!r} ({key.role}) may not do that there")
+
+
+def _identity(key: Key) -> Page:
+    """What chromadb's clients ask first. ``*`` is any, which lets them keep what they were told."""
+    told = {
+        "user_id": key.name,
+        "tenant": key.tenant or "*",
+        "databases": [key.database or "*"],
+    }
+    return Page(msgspec.json.encode(told))

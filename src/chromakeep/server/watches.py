@@ -1,0 +1,90 @@
+"""Watches of keys: what a body must not say with this one. See ``shield`` for what nobody's may."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from chromakeep.server.fields import Malformed
+from chromakeep.server.guard import Watch
+
+SMALL = 1 << 20  # bytes of a body that makes or changes a collection
+
+
+class Sized:
+    """Of a body whose length is not known before: no more than a key's may have."""
+
+    records: int | None = None
+
+    def __init__(self, most: int) -> None:
+        self._left, self._most = most, most
+
+    def feed(self, payload: bytes, *, last: bool) -> bytes:
+        """All of it, as long as there is not too much."""
+        self._left -= len(payload)
+        if self._left < 0:
+            raise Malformed(f"a body of more than {self._most} bytes, which is what this key may send", 413)
+        return payload
+
+
+class _Names(msgspec.Struct):
+    name: str | None = None
+    new_name: str | None = None
+
+
+_NAMES = msgspec.json.Decoder(_Names)
+
+
+class Named:
+    """Of a body that names a collection: only one that the key may touch. It is small, and gathered first.
+
+    What is no such JSON passes, for Chroma to refuse in its own words: it takes no name from it (a name that stands
+    there twice is refused by it too).
+    """
+
+    records: int | None = None
+
+    def __init__(self, permitted: Callable[[str], bool]) -> None:
+        self._permitted, self._body = permitted, bytearray()
+
+    def feed(self, payload: bytes, *, last: bool) -> bytes:
+        """Nothing before the last."""
+        self._body += payload
+        if len(self._body) > SMALL:
+            raise Malformed(f"a body of more than {SMALL} bytes for a collection's name and settings", 413)
+        if not last:
+            return b""
+        body, self._body = bytes(self._body), bytearray()
+        try:
+            found = _NAMES.decode(body)
+        except msgspec.MsgspecError:
+            return body
+        for name in (found.name, found.new_name):
+            if name is not None and not self._permitted(name):
+                raise Malformed(f"this key may not touch a collection named {name[:100]!r}", 403)
+        return body
+
+
+class Together:
+    """Several, one after the other."""
+
+    def __init__(self, watches: list[Watch]) -> None:
+        self._watches = watches
+
+    @property
+    def records(self) -> int | None:
+        """What one of them counted."""
+        return next((w.records for w in self._watches if w.records is not None), None)
+
+    def feed(self, payload: bytes, *, last: bool) -> bytes:
+        """What all let pass."""
+        for watch in self._watches:
+            payload = watch.feed(payload, last=last)
+        return payload
+
+
+def together(*watches: Watch | None) -> Watch | None:
+    """One of those there are, None for none."""
+    some = [watch for watch in watches if watch is not None]
+    return Together(some) if len(some) > 1 else some[0] if some else None
