@@ -83,6 +83,13 @@ def schema_of(database: Path | sqlite3.Connection) -> str:
     return " ".join(f"{name}:{version}" for name, version in steps)
 
 
+def collection_count(database: Path) -> int:
+    """How many collections there are, of a database that may be in use. Raises ``SourceBroken``."""
+    address = f"file:{quote(str(database.absolute()))}?mode=ro"
+    with untrusted_rows(), closing(sqlite3.connect(address, uri=True, timeout=5.0)) as connection:
+        return int(connection.execute("SELECT count(*) FROM collections").fetchone()[0])
+
+
 class Catalog:
     """The open database and its collections, in order of creation. A context manager; not for several threads."""
 

@@ -12,6 +12,7 @@ from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
 from chromakeep.events import Observer, ignore
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.ship import Shipping
+from chromakeep.operations.sighting import Sighting
 
 if TYPE_CHECKING:
     from chromakeep.operations.receive import Receiver
@@ -30,6 +31,7 @@ class Duty:
     def __init__(self, durability: str, keeping: Keeping | None) -> None:
         self.durability = durability
         self.standby: Standby | None = None  # of an instance that waits
+        self.sighting = Sighting()
         self._role = STARTING
         self._keeping = keeping
 
@@ -81,8 +83,8 @@ class Duty:
 
     @property
     def ready(self) -> bool:
-        """Whether this instance serves as it should, writes included."""
-        return self.role == SERVING and self.refusal() is None
+        """Whether this instance serves as it should, writes included, and has what it had."""
+        return self.role == SERVING and self.refusal() is None and self.sighting.gone is None
 
     @property
     def readable(self) -> bool:
@@ -100,6 +102,8 @@ class Duty:
         known: dict[str, object] = {"role": self.role, "durability": self.durability}
         if why := self.refusal():
             known["refuses_writes"] = why.message
+        if gone := self.sighting.gone:
+            known["missing"] = gone
         if self.standby and self._role == WAITING:
             known |= self.standby.status()
         if self._keeping:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from chromakeep.chroma.catalog import DATABASE, collection_count
 from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
 from chromakeep.chroma.server import ChromaServer, free_port, port_is_free
 from chromakeep.chroma.signature import signature
@@ -25,6 +26,7 @@ from chromakeep.errors import (
     NotNow,
     PartialFailure,
     ServerFailed,
+    SourceError,
     UsageError,
 )
 from chromakeep.events import Noted, Observer, ServerLine, ignore
@@ -46,6 +48,7 @@ from chromakeep.operations.duty import (
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.platform import advise
 from chromakeep.operations.rescue import Findings, examine, rescue
+from chromakeep.operations.sighting import Sighting
 from chromakeep.operations.succession import START_AGAIN, Succession
 from chromakeep.operations.watch import Watching
 from chromakeep.records import Collection
@@ -379,6 +382,8 @@ class _Service:
             self.beside.remember(server=Process.of(server.pid))
         if self.stop.is_set():
             return server, None
+        self.duty.sighting = Sighting()  # what the checks before this found is how it is
+        self._count()
         self.duty.role = SERVING
         self.changeover.over()
         self.observer(
@@ -421,6 +426,10 @@ class _Service:
             self.observer(Noted("there was no repository at that address: created one", "warning"))
             return repository
 
+    def _count(self) -> None:
+        with suppress(SourceError):
+            self.duty.sighting.seen(collection_count(self.beside.data / DATABASE))
+
     def _watch(self, server: ChromaServer) -> str | None:
         """Wait until the server must be replaced, and say why; None when ``stop`` is set."""
         watching = Watching(
@@ -429,6 +438,7 @@ class _Service:
             patience=self.settings.hung_after,
             known=lambda: (*self.collections, *(self.keeping.collections if self.keeping else ())),
             spared=self.hopeless,
+            alive=self._count,
         )
         watching.start()
         try:

@@ -21,6 +21,7 @@ class Watching(threading.Thread):
 
     A request may take ``patience`` seconds. ``known`` tells collections, of any tenant, with their sizes; those of the
     default database are asked of the server. ``spared`` are names that are not probed; ``broken`` those of a verdict.
+    ``alive`` is called after each probe that found nothing wrong.
     """
 
     def __init__(
@@ -31,12 +32,14 @@ class Watching(threading.Thread):
         patience: float,
         known: Callable[[], Iterable[Collection]],
         spared: Iterable[str] = (),
+        alive: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(name="watch", daemon=True)
         self.over = threading.Event()
         self.verdict: str | None = None
         self.broken: tuple[str, ...] = ()
         self._server, self._every, self._known, self._spared = server, every, known, frozenset(spared)
+        self._alive = alive
         self._client = ChromaClient(server.client.host, server.client.port, timeout=patience)
 
     def run(self) -> None:
@@ -51,6 +54,7 @@ class Watching(threading.Thread):
             next_probe = time.monotonic() + self._every
             if health.state == ALIVE:
                 silent_since = None
+                self._alive()
                 continue
             if suspicious:
                 self._server.panicked.set()  # look again: the confirming write did not get through

@@ -32,6 +32,8 @@ class DutyGate:
         What a collection held when it is deleted goes into the log first, so that one can go back to just before.
         """
         refused = await self._allowed(self._hold)
+        if request.method == "DELETE" or request.path.endswith("/reset"):
+            self._duty.sighting.deleting()
         if refused is None and request.method == "DELETE":
             with suppress(asyncio.TimeoutError, ChromakeepError):  # a bucket that is away keeps nobody from deleting
                 await asyncio.wait_for(self._shipped(), BEFORE_DELETING)
