@@ -27,33 +27,33 @@ def test_a_body_is_no_longer_than_the_key_may_send() -> None:
 @pytest.mark.parametrize("size", [1, 7, 10_000])
 def test_a_name_that_the_key_may_not_touch(field: str, size: int) -> None:
     """Written in any way that JSON knows."""
-    good = json.dumps({"metadata": {"name": "secret"}, field: "docs-1"}).encode()
-    assert through(Named(lambda name: name.startswith("docs-")), good, size) == good
+    good = json.dumps({"metadata": {field: "secret"}, "other": "secret", field: "docs-1"}).encode()
+    assert through(Named(field, lambda name: name.startswith("docs-")), good, size) == good
     for bad in (b'{"%s": "secret"}', b'{"a": [1], "%s" : "\\u0073ecret"}'):
         with pytest.raises(Malformed, match="secret") as error:
-            through(Named(lambda name: name.startswith("docs-")), bad % field.encode(), size)
+            through(Named(field, lambda name: name.startswith("docs-")), bad % field.encode(), size)
         assert error.value.status == 403
 
 
 def test_a_name_whose_field_is_written_with_escapes() -> None:
     with pytest.raises(Malformed):
-        through(Named(lambda name: False), b'{"n\\u0061me": "secret"}')
+        through(Named("name", lambda name: False), b'{"n\\u0061me": "secret"}')
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"name": 5}', b"\xff", b'{"name": "x"} y'])
 def test_what_is_no_name_is_chromas_to_refuse(body: bytes) -> None:
     """It makes no collection of it."""
-    assert through(Named(lambda name: False), body) == body
+    assert through(Named("name", lambda name: False), body) == body
 
 
 def test_a_long_body_is_not_gathered() -> None:
     with pytest.raises(Malformed) as error:
-        through(Named(lambda name: True), b" " * (2 << 20), 1 << 16)
+        through(Named("name", lambda name: True), b" " * (2 << 20), 1 << 16)
     assert error.value.status == 413
 
 
 def test_several() -> None:
-    both = together(Sized(100), None, Named(lambda name: True))
+    both = together(Sized(100), None, Named("name", lambda name: True))
     assert both and through(both, b'{"name": "docs"}') == b'{"name": "docs"}'
     assert both.records is None
     assert together(None, None) is None

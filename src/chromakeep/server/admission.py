@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from urllib.parse import quote
 
 import msgspec
+from msgspec.structs import replace
 
-from chromakeep.access.keys import Key, Keyring
-from chromakeep.access.rights import Call, call_of, permits
+from chromakeep.access.keys import MOST_KEYS, Key, Keyring
+from chromakeep.access.rights import Call, call_of, covers_names, named_in_body, permits
 from chromakeep.server import listings, shield
 from chromakeep.server.allowance import Allowances
 from chromakeep.server.answers import refusal
@@ -27,10 +29,8 @@ from chromakeep.server.upstream import Pool
 from chromakeep.server.watches import Named, Sized, together
 from chromakeep.server.whereabouts import FRESH, Whereabouts
 
-DEFAULT_TENANT, DEFAULT_DATABASE = "default_tenant", "default_database"
 _UNKNOWN = Refusal(401, "AuthError", "a key is needed: none was sent, or none that is known")
-_NAMING = {"collections.create", "collection.modify"}
-_LISTS = {"collections.list", "collections.count", "databases.list"}
+_COLLECTIONS = frozenset({"collections.list", "collections.count"})
 
 
 class Admission:
@@ -39,6 +39,7 @@ class Admission:
     def __init__(self, keys: Callable[[], Keyring], wall: Callable[[], float]) -> None:
         self._keys, self._wall = keys, wall
         self._lock, self._allowances = Lock(), Allowances()
+        self._all: dict[str, Key] = {}
         self._pool: Pool
         self._places: Whereabouts
         self._loop: asyncio.AbstractEventLoop
@@ -62,21 +63,25 @@ class Admission:
         if isinstance(key, Refusal):
             return key
         account.key, account.identity = key.name, key.id
-        if not permits(key, call, None):
+        listing = _listing(key, call)
+        if not listing and not permits(self._wide(key), call, None):
+            return _forbidden(key)
+        if key.collections and call.collection and not permits(key, call, None):
             return _forbidden(key)
         if key.body is not None and head.length is not None and head.length > key.body:
             return refusal(413, f"a body of more than {key.body} bytes, which is what this key may send")
         if (wait := self._allowances.take(key, self._loop.time())) is not None:
             return refusal(429, "this key asks too often", retry_after=wait)
         account.taken = True
+        member = named_in_body(call)
         account.watch = together(
             Sized(key.body) if key.body is not None and head.length is None else None,
-            Named(lambda name: permits(key, call, name)) if call.route in _NAMING else None,
+            Named(member, partial(covers_names, key)) if key.collections and member else None,
             shield.watch_for(head.method, path, head),
         )
         if call.route == "identity":
             return _identity(key)
-        if call.route in _LISTS and (key.collections or key.database):
+        if listing:
             return self._listed(key, call, head.target.partition("?")[2])
         return self._placed(key, call, account) if call.id else None
 
@@ -85,6 +90,17 @@ class Admission:
         if account.taken:
             account.taken = False
             self._allowances.give_back(account.identity)
+
+    def _wide(self, key: Key) -> Key:
+        """The key as it would be for all collections: which one it is about may not be known yet."""
+        if not key.collections:
+            return key
+        wide = self._all.get(key.id)
+        if wide is None:
+            if len(self._all) > MOST_KEYS:
+                self._all.clear()
+            wide = self._all[key.id] = replace(key, collections=())
+        return wide
 
     def _who(self, head: RequestHead, account: Account) -> Key | Refusal:
         token, now = token_of(head.fields), self._loop.time()
@@ -104,7 +120,7 @@ class Admission:
         tenant, database, identity = call.tenant, call.database, call.id
         assert tenant is not None and database is not None and identity is not None
         now = self._loop.time()
-        if call.route in _NAMING:
+        if call.route == "collection.modify":
             self._places.forget(tenant, database, identity)
         name = self._places.known(tenant, database, identity, now - FRESH if key.collections else 0.0)
         if name is not None:
@@ -117,7 +133,7 @@ class Admission:
                 return refusal(503, f"Chroma does not answer: {error}", retry_after=1.0)
             if found is None:
                 return refusal(404, f"Collection [{identity}] does not exist.")
-            if call.route in _NAMING:
+            if call.route == "collection.modify":
                 self._places.forget(tenant, database, identity)
             return self._named(key, call, found, account)
 
@@ -142,11 +158,22 @@ class Admission:
                 return Page(body, status=status)
             if call.route == "databases.list":
                 return listings.shown(body, query, lambda name: key.database in (None, name))
-            if call.route == "collections.count":
-                return listings.counted(body, lambda name: permits(key, call, name))
-            return listings.shown(body, query, lambda name: permits(key, call, name))
+            show = listings.counted if call.route == "collections.count" else partial(listings.shown, query=query)
+            return show(body, permitted=partial(covers_names, key))
         except (Unanswered, msgspec.MsgspecError) as error:
             return refusal(503, f"Chroma does not answer: {error}", retry_after=1.0)
+
+
+def _listing(key: Key, call: Call) -> bool:
+    """Whether it is a list of which this key sees a part."""
+    if call.route == "databases.list":
+        return key.database is not None and key.tenant in (None, call.tenant)
+    return (
+        call.route in _COLLECTIONS
+        and bool(key.collections)
+        and key.tenant in (None, call.tenant)
+        and key.database in (None, call.database)
+    )
 
 
 def _forbidden(key: Key) -> Refusal:

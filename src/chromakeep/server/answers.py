@@ -9,7 +9,14 @@ from http import HTTPStatus
 from chromakeep.server.gate import Page, Refusal
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_NAMES = {400: "InvalidArgumentError", 404: "NotFoundError", 429: "RateLimitError", 500: "InternalError"}
+_NAMES = {
+    400: "InvalidArgumentError",
+    401: "AuthError",
+    403: "AuthError",
+    404: "NotFoundError",
+    429: "RateLimitError",
+    500: "InternalError",
+}
 
 
 def refusal(status: int, message: str, *, retry_after: float | None = None) -> Refusal:

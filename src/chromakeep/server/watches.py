@@ -31,6 +31,7 @@ class Sized:
 class _Names(msgspec.Struct):
     name: str | None = None
     new_name: str | None = None
+    output_collection: str | None = None
 
 
 _NAMES = msgspec.json.Decoder(_Names)
@@ -45,8 +46,9 @@ class Named:
 
     records: int | None = None
 
-    def __init__(self, permitted: Callable[[str], bool]) -> None:
-        self._permitted, self._body = permitted, bytearray()
+    def __init__(self, member: str, permitted: Callable[[str], bool]) -> None:
+        """``member`` of the JSON object is the name."""
+        self._member, self._permitted, self._body = member, permitted, bytearray()
 
     def feed(self, payload: bytes, *, last: bool) -> bytes:
         """Nothing before the last."""
@@ -60,9 +62,9 @@ class Named:
             found = _NAMES.decode(body)
         except msgspec.MsgspecError:
             return body
-        for name in (found.name, found.new_name):
-            if name is not None and not self._permitted(name):
-                raise Malformed(f"this key may not touch a collection named {name[:100]!r}", 403)
+        name = getattr(found, self._member)
+        if name is not None and not self._permitted(name):
+            raise Malformed(f"this key may not touch a collection named {name[:100]!r}", 403)
         return body
 
 
