@@ -11,16 +11,17 @@ PACKAGE = Path(__file__).parent.parent / "src" / "chromakeep"
 CORE = {"errors", "events", "records", "addresses", "layout", "changes", "digests", "batches", "conditions", "sets"} | {
     "__init__"
 }
-NOUNS = {"store", "repository", "chroma", "exchange"}
+NOUNS = {"store", "repository", "chroma", "exchange", "access"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(CORE, CORE),
     "store": CORE | {"store"},
     "repository": CORE | {"store", "repository"},
     "chroma": CORE | {"chroma"},
     "exchange": CORE | {"exchange"},
+    "access": CORE | {"access"},
     "testing": CORE | {"store", "testing"},
     "operations": CORE | NOUNS | {"operations"},
-    "server": CORE | {"operations", "server"},
+    "server": CORE | {"access", "operations", "server"},
     "cli": CORE | NOUNS | {"operations", "server", "cli"},
     "__main__": {"cli"},
 }
