@@ -27,7 +27,8 @@ async def ask(pool: Pool, target: str, *, most: int = MOST) -> tuple[int, bytes]
         stale = upstream.used
         upstream.carry(asked)
         asked.upstream = upstream
-        upstream.transport.write(b"GET %s HTTP/1.1\r\nhost: chroma\r\n\r\n" % target.encode("ascii"))
+        head = b"GET %s HTTP/1.1\r\nhost: %s\r\n\r\n"
+        upstream.transport.write(head % (target.encode("ascii"), pool.authority or b"chroma"))
         try:
             return await asyncio.wait_for(asked.answer, PATIENCE)
         except asyncio.TimeoutError:

@@ -171,7 +171,8 @@ class ClientSide(asyncio.Protocol):
         try:
             if len(head) > limits.head_bytes:
                 raise Malformed(f"a request's head has more than {limits.head_bytes} bytes", 431)
-            request = parse_request(head, limits, CARRIERS if self._service.guard else NOTHING)
+            dropped = CARRIERS if self._service.guard else NOTHING
+            request = parse_request(head, limits, dropped, self._service.pool.authority)
             if request.length is not None and request.length > limits.body_bytes:
                 raise Malformed(f"a body of more than {limits.body_bytes} bytes", 413)
         except Malformed as error:

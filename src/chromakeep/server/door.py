@@ -18,7 +18,7 @@ from chromakeep.server.gate import Gate, Page, Refusal
 from chromakeep.server.guard import Guard, Ledger
 from chromakeep.server.limits import Limits
 from chromakeep.server.service import Service
-from chromakeep.server.upstream import Pool
+from chromakeep.server.upstream import Pool, Remote
 from chromakeep.server.visit import Desk
 
 try:
@@ -54,13 +54,14 @@ class Door:
         desk: Desk | None = None,
         guard: Guard | None = None,
         ledger: Ledger | None = None,
+        remote: Remote | None = None,
         limits: Limits = _DEFAULT,
         observer: Observer = ignore,
     ) -> None:
         self.host, self.port = host, port  # with port 0, the one the system chose, once started
         self._backend, self._gate, self._pages, self._observer = backend, gate, dict(pages), observer
         self._limits, self._reads, self._desk = limits, reads, desk
-        self._guard, self._ledger = guard, ledger
+        self._guard, self._ledger, self._remote = guard, ledger, remote
         self._sockets: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._service: Service | None = None
@@ -113,7 +114,7 @@ class Door:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         limits = affordable(self._limits)
-        pool = Pool(loop, self._backend, limits.connect)
+        pool = Pool(loop, self._backend, limits.connect, self._remote)
         service = Service(
             loop,
             pool,

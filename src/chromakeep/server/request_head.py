@@ -51,10 +51,13 @@ class _Seen:
         self.whole = True
 
 
-def parse_request(head: bytes, limits: Limits, dropped: frozenset[bytes] = NOTHING) -> RequestHead:
+def parse_request(
+    head: bytes, limits: Limits, dropped: frozenset[bytes] = NOTHING, authority: bytes | None = None
+) -> RequestHead:
     """A head of at most ``limits.head_bytes``, with its empty line. Raises ``Malformed`` with the status to answer.
 
-    Fields of the names in ``dropped`` are not passed on.
+    Fields of the names in ``dropped`` are not passed on. ``authority`` is what the backend calls itself, where that is
+    not what its clients call it.
     """
     check(head)
     line = _LINE.fullmatch(head, 0, head.index(b"\r\n"))
@@ -68,7 +71,7 @@ def parse_request(head: bytes, limits: Limits, dropped: frozenset[bytes] = NOTHI
     if not target.startswith("/") or "#" in target:
         raise Malformed("the target must be a path")
     seen = _read(head, limits)
-    return _understood(method, target, line[4] == b"1", seen.fields, dropped)
+    return _understood(method, target, line[4] == b"1", seen.fields, dropped, authority)
 
 
 def _read(head: bytes, limits: Limits) -> _Seen:
@@ -87,7 +90,9 @@ def _read(head: bytes, limits: Limits) -> _Seen:
     return seen
 
 
-def _understood(method: str, target: str, modern: bool, fields: Fields, dropped: frozenset[bytes]) -> RequestHead:
+def _understood(
+    method: str, target: str, modern: bool, fields: Fields, dropped: frozenset[bytes], authority: bytes | None
+) -> RequestHead:
     hosts, lengths, codings, expects, connection = [], [], [], [], []
     kept: Fields = []
     for field in fields:
@@ -119,7 +124,8 @@ def _understood(method: str, target: str, modern: bool, fields: Fields, dropped:
     if words - _KNOWN_WORDS:
         kept = [field for field in kept if field[0] not in words]
     # HTTP/1.0 needs no host, what we write does.
-    lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (method.encode(), target.encode(), hosts[0] if hosts else b"chroma")]
+    host = authority or (hosts[0] if hosts else b"chroma")
+    lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (method.encode(), target.encode(), host)]
     lines += [b"%s: %s\r\n" % field for field in kept]
     if length is None:
         lines.append(b"transfer-encoding: chunked\r\n")

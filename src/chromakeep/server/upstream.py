@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from contextlib import suppress
 from typing import Protocol, cast
+
+import msgspec
 
 from chromakeep.server.answer_head import MOST, AnswerHead, parse_answer
 from chromakeep.server.bodies import Body, body_of
@@ -181,11 +184,26 @@ class Upstream(asyncio.Protocol):
             self.exchange.upstream_full(False)
 
 
+class Remote(msgspec.Struct, frozen=True):
+    """A backend that is no child of ours: what it calls itself, and how it is sure who it is."""
+
+    authority: bytes
+    tls: ssl.SSLContext | None = None
+
+
 class Pool:
     """Connections to one backend. The one used last is used first, so that those no longer needed grow old."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, backend: tuple[str, int], timeout: float) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        backend: tuple[str, int],
+        timeout: float,
+        remote: Remote | None = None,
+    ) -> None:
         self._loop, self._backend, self._timeout = loop, backend, timeout
+        self._tls = remote.tls if remote else None
+        self.authority = remote.authority if remote else None
         self._idle: list[Upstream] = []
         self._closed = False
 
@@ -200,7 +218,7 @@ class Pool:
     async def open(self) -> Upstream:
         """A new connection. Raises ``OSError`` (``TimeoutError`` is one) when the backend is not there."""
         try:
-            connected = self._loop.create_connection(lambda: Upstream(self), *self._backend)
+            connected = self._loop.create_connection(lambda: Upstream(self), *self._backend, ssl=self._tls)
             _, upstream = await asyncio.wait_for(connected, self._timeout)
         except asyncio.TimeoutError:  # not an OSError before Python 3.11
             raise TimeoutError(f"no connection in {self._timeout:g} s") from None
