@@ -77,12 +77,16 @@ def parse_answer(head: bytes, method: str) -> AnswerHead:
     return AnswerHead(status, line[3] or b"", fields, 0 if bodiless else length, bodiless, reusable)
 
 
-def relayed(answer: AnswerHead, *, chunked: bool, close: bool) -> bytes:
-    """The head for the client; ``chunked`` says how the body will be framed if the answer's own is not counted."""
-    return b"HTTP/1.1 %d %b\r\n%b%b%b\r\n" % (
+def relayed(answer: AnswerHead, *, chunked: bool, close: bool, extra: bytes = b"") -> bytes:
+    """The head for the client; ``chunked`` says how the body will be framed if the answer's own is not counted.
+
+    ``extra`` are fields of ours, as lines.
+    """
+    return b"HTTP/1.1 %d %b\r\n%b%b%b%b\r\n" % (
         answer.status,
         answer.reason,
         answer.fields,
+        extra,
         b"transfer-encoding: chunked\r\n" if chunked else b"",
         b"connection: close\r\n" if close else b"",
     )

@@ -32,24 +32,29 @@ FAILED = refusal(500, "the door failed over this request; its log says why")
 FULL = refusal(503, "too many connections", retry_after=1.0)
 
 
-def sent(what: Page | Refusal, *, head_only: bool, close: bool) -> bytes:
-    """Either as an HTTP/1.1 answer."""
+def sent(what: Page | Refusal, *, head_only: bool, close: bool, extra: bytes = b"") -> bytes:
+    """Either as an HTTP/1.1 answer. ``extra`` are fields, as lines."""
     if isinstance(what, Page):
-        return page_bytes(what, head_only=head_only, close=close)
-    return refusal_bytes(what, head_only=head_only, close=close)
+        return page_bytes(what, head_only=head_only, close=close, extra=extra)
+    return refusal_bytes(what, head_only=head_only, close=close, extra=extra)
 
 
-def page_bytes(page: Page, *, head_only: bool, close: bool) -> bytes:
+def page_bytes(page: Page, *, head_only: bool, close: bool, extra: bytes = b"") -> bytes:
     """A page as an HTTP/1.1 answer."""
-    more = _later(page.retry_after)
+    more = _later(page.retry_after) + extra.decode("latin-1")
     return _answer(page.status, page.content_type, page.body, more, head_only=head_only, close=close)
 
 
-def refusal_bytes(refused: Refusal, *, head_only: bool, close: bool) -> bytes:
+def refusal_bytes(refused: Refusal, *, head_only: bool, close: bool, extra: bytes = b"") -> bytes:
     """A refusal as an HTTP/1.1 answer with one line of JSON."""
     body = json.dumps({"error": refused.error, "message": refused.message}).encode()
-    more = _later(refused.retry_after)
+    more = _later(refused.retry_after) + extra.decode("latin-1")
     return _answer(refused.status, "application/json", body, more, head_only=head_only, close=close)
+
+
+def nothing_bytes(*, close: bool, extra: bytes = b"") -> bytes:
+    """An answer without a body."""
+    return b"HTTP/1.1 204 No Content\r\n%b%b\r\n" % (extra, b"connection: close\r\n" if close else b"")
 
 
 def _later(seconds: float | None) -> str:

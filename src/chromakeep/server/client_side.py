@@ -10,6 +10,7 @@ from typing import cast
 
 from chromakeep.server import answers
 from chromakeep.server.bodies import Body, body_of
+from chromakeep.server.cors import Cors, is_preflight
 from chromakeep.server.credentials import CARRIERS
 from chromakeep.server.exchange import Exchange
 from chromakeep.server.fields import END, Malformed, whole_lines
@@ -20,8 +21,9 @@ from chromakeep.server.request_head import NOTHING, RequestHead, parse_request
 from chromakeep.server.service import Service
 from chromakeep.server.visit import Visit
 
-_TOLD = 100  # connections above the limit that are told so; others are only closed
+TOLD = 100  # connections above the limit that are told so; others are only closed
 _TURNS = 20  # requests of one connection before the loop turns to others
+_FAREWELL = 0.2  # seconds that an idle client over TLS has to close, too
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: end with RST
 
 
@@ -31,13 +33,14 @@ class ClientSide(asyncio.Protocol):
     __slots__ = (
         "_account", "_advancing", "_body", "_body_held", "_body_since", "_buffer", "_deadline", "_eof", "_exchange",
         "_expects", "_full", "_held_at", "_lingering", "_paused", "_received", "_room", "_searched", "_service",
-        "_stalled", "peer", "transport",
+        "_stalled", "extra", "peer", "transport",
     )  # fmt: skip
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self.transport: asyncio.Transport
         self.peer = ""
+        self.extra = b""  # fields of ours, as lines, for whatever answers the running request
         self._buffer = bytearray()  # what has come and is not for now
         self._searched = 0  # of the buffer, for the end of a head
         self._exchange: Exchange | Visit | None = None
@@ -67,7 +70,7 @@ class ClientSide(asyncio.Protocol):
         full = len(service.clients) >= service.limits.connections
         service.clients.add(self)
         self._deadline = service.loop.time() + service.limits.head
-        if len(service.clients) > service.limits.connections + _TOLD:
+        if len(service.clients) > service.limits.connections + TOLD:
             self.transport.abort()
         elif full:
             self._refuse(answers.FULL)
@@ -192,6 +195,11 @@ class ClientSide(asyncio.Protocol):
             if self._service.ledger:
                 self._service.ledger.begun(account)
         path, desk = request.target.partition("?")[0], self._service.desk
+        if cors := self._service.cors:
+            self.extra = cors.fields(request)
+            if is_preflight(request):  # a browser sends no key with it, and Chroma knows no such request
+                self._answer_preflight(request, cors, account)
+                return
         page = self._service.pages.get(path)
         if page and request.method in ("GET", "HEAD"):
             keep = request.keep and not self._service.closing and self.skip_body()
@@ -200,11 +208,11 @@ class ClientSide(asyncio.Protocol):
             try:
                 shown = page()
                 account.status = shown.status
-                sent = answers.page_bytes(shown, head_only=head_only, close=not keep)
+                sent = answers.page_bytes(shown, head_only=head_only, close=not keep, extra=self.extra)
             except Exception as error:  # of a page: whatever it is, the client gets an answer and others their door
                 self._service.warn(f"door: {request.target}: {type(error).__name__}: {error}")
                 account.status = answers.FAILED.status
-                sent = answers.refusal_bytes(answers.FAILED, head_only=head_only, close=not keep)
+                sent = answers.refusal_bytes(answers.FAILED, head_only=head_only, close=not keep, extra=self.extra)
             self.send(sent)
             self.answered(keep=keep)
             return
@@ -213,6 +221,16 @@ class ClientSide(asyncio.Protocol):
         else:
             self._exchange = Exchange(self._service, self, request, account)
         self._exchange.begin()
+
+    def _answer_preflight(self, request: RequestHead, cors: Cors, account: Account) -> None:
+        keep = request.keep and not self._service.closing and self.skip_body()
+        account.route, refused = "preflight", cors.refusal(request)
+        account.status = refused.status if refused else 204
+        if refused:
+            self.send(answers.refusal_bytes(refused, head_only=False, close=not keep, extra=self.extra))
+        else:
+            self.send(answers.nothing_bytes(close=not keep, extra=self.extra + cors.permission(request)))
+        self.answered(keep=keep)
 
     # Bodies
 
@@ -327,7 +345,7 @@ class ClientSide(asyncio.Protocol):
 
     def answered(self, *, keep: bool) -> None:
         """The answer of the running request has been sent."""
-        self._exchange, self._body_held = None, False
+        self._exchange, self._body_held, self.extra = None, False, b""
         self._settle()
         if not keep or self._service.closing:
             self._last()
@@ -340,7 +358,7 @@ class ClientSide(asyncio.Protocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer what is no request, or none that is taken; nothing can follow it."""
         if not self._lingering:
-            self.send(answers.refusal_bytes(refusal, head_only=False, close=True))
+            self.send(answers.refusal_bytes(refusal, head_only=False, close=True, extra=self.extra))
             self._body = self._body or body_of(None)  # there may be more of it on its way
             self._last()
 
@@ -349,11 +367,12 @@ class ClientSide(asyncio.Protocol):
         self._lingering = True
         clean = self._body is None and not self._buffer
         self._buffer.clear()
-        if clean or self._eof or not self.transport.can_write_eof():
+        if clean or self._eof:
             self.close()
             return
         self._deadline = self._service.loop.time() + self._service.limits.linger
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS has no half of a connection: there ``connection: close`` must do
+            self.transport.write_eof()
         self._balance()
 
     # The end
@@ -376,6 +395,8 @@ class ClientSide(asyncio.Protocol):
         """The door closes: end now if no request is under way."""
         if self._exchange is None and not self._lingering:
             self.close()
+            if not self.transport.can_write_eof():  # over TLS a close waits for the client's, and nothing is under way
+                self._service.loop.call_later(_FAREWELL, self.transport.abort)
 
     def expire(self, now: float) -> None:
         """End what has taken too long. Called every so often."""

@@ -14,10 +14,13 @@ from msgspec.structs import replace
 from chromakeep.errors import ServerFailed
 from chromakeep.events import Observer, ignore
 from chromakeep.server.client_side import ClientSide
+from chromakeep.server.cors import Cors
 from chromakeep.server.gate import Gate, Page, Refusal
 from chromakeep.server.guard import Guard, Ledger
 from chromakeep.server.limits import Limits
+from chromakeep.server.reception import Reception
 from chromakeep.server.service import Service
+from chromakeep.server.tls import Certificates, Tls
 from chromakeep.server.upstream import Pool, Remote
 from chromakeep.server.visit import Desk
 
@@ -28,6 +31,7 @@ except ImportError:  # not on Windows
 
 _DEFAULT = Limits()
 _SWEEP = 0.5  # seconds between looks at the deadlines
+_LOOK = 1.0  # seconds between looks at the files of a certificate
 _BACKLOG = 1024
 _OTHER_FILES = 128  # of the process: what a door may not take
 
@@ -39,6 +43,8 @@ class Door:
     ``pages`` are answered here to GET and HEAD of exactly their path; they run in the door's thread and must not block.
     ``desk`` answers requests with a body; its own paths are never passed on.
     ``guard`` is asked who may come in, ``ledger`` is told of every request.
+    ``tls``: clients speak TLS. When its files change, new connections get what is in them, and none that there is ends.
+    ``cors`` says which pages of browsers may ask; without one nothing is said about that, as Chroma does.
     ``observer`` is told in that thread about failures of the gate, of pages and of the backend's HTTP.
     """
 
@@ -55,6 +61,8 @@ class Door:
         guard: Guard | None = None,
         ledger: Ledger | None = None,
         remote: Remote | None = None,
+        tls: Tls | None = None,
+        cors: Cors | None = None,
         limits: Limits = _DEFAULT,
         observer: Observer = ignore,
     ) -> None:
@@ -62,6 +70,8 @@ class Door:
         self._backend, self._gate, self._pages, self._observer = backend, gate, dict(pages), observer
         self._limits, self._reads, self._desk = limits, reads, desk
         self._guard, self._ledger, self._remote = guard, ledger, remote
+        self._tls, self._cors = tls, cors
+        self._certificates: Certificates | None = None
         self._sockets: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._service: Service | None = None
@@ -72,7 +82,12 @@ class Door:
         self._thread = threading.Thread(target=self._live, name="door", daemon=True)
 
     def start(self) -> None:
-        """Listen and serve. Raises ``ServerFailed`` when it cannot listen there. Once per door."""
+        """Listen and serve. Raises ``ServerFailed`` when it cannot listen there. Once per door.
+
+        Raises ``UsageError`` for files of a certificate that cannot be used.
+        """
+        if self._tls:
+            self._certificates = Certificates(self._tls, self._observer)
         self._sockets = listening(self.host, self.port)
         self.port = int(self._sockets[0].getsockname()[1])
         self._thread.start()
@@ -126,16 +141,21 @@ class Door:
             self._desk,
             self._guard,
             self._ledger,
+            self._cors,
         )
         if self._guard:
             self._guard.attach(loop, pool)
         self._stopping = stopping = asyncio.Event()
-        servers = [
-            await loop.create_server(lambda: ClientSide(service), sock=one, backlog=_BACKLOG) for one in self._sockets
-        ]
+        servers: list[asyncio.Server | Reception] = []
+        works = [loop.create_task(_sweep(service))]
+        if self._certificates:
+            servers = [Reception(service, self._certificates, self._sockets)]
+            works.append(loop.create_task(_watch(self._certificates, service)))
+        else:
+            for one in self._sockets:
+                servers.append(await loop.create_server(lambda: ClientSide(service), sock=one, backlog=_BACKLOG))
         self._loop = loop
         self._started.set()
-        sweeping = loop.create_task(_sweep(service))
         await stopping.wait()
         for server in servers:
             server.close()
@@ -148,7 +168,8 @@ class Door:
         for client in list(service.clients):
             client.cut()
         pool.close()
-        sweeping.cancel()
+        for work in works:
+            work.cancel()
         for _ in range(3):  # transports tell of their end in a later round of the loop
             await asyncio.sleep(0)
         others = asyncio.all_tasks() - {asyncio.current_task()}
@@ -163,6 +184,15 @@ async def _sweep(service: Service) -> None:
         now = service.loop.time()
         for client in list(service.clients):
             client.expire(now)
+
+
+async def _watch(certificates: Certificates, service: Service) -> None:
+    while True:
+        await asyncio.sleep(_LOOK)
+        try:  # files may lie on a disk that is slow to answer
+            await service.loop.run_in_executor(None, certificates.look)
+        except Exception as error:  # a fault of ours: the certificate from before is still there
+            service.warn(f"door: looking at the certificate failed: {type(error).__name__}: {error}")
 
 
 def new_loop() -> asyncio.AbstractEventLoop:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from chromakeep.server import answers
 from chromakeep.server.answer_head import AnswerHead, relayed
 from chromakeep.server.bodies import LAST_CHUNK, chunk
+from chromakeep.server.cors import ours_only
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.guard import Account, Ruling
 from chromakeep.server.request_head import RequestHead
@@ -144,7 +145,9 @@ class Exchange:
         assert self._answer
         self._close = self._close or self._service.closing
         framed = self._head.modern and self._answer.length is None
-        self._out = relayed(self._answer, chunked=framed, close=self._close)
+        if self._service.cors:
+            self._answer.fields = ours_only(self._answer.fields)
+        self._out = relayed(self._answer, chunked=framed, close=self._close, extra=self._client.extra)
 
     def answer_goes_on(self, payload: bytes, *, last: bool) -> None:
         """Part of the answer's body has come."""
@@ -253,7 +256,8 @@ class Exchange:
         self.holding = self.taking = False
         keep = not self._close and not self._service.closing and self._client.skip_body()
         self.started = True
-        self._client.send(answers.sent(what, head_only=self.method == "HEAD", close=not keep))
+        extra = self._client.extra
+        self._client.send(answers.sent(what, head_only=self.method == "HEAD", close=not keep, extra=extra))
         self._end(keep=keep)
 
     def abort(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from chromakeep.events import Noted, Observer
+from chromakeep.server.cors import Cors
 from chromakeep.server.gate import Gate, Page, Refusal
 from chromakeep.server.guard import Guard, Ledger
 from chromakeep.server.limits import Limits
@@ -32,6 +33,7 @@ class Service(msgspec.Struct):
     desk: Desk | None = None
     guard: Guard | None = None
     ledger: Ledger | None = None
+    cors: Cors | None = None
     clients: set[ClientSide] = msgspec.field(default_factory=set)
     closing: bool = False  # no connection is kept after the request it carries
 

@@ -102,7 +102,7 @@ class Visit:
         self.started = self.over = True
         head_only = self._head.method == "HEAD"
         self._account.status = what.status
-        self._client.send(answers.sent(what, head_only=head_only, close=not keep))
+        self._client.send(answers.sent(what, head_only=head_only, close=not keep, extra=self._client.extra))
         self._client.answered(keep=keep)
 
     def send_body(self, payload: bytes, *, last: bool) -> None:
