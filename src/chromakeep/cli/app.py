@@ -34,6 +34,7 @@ COMMANDS = {
     "prune": "repository:prune",
     "unlock": "repository:unlock",
     "key": "key:key",
+    "audit": "audit:audit",
     "config": "configuration:config",
     "completion": "configuration:completion",
 }

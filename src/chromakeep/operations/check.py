@@ -21,7 +21,7 @@ from chromakeep.repository.sealed import unseal
 from chromakeep.repository.snapshots import Snapshot
 
 ATTEMPTS = 3  # before what is missing is believed to be missing, while prunes are at work
-FOLDERS = ("gc/", "index/", "keys/", "lease/", "log/", "meta/", "packs/", "sessions/", "snapshots/")
+FOLDERS = ("audit/", "gc/", "index/", "keys/", "lease/", "log/", "meta/", "packs/", "sessions/", "snapshots/")
 
 
 class ObjectProblem(msgspec.Struct, frozen=True):
@@ -114,7 +114,7 @@ class _Check:
 
     def _others(self, listed: dict[str, int]) -> None:
         store, keys = self.repository.store, self.repository.keys
-        for kind, prefix, opened in (("G", "gc/", keys), ("N", "sessions/", keys)):
+        for kind, prefix, opened in (("G", "gc/", keys), ("N", "sessions/", keys), ("A", "audit/", keys)):
             for name in (n for n in listed if n.startswith(prefix) and not n.endswith(".done")):
                 try:
                     unseal(kind, name, store.get(name), opened)

@@ -10,11 +10,14 @@ import msgspec
 
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
 from chromakeep.events import Observer, ignore
+from chromakeep.operations.books import Books
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.ship import Shipping
 from chromakeep.operations.sighting import Sighting
 
 if TYPE_CHECKING:
+    from chromakeep.operations.audit import Audit
+    from chromakeep.operations.gauges import Reading
     from chromakeep.operations.receive import Receiver
     from chromakeep.operations.standby import Standby
 
@@ -123,7 +126,8 @@ class Front(msgspec.Struct, frozen=True):
     """What a door needs to know: where to listen, what is behind it, and whom to ask.
 
     ``hold`` is for how many seconds a write that is refused for now is held before it is answered. ``receiver`` takes
-    directories from whoever knows the ``token``; without one nobody may send any.
+    directories from whoever knows the ``token``; without one nobody may send any. ``books`` says which are kept of the
+    requests; ``audit`` is the log for them, ``read`` gives the numbers of the run.
     """
 
     host: str
@@ -134,6 +138,9 @@ class Front(msgspec.Struct, frozen=True):
     observer: Observer = ignore
     receiver: Receiver | None = None
     token: str = ""
+    books: Books = Books()
+    read: Callable[[], Reading] | None = None
+    audit: Audit | None = None
 
     def __repr__(self) -> str:
         return f"Front({self.host}:{self.port})"  # no secret in a log

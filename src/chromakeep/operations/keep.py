@@ -151,6 +151,11 @@ class Keeping:
         return round(time.monotonic() - self.newest_at, 1) if self.newest_at else None
 
     @property
+    def size(self) -> int:
+        """Bytes of the directory in the newest snapshot of this run; 0 if there is none."""
+        return self._size
+
+    @property
     def lost(self) -> bool:
         """Whether another instance writes to the repository: nothing that is committed here may be acknowledged."""
         return self._overtaken or bool(self.lease and self.lease.lost.is_set())

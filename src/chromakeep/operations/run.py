@@ -31,6 +31,7 @@ from chromakeep.errors import (
 )
 from chromakeep.events import Noted, Observer, ServerLine, ignore
 from chromakeep.operations.beside import Beside, Process
+from chromakeep.operations.books import Books
 from chromakeep.operations.boot import DATA, FOLLOWED, FOUND, RESTORED, Booted, boot, contents, look, summary
 from chromakeep.operations.changeover import Changeover
 from chromakeep.operations.duty import (
@@ -42,9 +43,9 @@ from chromakeep.operations.duty import (
     STOPPING,
     Doorway,
     Duty,
-    Front,
     OpenDoor,
 )
+from chromakeep.operations.fronts import front_of
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.platform import advise
 from chromakeep.operations.rescue import Findings, examine, rescue
@@ -71,8 +72,8 @@ class RunSettings(msgspec.Struct, frozen=True):
     listens on loopback; None: the server has the port itself.
     ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
     ``receive_token``, where there is a door, lets whoever knows it put another directory in place (``send``).
-    ``stage`` None keeps the working copy beside the data. More than ``deaths`` deaths of the server within ``window``
-    seconds end the run.
+    ``books``, where there is a door: which are kept of what passes it. ``stage`` None keeps the working copy beside the
+    data. More than ``deaths`` deaths of the server within ``window`` seconds end the run.
     """
 
     data: Path
@@ -88,6 +89,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     arguments: tuple[str, ...] = ()
     program: str | None = None
     stage: Path | None = None
+    books: Books = Books()
     probe_every: float = 5.0
     hung_after: float = 60.0
     deaths: int = 5
@@ -234,13 +236,17 @@ class _Service:
         if self.settings.door is None:
             yield
             return
-        backend = self.options.host, self.options.port
-        front = Front(self.front.host, self.front.port, backend, self.duty, self.settings.hold_writes, self.observer)
-        if token := self.settings.receive_token:
-            from chromakeep.operations.receive import Receiver  # few runs receive anything
-
-            receiver = Receiver(self.beside, self.duty, self.keeping, self.changeover, self.observer)
-            front = replace(front, receiver=receiver, token=token)
+        front = front_of(
+            self.settings,
+            self.front,
+            self.options,
+            beside=self.beside,
+            duty=self.duty,
+            keeping=self.keeping,
+            changeover=self.changeover,
+            restarts=lambda: self.restarts,
+            observer=self.observer,
+        )
         self.door = self.settings.door(front)
         self.door.start()
         try:
@@ -268,6 +274,7 @@ class _Service:
             booted = boot(self.beside, self.settings.open_repository, stale=stale, observer=self.observer)
             self.uncovered = True
             if (way := booted.way) and booted.outcome == RESTORED:
+                self.beside.remember(restored_at=time.time())
                 ends = way.legs[-1].epoch if way.legs else None
                 self.base, self.uncovered = None if ends else way.snapshot.id, after is not None and ends != after[0]
             if booted.outcome == FOUND:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
 from chromakeep.operations.duty import EXCHANGING, Duty, Front
 from chromakeep.server.answers import refusal
+from chromakeep.server.bookkeeping import BookedDoor, Bookkeeping
 from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.visit import Closed, Desk
@@ -23,8 +25,9 @@ RETRY = 1.0  # seconds after which a client is told to try again
 class DutyGate:
     """Writes pass while the duty allows, and are answered when it is done."""
 
-    def __init__(self, duty: Duty, hold: float) -> None:
-        self._duty, self._hold = duty, hold
+    def __init__(self, duty: Duty, hold: float, also: Callable[[], ChromakeepError | None] = lambda: None) -> None:
+        """``also`` tells why a write may not begin for another reason than the duty's."""
+        self._duty, self._hold, self._also = duty, hold, also
 
     async def admit(self, request: Request) -> Refusal | None:
         """Hold the write for a while, or refuse it with 503 and Retry-After.
@@ -54,7 +57,7 @@ class DutyGate:
 
     async def _allowed(self, patience: float, *, done: bool = False) -> Refusal | None:
         end = asyncio.get_running_loop().time() + patience
-        while (why := self._duty.refusal()) is not None:
+        while (why := self._duty.refusal() or (None if done else self._also())) is not None:
             gone = done and self._duty.role == EXCHANGING  # with the directory that it was written to
             if gone or isinstance(why, LeaseLost) or asyncio.get_running_loop().time() > end:
                 return _refused(why)
@@ -74,9 +77,10 @@ def _refused(error: ChromakeepError) -> Refusal:
     return refusal(error.http_status, error.message, retry_after=RETRY)
 
 
-def open_door(front: Front) -> Door:
+def open_door(front: Front) -> BookedDoor:
     """The door of a run. ``/healthz``: this process lives; ``/readyz``: it serves; ``/readyz/reads``: it answers reads,
-    as a standby does; ``/_keep/status``: how it stands; below ``/_keep/receive``: see ``ReceivingDesk``.
+    as a standby does; ``/_keep/status``: how it stands; ``/metrics``: that and more for Prometheus; below
+    ``/_keep/receive``: see ``ReceivingDesk``.
     """
     duty = front.duty
 
@@ -100,13 +104,19 @@ def open_door(front: Front) -> Door:
         from chromakeep.server.receiving import ReceivingDesk  # few runs receive anything
 
         desk = ReceivingDesk(front.receiver, front.token)
-    return Door(
+    books = Bookkeeping(
+        front, {"/healthz": healthy, "/readyz": ready, "/readyz/reads": readable, "/_keep/status": status}
+    )
+    also = front.audit.refusal if front.audit else lambda: None
+    door = Door(
         front.host,
         front.port,
         front.backend,
-        gate=DutyGate(duty, front.hold),
+        gate=DutyGate(duty, front.hold, also),
         reads=reads,
-        pages={"/healthz": healthy, "/readyz": ready, "/readyz/reads": readable, "/_keep/status": status},
+        pages=books.pages,
         desk=desk,
+        ledger=books.ledger,
         observer=front.observer,
     )
+    return BookedDoor(door, books)

@@ -8,6 +8,7 @@ import threading
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,7 +16,11 @@ from chromakeep.addresses import local_path, parse
 from chromakeep.cli import added, output
 from chromakeep.cli.command import Call, command
 from chromakeep.cli.output import Reply
-from chromakeep.cli.settings import KEYS, PREFIX
+from chromakeep.cli.settings import KEYS, PREFIX, Settings
+from chromakeep.errors import UsageError
+
+if TYPE_CHECKING:
+    from chromakeep.operations.books import Books
 
 
 @command(
@@ -33,6 +38,15 @@ from chromakeep.cli.settings import KEYS, PREFIX
         "port",
         "chroma",
         "stage",
+        "metrics_port",
+        "metrics_host",
+        "access_log",
+        "access_log_size",
+        "access_log_age",
+        "access_log_keep",
+        "audit_log",
+        "audit_size",
+        "audit_full",
     ),
     service=True,
     example="""
@@ -77,7 +91,8 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     stage = settings.text("stage")
     durability = str(settings.value("durability"))
     open_door, token = None, settings.receive_token()
-    if token or (address and durability != SNAPSHOTS):
+    books = _books(settings)
+    if token or books or (address and durability != SNAPSHOTS):
         from chromakeep.server.front import open_door  # type: ignore[assignment]
     theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
     done = operation(
@@ -95,6 +110,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
             arguments=(*listen, *chroma_options),
             program=settings.text("chroma"),
             stage=Path(stage) if stage else None,
+            books=books,
         ),
         observer=call.observer,
         stop=stop,
@@ -104,3 +120,23 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     newest = f", the newest {done.snapshot}" if done.snapshot else ""
     text = f"stopped after {output.duration(done.seconds)}: {output.plural(done.snapshots, 'snapshot')} taken{newest}"
     return Reply(done, text + (f", {output.plural(done.restarts, 'restart')}" if done.restarts else ""))
+
+
+def _books(settings: Settings) -> Books:
+    """Which books are kept. Raises ``UsageError``."""
+    from chromakeep.operations.books import MEGABYTE, Books
+
+    port, audit = settings.text("metrics_port"), settings.text("audit_log")
+    if min(settings.number("access_log_size"), settings.number("audit_size")) < 1:
+        raise UsageError("a log of 0 megabytes", hint="give --access-log-size and --audit-size 1 or more")
+    return Books(
+        metrics_port=int(port) if port else None,
+        metrics_host=str(settings.text("metrics_host")),
+        access_log=settings.text("access_log"),
+        access_log_size=settings.number("access_log_size") * MEGABYTE,
+        access_log_age=settings.value("access_log_age"),
+        access_log_keep=settings.number("access_log_keep"),
+        audit_log=Path(audit) if audit else None,
+        audit_size=settings.number("audit_size") * MEGABYTE,
+        audit_required=settings.text("audit_full") == "refuse",
+    )

@@ -1,0 +1,116 @@
+"""``audit``: commands about the audit log of ``run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from chromakeep.addresses import parse
+from chromakeep.cli import output
+from chromakeep.cli.command import Call, command
+from chromakeep.cli.output import Reply
+from chromakeep.errors import VerificationFailed
+
+if TYPE_CHECKING:
+    from chromakeep.repository import Repository
+
+MOST = 100_000  # records that are shown at most
+
+
+@click.group("audit")
+def audit() -> None:
+    """Verify and show the audit log of `run`."""
+
+
+def _places(call: Call, given: tuple[str, ...]) -> tuple[list[Path], dict[str, Repository]]:
+    """Files as they are; everything else is a repository."""
+    named = given or (call.needs(None, "audit_log", "FILE or REPO"),)
+    files = [Path(one) for one in named if Path(one).is_file()]
+    return files, {str(parse(one)): call.repository(one) for one in named if not Path(one).is_file()}
+
+
+@command(
+    "verify",
+    example="""
+        chromakeep audit verify /var/log/audit.log*
+        chromakeep audit verify s3://bucket/prefix
+        chromakeep audit verify /var/log/audit.log* s3://bucket/prefix
+    """,
+)
+@click.argument("places", nargs=-1, metavar="[FILE|REPO]...")
+def _verify(call: Call, places: tuple[str, ...]) -> Reply:
+    """Follow the chain of hashes, and compare files with what a repository has.
+
+    A file by itself shows what was edited, removed, added or moved within it. That its end was cut off, or that all of
+    it was written anew, only a comparison with the repository shows. Exit status 14 where a chain breaks.
+    """
+    from chromakeep.operations.audit_verify import verify
+
+    report = verify(*_places(call, places))
+    lines = [
+        f"{c.where}: records {c.first:,} to {c.last:,} of {c.instance}, {c.hash}"
+        + (f"; {output.plural(c.interrupted, 'line')} cut short by a crash" if c.interrupted else "")
+        + ("; the last line is not whole" if c.open else "")
+        for c in report.chains
+    ]
+    lines += [f"{p.place}{f', line {p.line}' if p.line else ''}: {p.what}" for p in report.problems]
+    if not report.problems:
+        lines.append("no problems" if report.chains else "there is no audit log")
+    return Reply(
+        report, "\n".join(map(output.printable, lines)), VerificationFailed.exit_status if report.problems else 0
+    )
+
+
+@command(
+    "show",
+    example="""
+        chromakeep audit show /var/log/audit.log --event denied
+        chromakeep audit show s3://bucket/prefix --key ingest --collection books --last 50
+    """,
+)
+@click.argument("places", nargs=-1, metavar="[FILE|REPO]...")
+@click.option("--event", metavar="NAME", help="Only these: write, denied, key, opened, torn, lost.")
+@click.option("--key", metavar="NAME", help="Only what was done with this key.")
+@click.option("--collection", metavar="NAME", help="Only what was done to this collection.")
+@click.option("--since", metavar="TIME", help="Only what is not older than this, as 2026-11-25T12:00:00Z.")
+@click.option("--last", type=click.IntRange(1, MOST), default=1000, metavar="N", help="The last N. [default: 1000]")
+def _show(
+    call: Call,
+    places: tuple[str, ...],
+    event: str | None,
+    key: str | None,
+    collection: str | None,
+    since: str | None,
+    last: int,
+) -> Reply:
+    """Show records of the audit log, oldest first. Nothing is verified."""
+    from collections import deque
+
+    from chromakeep.operations.audit_verify import records
+
+    wanted = {"event": event, "key": key, "collection": collection}
+    found: deque[dict[str, Any]] = deque(maxlen=last)
+    for record in records(*_places(call, places)):
+        fits = all(value is None or record.get(name) == value for name, value in wanted.items())
+        if fits and (since is None or str(record.get("time", "")) >= since):
+            found.append(record)
+    shown = [_row(record) for record in found]
+    heads = ("record", "time", "event", "key", "peer", "what", "records", "outcome")
+    text = output.table(heads, shown, "record records") if shown else "no such records"
+    return Reply({"records": list(found)}, text)
+
+
+def _row(record: dict[str, Any]) -> tuple[str, ...]:
+    def text(name: str) -> str:
+        return "" if record.get(name) is None else str(record[name])
+
+    what = " ".join(filter(None, (text("method"), text("route") or text("path"), text("collection"))))
+    count = text("records") or text("requests")
+    ended = f"{text('outcome')} {text('status')}".strip()
+    return text("number"), text("time"), text("event"), text("key"), text("peer"), what, count, ended
+
+
+for _command in (_verify, _show):
+    audit.add_command(_command)

@@ -1,0 +1,179 @@
+"""The audit log on its way into the repository: ``audit/<instance>/<number of its first record>``, put once each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chromakeep.errors import ChromakeepError, CorruptObject, ObjectExists, VerificationFailed
+from chromakeep.events import Noted, Observer, ignore
+from chromakeep.operations.audit_chain import Wrong, read
+from chromakeep.operations.audit_file import files, raw_lines
+from chromakeep.repository.sealed import unseal
+
+if TYPE_CHECKING:
+    from chromakeep.repository import Repository
+
+FOLDER, KIND = "audit/", "A"
+SEGMENT = 1 << 20  # bytes of lines in an object, or one record more
+EVERY = 60.0  # seconds after which what there is goes
+
+
+class AuditShipping:
+    """Puts what the file has into the repository, in a thread of its own. ``shipped`` is the last record there.
+
+    Takes up where an earlier run stopped by what is there. A repository that is away is tried again; nothing waits.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        instance: str,
+        open_repository: Callable[[], Repository],
+        observer: Observer = ignore,
+        every: float = EVERY,
+    ) -> None:
+        self.shipped = 0
+        self._path, self._instance, self._open, self._every, self._observer = (
+            path, instance, open_repository, every, observer,
+        )  # fmt: skip
+        self._repository: Repository | None = None
+        self._known = False  # whether ``shipped`` is what the repository says
+        self._wake, self._ending, self._failed = threading.Event(), threading.Event(), False
+        self._thread = threading.Thread(target=self._live, name="audit shipping", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def soon(self) -> None:
+        """There is enough for an object."""
+        self._wake.set()
+
+    def stop(self, timeout: float) -> None:
+        """Ship the rest, as far as that goes in this time."""
+        self._ending.set()
+        self._wake.set()
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+
+    def _live(self) -> None:
+        over = False
+        while not over:
+            self._wake.wait(self._every)
+            self._wake.clear()
+            over = self._ending.is_set()
+            try:
+                self.ship()
+                self._failed = False
+            except (ChromakeepError, OSError) as error:
+                if not self._failed:
+                    self._failed = True
+                    self._observer(Noted(f"the audit log is not in the repository yet: {error}", "warning"))
+
+    def ship(self) -> None:
+        """Put all that is in the file and not in the repository. Raises ``StoreError``, ``VerificationFailed``."""
+        if self._repository is None:
+            self._repository = self._open()
+        if not self._known:
+            self.shipped, self._known = last_shipped(self._repository, self._instance), True
+        for first, last, data in segments(self._path, self.shipped):
+            name = name_of(self._instance, first)
+            try:
+                self._repository.put_sealed(KIND, name, data)
+            except ObjectExists:  # an earlier put that was told as failed; perhaps there was less to put then
+                _same(self._repository, name, data)
+                self._known = False
+                self.soon()
+                return
+            self.shipped = last
+
+
+def name_of(instance: str, first: int) -> str:
+    """The name of the object that begins with this record."""
+    return f"{FOLDER}{instance}/{first:010d}"
+
+
+def segments(path: Path, after: int) -> Iterator[tuple[int, int, bytes]]:
+    """(first record, last record, lines) of what comes after a record, each about ``SEGMENT`` bytes.
+
+    A torn line goes with the record that closes it; what nothing closes yet stays.
+    """
+    found: list[bytes] = []
+    size = first = last = 0
+    for file in _from(path, after):
+        for line in raw_lines(file):
+            if not line.endswith(b"\n"):
+                break
+            found.append(line)
+            size += len(line)
+            try:
+                number = read(line[:-1]).number
+            except Wrong:
+                continue
+            if number <= after:
+                found, size = [], 0
+                continue
+            first, last = first or number, number
+            if size >= SEGMENT:
+                yield first, last, b"".join(found)
+                found, size, first = [], 0, 0
+    if first:
+        while found and not _is_record(found[-1]):
+            found.pop()
+        yield first, last, b"".join(found)
+
+
+def objects(repository: Repository) -> dict[str, list[str]]:
+    """The names of the objects of each instance, in the order of their records."""
+    found: dict[str, list[str]] = {}
+    for info in repository.store.list(FOLDER):
+        instance, _, number = info.name.removeprefix(FOLDER).partition("/")
+        if number.isdigit():
+            found.setdefault(instance, []).append(info.name)
+    return found
+
+
+def lines_in(repository: Repository, name: str) -> list[bytes]:
+    """The lines of an object, without their newlines. Raises ``CorruptObject``."""
+    return unseal(KIND, name, repository.store.get(name), repository.keys).removesuffix(b"\n").split(b"\n")
+
+
+def last_shipped(repository: Repository, instance: str) -> int:
+    """The number of the last record that is there; 0 where there is none."""
+    names = [o.name for o in repository.store.list(f"{FOLDER}{instance}/")]
+    if not names:
+        return 0
+    for line in reversed(lines_in(repository, names[-1])):
+        with suppress(Wrong):
+            return read(line).number
+    raise CorruptObject(names[-1], "holds no record")
+
+
+def _same(repository: Repository, name: str, data: bytes) -> None:
+    """What is there must be the beginning of this."""
+    there = unseal(KIND, name, repository.store.get(name), repository.keys)
+    if not data.startswith(there):
+        raise VerificationFailed(
+            f"{name}: holds another audit log under this one's name",
+            hint="was the data of one instance copied to another? move the audit log of one of them away",
+        )
+
+
+def _from(path: Path, after: int) -> list[Path]:
+    """The files that may hold a record behind this one."""
+    found = files(path)
+    while len(found) > 1 and found[1] != path and int(found[1].name.rpartition(".")[2]) <= after + 1:
+        found.pop(0)
+    return found
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        read(line[:-1])
+    except Wrong:
+        return False
+    return True

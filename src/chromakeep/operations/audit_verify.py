@@ -1,0 +1,165 @@
+"""Verify and show an audit log: files, repositories, or both against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from chromakeep.errors import ChromakeepError, UsageError
+from chromakeep.operations.audit_chain import Break, Chain, Wrong, read
+from chromakeep.operations.audit_file import raw_lines
+from chromakeep.operations.audit_shipping import lines_in, objects
+
+if TYPE_CHECKING:
+    from chromakeep.repository import Repository
+
+Line = tuple[str, int, bytes, bool]  # place, number in it from 1, without its newline, whether it had one
+
+
+class ChainReport(msgspec.Struct, frozen=True):
+    """One chain in one kind of place: records ``first`` to ``last``, ``hash`` of the last one. ``interrupted``: lines
+    that a crash cut short and the next start closed; ``open``: it ends in one that nothing has closed yet."""
+
+    where: str
+    instance: str
+    first: int
+    last: int
+    hash: str
+    interrupted: int
+    open: bool
+
+
+class VerifyReport(msgspec.Struct, frozen=True):
+    """``problems``: the first wrong line of each chain."""
+
+    chains: tuple[ChainReport, ...]
+    problems: tuple[Break, ...]
+
+
+def verify(paths: list[Path], repositories: dict[str, Repository]) -> VerifyReport:
+    """Follow every chain. A chain that is in files and in a repository must be the same in both, and the files must go
+    at least as far: a log that was cut off, or written anew as a whole, is found only so.
+
+    Raises ``UsageError`` for a file that cannot be read or holds nothing.
+    """
+    chains: list[ChainReport] = []
+    problems: list[Break] = []
+    kept: dict[str, dict[int, tuple[str, str]]] = {}  # by instance, of the last record of each object: hash, name
+    for address, repository in repositories.items():
+        for instance, names in objects(repository).items():
+            marks: dict[int, tuple[str, str]] = {}
+            chain = _follow(_in_repository(repository, names), marks)
+            kept.setdefault(instance, {}).update(marks)
+            _told(address, chain, chains, problems)
+            if chain.first and chain.first.instance != instance:
+                problems.append(Break(names[0], 1, f"is of another instance, {chain.first.instance}"))
+    for group in _chains(paths):
+        marks = {}
+        chain = _follow(_in_files(group), marks, whole_end=False, wanted=kept)
+        _told(", ".join(map(str, group)), chain, chains, problems)
+        if chain.last and not chain.broken:
+            problems += _compared(chain, marks, kept.get(chain.last.instance, {}), group[-1])
+    return VerifyReport(tuple(chains), tuple(problems))
+
+
+def records(paths: list[Path], repositories: dict[str, Repository]) -> Iterator[dict[str, Any]]:
+    """The fields of all records that are whole, by file and object, oldest first; nothing is verified."""
+    for group in _chains(paths):
+        yield from _whole(_in_files(group))
+    for repository in repositories.values():
+        for names in objects(repository).values():
+            yield from _whole(_in_repository(repository, names))
+
+
+def _whole(lines: Iterator[Line]) -> Iterator[dict[str, Any]]:
+    for _, _, line, _ in lines:
+        try:
+            yield read(line).fields
+        except Wrong:
+            continue
+
+
+def _follow(
+    lines: Iterator[Line],
+    marks: dict[int, tuple[str, str]],
+    *,
+    whole_end: bool = True,
+    wanted: dict[str, dict[int, tuple[str, str]]] | None = None,
+) -> Chain:
+    """A chain to its end or its first wrong line. ``marks``: gets the hashes of the records that are ``wanted``, or of
+    the last one of each place."""
+    chain = Chain()
+    try:
+        for place, number, line, whole in lines:
+            link = chain.take(place, number, line, whole=whole)
+            if chain.broken:
+                break
+            if link and (wanted is None or link.number in wanted.get(link.instance, {})):
+                if wanted is None and marks and next(reversed(marks.values()))[1] == place:
+                    marks.popitem()
+                marks[link.number] = link.hash, place
+    except ChromakeepError as error:
+        chain.broken = chain.broken or Break(getattr(error, "name", ""), 0, error.message)
+    if whole_end:
+        chain.end()
+    return chain
+
+
+def _told(where: str, chain: Chain, chains: list[ChainReport], problems: list[Break]) -> None:
+    if chain.first and chain.last:
+        last = chain.last
+        chains.append(
+            ChainReport(where, last.instance, chain.first.number, last.number, last.hash, chain.closed, chain.torn)
+        )
+    elif not chain.broken:
+        chain.end()
+        chain.broken = chain.broken or Break(where, 0, "holds no record")
+    if chain.broken:
+        problems.append(chain.broken)
+
+
+def _compared(
+    chain: Chain, marks: dict[int, tuple[str, str]], kept: dict[int, tuple[str, str]], file: Path
+) -> list[Break]:
+    assert chain.first and chain.last
+    for number, (hash_, name) in sorted(kept.items()):
+        if number > chain.last.number:
+            gone = f"ends with record {chain.last.number}; {name} has more, up to {max(kept)}"
+            return [Break(str(file), 0, gone)]
+        if number >= chain.first.number and marks[number][0] != hash_:
+            return [Break(str(file), 0, f"record {number} or one before it is not what {name} has")]
+    return []
+
+
+def _chains(paths: list[Path]) -> list[list[Path]]:
+    """The files of each instance, in the order of their first records. One without any stands for itself."""
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for path in dict.fromkeys(paths):
+        key, first = f"?{path}", 0
+        try:
+            for line in raw_lines(path):
+                try:
+                    link = read(line.removesuffix(b"\n"))
+                except Wrong:
+                    continue
+                key, first = link.instance, link.number
+                break
+        except OSError as error:
+            raise UsageError(f"{path}: {error.strerror or error}", hint="name a file of an audit log") from None
+        found.setdefault(key, []).append((first, path))
+    return [[path for _, path in sorted(group)] for group in found.values()]
+
+
+def _in_files(paths: list[Path]) -> Iterator[Line]:
+    for path in paths:
+        for number, line in enumerate(raw_lines(path), 1):
+            yield str(path), number, line.removesuffix(b"\n"), line.endswith(b"\n")
+
+
+def _in_repository(repository: Repository, names: list[str]) -> Iterator[Line]:
+    for name in names:
+        for number, line in enumerate(lines_in(repository, name), 1):
+            yield name, number, line, True

@@ -1,0 +1,67 @@
+"""Fronts: what the door of a run is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from chromakeep.chroma.command import ServerOptions
+from chromakeep.events import Observer
+from chromakeep.operations.beside import Beside
+from chromakeep.operations.changeover import Changeover
+from chromakeep.operations.duty import Duty, Front
+from chromakeep.operations.gauges import Gauges
+from chromakeep.operations.keep import Keeping
+
+if TYPE_CHECKING:
+    from chromakeep.operations.audit import Audit
+    from chromakeep.operations.receive import Receiver
+    from chromakeep.operations.run import RunSettings
+
+
+def front_of(
+    settings: RunSettings,
+    shown: ServerOptions,
+    backend: ServerOptions,
+    *,
+    beside: Beside,
+    duty: Duty,
+    keeping: Keeping | None,
+    changeover: Changeover,
+    restarts: Callable[[], int],
+    observer: Observer,
+) -> Front:
+    """Of a run whose clients see ``shown``, and whose server is at ``backend``."""
+    receiver: Receiver | None = None
+    if settings.receive_token:
+        from chromakeep.operations.receive import Receiver  # few runs receive anything
+
+        receiver = Receiver(beside, duty, keeping, changeover, observer)
+    return Front(
+        shown.host,
+        shown.port,
+        (backend.host, backend.port),
+        duty,
+        settings.hold_writes,
+        observer,
+        receiver,
+        settings.receive_token or "",
+        settings.books,
+        Gauges(beside, duty, keeping, restarts).read,
+        _audit(settings, observer),
+    )
+
+
+def _audit(settings: RunSettings, observer: Observer) -> Audit | None:
+    books = settings.books
+    if books.audit_log is None:
+        return None
+    from chromakeep.operations.audit import Audit  # few runs keep one
+
+    return Audit(
+        books.audit_log,
+        books.audit_size,
+        required=books.audit_required,
+        open_repository=settings.open_repository,
+        observer=observer,
+    )
