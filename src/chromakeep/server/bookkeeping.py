@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from chromakeep.server.guard import Account, Ledger
 from chromakeep.server.ledgers import several
 from chromakeep.server.metrics import Exposition, Metrics, library
 from chromakeep.server.request_head import RequestHead
+from chromakeep.server.upstream import Pool
 
 FLUSH = 1.0  # seconds for what the books still have to write when the door is closed
 METRICS = "/metrics"
@@ -106,6 +108,12 @@ class _NothingElse:
 
     def rule(self, head: RequestHead, account: Account) -> Refusal | Page | None:
         return refusal(404, "there is nothing here but /metrics, /healthz and the like")
+
+    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+        """It asks nobody."""
+
+    def settle(self, account: Account) -> None:
+        """It counts nothing."""
 
 
 def _access_log(front: Front) -> AccessLog | None:

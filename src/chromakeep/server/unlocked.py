@@ -1,0 +1,31 @@
+"""Unlocked: the guard of a door without keys. Whoever reaches it may do all, but break the server."""
+
+from __future__ import annotations
+
+import asyncio
+
+from chromakeep.access.rights import call_of
+from chromakeep.server import shield
+from chromakeep.server.guard import Account, Ruling
+from chromakeep.server.request_head import RequestHead
+from chromakeep.server.upstream import Pool
+
+
+class Unlocked:
+    """One for a door."""
+
+    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+        """It asks nobody."""
+
+    def rule(self, head: RequestHead, account: Account) -> Ruling:
+        """See ``Guard``."""
+        path = head.target.partition("?")[0]
+        call = call_of(head.method, path)
+        account.route = call.route
+        account.tenant, account.database = call.tenant or "", call.database or ""
+        account.collection = call.collection or call.id or ""
+        account.watch = shield.watch_for(head.method, path, head)
+        return shield.refuse_route(head.method, path)
+
+    def settle(self, account: Account) -> None:
+        """It counts nothing."""
