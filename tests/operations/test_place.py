@@ -12,6 +12,7 @@ import pytest
 
 from chromakeep.errors import SnapshotNotFound
 from chromakeep.operations import place
+from chromakeep.operations.beside import Beside
 from chromakeep.operations.restore import rollback
 
 
@@ -131,3 +132,63 @@ def test_hidden_files_of_the_user_survive(tmp_path: Path) -> None:
     place.install(directory(tmp_path / "fresh", "new"), target)
     assert text(target) == "new"
     assert [p.read_text() for p in tmp_path.glob("data*/.secret")] == ["mine"]
+
+
+def keyed(path: Path, content: str) -> Path:
+    (path / place.KEYS).write_text(content)
+    return path
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_replacement_killed_at_any_rename_leaves_the_keys_that_clients_have(tmp_path: Path, after: bool) -> None:
+    n = 0
+    killed = True
+    while killed:
+        n += 1
+        target = keyed(directory(tmp_path / str(n) / "data", "old"), "now")
+
+        def replace(target: Path = target) -> None:
+            place.install(keyed(directory(place.beside(target, "restoring"), "new"), "stale"), target)
+
+        killed = killed_at(n, after, replace)
+        assert (target / place.KEYS).read_text() == "now"
+    assert n > 2
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_keys_stay_in_the_place_whatever_is_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool
+) -> None:
+    """A directory or a mount point, with data or with nothing but keys; and back again."""
+    monkeypatch.setattr(place, "_fixed", lambda target: fixed)
+    target = tmp_path / "data"
+    target.mkdir()
+    keyed(target, "1")
+    assert place.is_empty(target)
+    assert place.install(directory(tmp_path / "fresh", "a"), target) is None
+    assert (text(target), (target / place.KEYS).read_text()) == ("a", "1")
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+    place.install(keyed(directory(tmp_path / "fresh", "b"), "stale"), target)
+    keyed(target, "2")
+    rollback(target)
+    assert (text(target), (target / place.KEYS).read_text()) == ("a", "2")
+    rollback(target)
+    assert (text(target), (target / place.KEYS).read_text()) == ("b", "2")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_a_run_puts_in_place_leaves_the_keys_too(tmp_path: Path, inside: bool) -> None:
+    """A directory that was received, and the one before it again."""
+    target = keyed(directory(tmp_path / "data", "old"), "1")
+    with Beside(target) as beside:
+        beside.inside = inside
+        if inside:
+            beside.root = target / ".chromakeep"
+        beside.take(1)
+        kept = (beside.root if inside else tmp_path) / "kept"
+        new = (beside.root if inside else tmp_path) / "new"
+        beside.replace(keyed(directory(new, "new"), "stale"), kept)
+        assert (text(target), (target / place.KEYS).read_text()) == ("new", "1")
+        keyed(target, "2")
+        beside.replace(kept, new)
+        assert (text(target), (target / place.KEYS).read_text()) == ("old", "2")

@@ -33,6 +33,7 @@ COMMANDS = {
     "check": "repository:check",
     "prune": "repository:prune",
     "unlock": "repository:unlock",
+    "keys": "keys:keys",
     "key": "key:key",
     "audit": "audit:audit",
     "config": "configuration:config",

@@ -83,6 +83,7 @@ KEYS = {
         Key("hold_writes", "duration", "How long a write waits where it cannot be taken at the moment.", 0.0),
         Key("grace", "duration", "Time from SIGTERM to the end, the last snapshot included.", 10.0),
         Key("ephemeral", "flag", "Accept that everything is lost when the container stops.", False),
+        Key("open", "flag", "Accept that whoever reaches the port may do everything: no key is needed.", False),
         Key("host", "text", "Address on which Chroma listens: localhost unless its own options say otherwise."),
         Key("port", "number", "Port on which Chroma listens: 8000 unless its own options say otherwise."),
         Key("chroma", "path", "The chroma program: the one on PATH unless given."),

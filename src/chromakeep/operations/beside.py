@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from chromakeep.chroma.writers import start_time, writers
 from chromakeep.errors import ChromakeepError, RefusedToServe
-from chromakeep.operations.place import exchange
+from chromakeep.operations.place import KEYS, carry_keys, exchange
 
 DATABASE = "chroma.sqlite3"
 _MAX_STATE = 16 << 20
@@ -214,6 +214,7 @@ class Beside:
         had = any(self._entries())
         if not self.inside:
             (new / _MARK).write_text(str(kept))
+        carry_keys(self.data, new, moved=self.inside)
         for path in (*new.rglob("*"), new):
             _sync(path)  # Chroma syncs none of its index files
         self.remember(swap=Swap(str(new), str(kept)), verified=None, captured=None, **remembered)
@@ -225,7 +226,7 @@ class Beside:
         if not self.data.is_dir():
             return []
         entries = [p for p in self.data.iterdir() if p.name != "lost+found"]
-        return [p for p in entries if not p.name.startswith(".")] if self.inside else entries
+        return [p for p in entries if not p.name.startswith(".") and p.name != KEYS] if self.inside else entries
 
     def finish_swap(self) -> bool:
         """Complete a recorded swap; True if there was one."""

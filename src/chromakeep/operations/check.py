@@ -11,6 +11,7 @@ import msgspec
 from chromakeep.errors import ChromakeepError, CorruptObject, MissingObject, ObjectNotFound
 from chromakeep.events import Observer, PhaseStarted, Progressed, ignore
 from chromakeep.operations.check_log import LogCheck
+from chromakeep.operations.key_places import access_object
 from chromakeep.repository.collector import verify
 from chromakeep.repository.index import Index, IndexPart, PackInfo, Place
 from chromakeep.repository.liveness import needs
@@ -21,7 +22,19 @@ from chromakeep.repository.sealed import unseal
 from chromakeep.repository.snapshots import Snapshot
 
 ATTEMPTS = 3  # before what is missing is believed to be missing, while prunes are at work
-FOLDERS = ("audit/", "gc/", "index/", "keys/", "lease/", "log/", "meta/", "packs/", "sessions/", "snapshots/")
+FOLDERS = (
+    "access/",
+    "audit/",
+    "gc/",
+    "index/",
+    "keys/",
+    "lease/",
+    "log/",
+    "meta/",
+    "packs/",
+    "sessions/",
+    "snapshots/",
+)
 
 
 class ObjectProblem(msgspec.Struct, frozen=True):
@@ -127,6 +140,13 @@ class _Check:
                 read_slot(store, name)
             except ObjectNotFound:
                 continue  # a password that was taken away meanwhile
+            except ChromakeepError as e:
+                self._note(name, e)
+        for name in (n for n in listed if n.startswith("access/")):
+            try:
+                access_object(self.repository, name, listed[name])
+            except ObjectNotFound:
+                continue  # a client's key that was forgotten meanwhile
             except ChromakeepError as e:
                 self._note(name, e)
 

@@ -16,6 +16,7 @@ from chromakeep.operations.ship import Shipping
 from chromakeep.operations.sighting import Sighting
 
 if TYPE_CHECKING:
+    from chromakeep.access.keys import Keyring
     from chromakeep.operations.audit import Audit
     from chromakeep.operations.gauges import Reading
     from chromakeep.operations.receive import Receiver
@@ -127,7 +128,8 @@ class Front(msgspec.Struct, frozen=True):
 
     ``hold`` is for how many seconds a write that is refused for now is held before it is answered. ``receiver`` takes
     directories from whoever knows the ``token``; without one nobody may send any. ``books`` says which are kept of the
-    requests; ``audit`` is the log for them, ``read`` gives the numbers of the run.
+    requests; ``audit`` is the log for them, ``read`` gives the numbers of the run. ``keys`` are those of the moment
+    (see ``Entrance``); ``closed``: nobody comes in without one, be there one or not.
     """
 
     host: str
@@ -141,6 +143,8 @@ class Front(msgspec.Struct, frozen=True):
     books: Books = Books()
     read: Callable[[], Reading] | None = None
     audit: Audit | None = None
+    keys: Callable[[], Keyring | None] | None = None
+    closed: bool = False
 
     def __repr__(self) -> str:
         return f"Front({self.host}:{self.port})"  # no secret in a log

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from chromakeep.chroma.command import ServerOptions
@@ -10,8 +10,10 @@ from chromakeep.events import Observer
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.changeover import Changeover
 from chromakeep.operations.duty import Duty, Front
+from chromakeep.operations.entrance import Entrance
 from chromakeep.operations.gauges import Gauges
 from chromakeep.operations.keep import Keeping
+from chromakeep.operations.key_places import DirectoryKeys, KeyPlace, RepositoryKeys
 
 if TYPE_CHECKING:
     from chromakeep.operations.audit import Audit
@@ -29,6 +31,7 @@ def front_of(
     keeping: Keeping | None,
     changeover: Changeover,
     restarts: Callable[[], int],
+    entrance: Entrance,
     observer: Observer,
 ) -> Front:
     """Of a run whose clients see ``shown``, and whose server is at ``backend``."""
@@ -49,7 +52,20 @@ def front_of(
         settings.books,
         Gauges(beside, duty, keeping, restarts).read,
         _audit(settings, observer),
+        lambda: entrance.ring,
+        entrance.closed,
     )
+
+
+def entrance_of(settings: RunSettings, host: str, env: Mapping[str, str], observer: Observer) -> Entrance:
+    """Of a run whose clients see ``host``: its keys lie in its repository, or else in its directory."""
+
+    def place() -> KeyPlace:
+        if settings.open_repository:
+            return RepositoryKeys(settings.open_repository(), observer)
+        return DirectoryKeys(settings.data)
+
+    return Entrance(place, host, env, accepted=settings.open, observer=observer)
 
 
 def _audit(settings: RunSettings, observer: Observer) -> Audit | None:

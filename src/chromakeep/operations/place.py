@@ -19,6 +19,8 @@ from chromakeep.repository.sessions import process_exists
 
 DATABASE = "chroma.sqlite3"
 OLD = ".old-"
+KEYS = "chromakeep-keys.json"  # clients' keys, where there is no repository for them: they belong to the place
+KEYS_LOCK = ".chromakeep-keys.lock"
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _AT_FDCWD = -100
 
@@ -49,11 +51,14 @@ def install(new: Path, target: Path) -> Path | None:
     """Put ``new`` where ``target`` is; where the old content is kept now, or None if there was none.
 
     One atomic exchange where the system has it (Linux), else two renames. A mount point cannot be renamed: there the
-    contents move, chroma.sqlite3 first out and last in: a directory that has it is always a whole one.
+    contents move, chroma.sqlite3 first out and last in: a directory that has it is always a whole one. Clients' keys
+    stay where they are: those of ``target`` are in force, whatever ``new`` holds.
     """
     was_empty = is_empty(target)
     old = kept_as(target)
-    if _fixed(target):
+    fixed = _fixed(target)
+    carry_keys(target, new, moved=fixed)
+    if fixed:
         if not was_empty:
             old.mkdir()
             _move_contents(target, old, database_first=True)
@@ -70,12 +75,23 @@ def install(new: Path, target: Path) -> Path | None:
                 old.rename(target)
                 raise
         if was_empty:
+            for name in (KEYS, KEYS_LOCK):
+                (old / name).unlink(missing_ok=True)
             with suppress(OSError):  # hidden files of somebody's: kept
                 old.rmdir()
     else:
         new.rename(target)
     sync(target.parent)
     return None if was_empty else old
+
+
+def carry_keys(target: Path, new: Path, *, moved: bool) -> None:
+    """Before ``new`` takes ``target``'s place: the keys that clients have now stay in force. ``moved``: of ``new`` only
+    the contents come, to where the keys already are."""
+    if moved:
+        (new / KEYS).unlink(missing_ok=True)
+    elif (target / KEYS).exists():
+        write_whole(new / KEYS, (target / KEYS).read_bytes())
 
 
 def kept_as(target: Path) -> Path:
@@ -132,7 +148,7 @@ def _fixed(target: Path) -> bool:
 
 
 def _contents(target: Path) -> list[Path]:
-    return [p for p in target.iterdir() if p.name != "lost+found" and not p.name.startswith(".")]
+    return [p for p in target.iterdir() if p.name not in ("lost+found", KEYS) and not p.name.startswith(".")]
 
 
 def _move_contents(source: Path, target: Path, *, database_first: bool) -> None:

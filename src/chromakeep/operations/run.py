@@ -45,7 +45,7 @@ from chromakeep.operations.duty import (
     Duty,
     OpenDoor,
 )
-from chromakeep.operations.fronts import front_of
+from chromakeep.operations.fronts import entrance_of, front_of
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.platform import advise
 from chromakeep.operations.rescue import Findings, examine, rescue
@@ -72,7 +72,8 @@ class RunSettings(msgspec.Struct, frozen=True):
     listens on loopback; None: the server has the port itself.
     ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
     ``receive_token``, where there is a door, lets whoever knows it put another directory in place (``send``).
-    ``books``, where there is a door: which are kept of what passes it. ``stage`` None keeps the working copy beside the
+    ``open``: other machines may reach it, and nobody needs a key. ``books``, where there is a door: which are kept of what
+    passes it. ``stage`` None keeps the working copy beside the
     data. More than ``deaths`` deaths of the server within ``window`` seconds end the run.
     """
 
@@ -86,6 +87,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     hold_writes: float = 0.0
     grace: float = 10.0
     ephemeral: bool = False
+    open: bool = False
     arguments: tuple[str, ...] = ()
     program: str | None = None
     stage: Path | None = None
@@ -236,6 +238,7 @@ class _Service:
         if self.settings.door is None:
             yield
             return
+        entrance = entrance_of(self.settings, self.front.host, self.env, self.observer)
         front = front_of(
             self.settings,
             self.front,
@@ -245,14 +248,17 @@ class _Service:
             keeping=self.keeping,
             changeover=self.changeover,
             restarts=lambda: self.restarts,
+            entrance=entrance,
             observer=self.observer,
         )
+        entrance.start()
         self.door = self.settings.door(front)
-        self.door.start()
         try:
+            self.door.start()
             yield
         finally:
             self.door.stop(0.0)
+            entrance.stop()
 
     # -- before serving ----------------------------------------------------------------------------------------------
 

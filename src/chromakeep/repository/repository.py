@@ -1,8 +1,8 @@
 """A repository: one store, its configuration and keys, and the view of what it holds.
 
 Layout (``docs/format.md``): ``config``, ``keys/``, ``sessions/``, ``packs/``, ``meta/``, ``index/``, ``snapshots/``,
-``gc/``, ``log/``, ``lease/``. All objects but leases are write-once. The one commit point of a backup is the put of
-``snapshots/<id>``.
+``gc/``, ``log/``, ``lease/``, ``access/``. All objects but leases are write-once. The one commit point of a backup is
+the put of ``snapshots/<id>``.
 """
 
 from __future__ import annotations

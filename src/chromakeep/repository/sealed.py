@@ -34,8 +34,9 @@ def seal(kind: str, name: str, payload: bytes, keys: Keys | None) -> bytes:
     return head + body + _checksum(head + body, name, keys)
 
 
-def unseal(kind: str, name: str, data: bytes, keys: Keys | None) -> bytes:
-    """The payload, or ``CorruptObject`` / ``UnsupportedFormat``. Believes nothing before the checksum holds."""
+def unseal(kind: str, name: str, data: bytes, keys: Keys | None, *, most: int = LARGEST) -> bytes:
+    """The payload of at most ``most`` bytes, or ``CorruptObject`` / ``UnsupportedFormat``. Believes nothing before the
+    checksum holds."""
     if len(data) < HEAD + CHECKSUM or data[:5] != MAGIC:
         raise CorruptObject(name, "truncated" if MAGIC.startswith(data[:5]) else "not written by chromakeep")
     content, checksum = data[:-CHECKSUM], data[-CHECKSUM:]
@@ -64,7 +65,7 @@ def unseal(kind: str, name: str, data: bytes, keys: Keys | None) -> bytes:
         raise CorruptObject(name, "is not encrypted, and this repository is")
     try:
         size = zstandard.frame_content_size(body)
-        if not 0 <= size <= LARGEST:
+        if not 0 <= size <= most:
             raise CorruptObject(name, f"claims {size} bytes of content")
         return zstandard.ZstdDecompressor().decompress(body, max_output_size=size)
     except zstandard.ZstdError as e:

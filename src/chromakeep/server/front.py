@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -14,6 +15,8 @@ from chromakeep.server.answers import refusal
 from chromakeep.server.bookkeeping import BookedDoor, Bookkeeping
 from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal, Request
+from chromakeep.server.gatehouse import Gatehouse
+from chromakeep.server.unlocked import Unlocked
 from chromakeep.server.visit import Closed, Desk
 
 POLL = 0.02  # seconds between two questions while a write is held
@@ -96,6 +99,9 @@ def open_door(front: Front) -> BookedDoor:
     def reads() -> Refusal | None:
         return _refused(why) if (why := duty.closed()) else None
 
+    def beating() -> Page:  # Chroma 1.x answers 410 there, and old probes take that for death
+        return Page(b'{"nanosecond heartbeat":%d}' % time.time_ns(), status=200 if duty.readable else 503)
+
     def healthy() -> Page:
         return Page(b'{"ok":true}')
 
@@ -105,7 +111,14 @@ def open_door(front: Front) -> BookedDoor:
 
         desk = ReceivingDesk(front.receiver, front.token)
     books = Bookkeeping(
-        front, {"/healthz": healthy, "/readyz": ready, "/readyz/reads": readable, "/_keep/status": status}
+        front,
+        {
+            "/healthz": healthy,
+            "/readyz": ready,
+            "/readyz/reads": readable,
+            "/_keep/status": status,
+            "/api/v1/heartbeat": beating,
+        },
     )
     also = front.audit.refusal if front.audit else lambda: None
     door = Door(
@@ -117,6 +130,7 @@ def open_door(front: Front) -> BookedDoor:
         pages=books.pages,
         desk=desk,
         ledger=books.ledger,
+        guard=Gatehouse(front.keys, closed=front.closed) if front.keys else Unlocked(),
         observer=front.observer,
     )
     return BookedDoor(door, books)

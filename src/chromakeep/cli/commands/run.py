@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         "receive_token_file",
         "grace",
         "ephemeral",
+        "open",
         "host",
         "port",
         "chroma",
@@ -78,9 +79,9 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     signal.signal(signal.SIGTERM, asked)
     signal.signal(signal.SIGINT, asked)
 
-    from chromakeep.operations.duty import SNAPSHOTS
     from chromakeep.operations.run import RunSettings
     from chromakeep.operations.run import run as operation
+    from chromakeep.server.front import open_door
 
     settings = call.settings
     data, address = local_path(call.needs(None, "data", "--data")), settings.text("repository")
@@ -90,10 +91,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     listen = [word for key in ("host", "port") if (value := settings.text(key)) for word in (KEYS[key].flag, value)]
     stage = settings.text("stage")
     durability = str(settings.value("durability"))
-    open_door, token = None, settings.receive_token()
     books = _books(settings)
-    if token or books or (address and durability != SNAPSHOTS):
-        from chromakeep.server.front import open_door  # type: ignore[assignment]
     theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
     done = operation(
         RunSettings(
@@ -103,10 +101,11 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
             every=settings.value("every"),
             durability=durability,
             door=open_door,
-            receive_token=token,
+            receive_token=settings.receive_token(),
             hold_writes=settings.value("hold_writes"),
             grace=settings.value("grace"),
             ephemeral=settings.value("ephemeral"),
+            open=settings.value("open"),
             arguments=(*listen, *chroma_options),
             program=settings.text("chroma"),
             stage=Path(stage) if stage else None,

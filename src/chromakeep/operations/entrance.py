@@ -1,0 +1,81 @@
+"""Entrance: whether a server is open, and the keys of the moment for one that is not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+
+from chromakeep.access.keys import Keyring
+from chromakeep.errors import ChromakeepError, RepositoryNotFound
+from chromakeep.events import Noted, Observer
+from chromakeep.operations.key_places import KeyPlace
+from chromakeep.operations.keyring import reload
+from chromakeep.operations.openness import loopback, refuse_open
+
+EVERY = 5.0  # seconds between two looks: so long a key that was revoked elsewhere still opens
+PATIENCE = 3.0  # seconds that a start waits for the first look: a bucket may be away
+
+
+class Entrance:
+    """Reads the keys where ``open_place`` finds them, and again every few seconds. ``start``, then ``stop``.
+
+    What was read stays while it cannot be read again. ``accepted``: it was said that the server is to be open.
+    """
+
+    def __init__(
+        self,
+        open_place: Callable[[], KeyPlace],
+        host: str,
+        env: Mapping[str, str],
+        *,
+        accepted: bool,
+        observer: Observer,
+    ) -> None:
+        self._open_place, self._host, self._env, self._accepted = open_place, host, env, accepted
+        self._observer = observer
+        self._place: KeyPlace | None = None
+        self._mark: str | None = None
+        self._failure = ""
+        self._over, self._looked = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="keys", daemon=True)
+        self.ring: Keyring | None = None  # None: they could not be read yet
+
+    @property
+    def closed(self) -> bool:
+        """Whether nobody comes in without a key although there may be none: others than this machine reach it."""
+        return not (self._accepted or loopback(self._host))
+
+    def start(self) -> None:
+        """Raises ``RefusedToServe`` where the server would be open and nobody said so."""
+        self._thread.start()
+        self._looked.wait(PATIENCE)
+        unknown = self.ring is None
+        keys = unknown or bool(self.ring and self.ring.keys)  # of keys that cannot be read nobody knows: closed, then
+        refuse_open(self._host, self._env, keys=keys, accepted=self._accepted)
+        if self._accepted and not keys and not loopback(self._host):
+            self._observer(Noted(f"open: anybody who reaches {self._host} can read and delete everything", "warning"))
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._over.set()
+
+    def _watch(self) -> None:
+        while not self._over.is_set():
+            self._look()
+            self._looked.set()
+            self._over.wait(EVERY)
+
+    def _look(self) -> None:
+        try:
+            self._place = self._place or self._open_place()
+            found = reload(self._place, self._mark)
+            if found:
+                self.ring, self._mark = found
+            self._failure = ""
+        except RepositoryNotFound:  # and with it no key: it will be made
+            self.ring = self.ring or Keyring()
+        except ChromakeepError as error:
+            if error.message != self._failure:
+                kept = "those read before stay" if self.ring else "nobody can be let in by one yet"
+                self._observer(Noted(f"the keys cannot be read: {error.message}; {kept}", "warning"))
+            self._failure = error.message

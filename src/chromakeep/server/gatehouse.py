@@ -1,0 +1,46 @@
+"""Gatehouse: the guard of a door whose keys come and go: closed as soon as there is one, open only where it may be."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from chromakeep.access.keys import Keyring
+from chromakeep.server.admission import Admission
+from chromakeep.server.answers import refusal
+from chromakeep.server.guard import Account, Ruling
+from chromakeep.server.request_head import RequestHead
+from chromakeep.server.unlocked import Unlocked
+from chromakeep.server.upstream import Pool
+
+_UNKNOWN = refusal(503, "the keys cannot be read yet", retry_after=1.0)
+
+
+class Gatehouse:
+    """``keys`` tells the ring of the moment, None while it is not known. ``closed``: without a key nobody comes in, be
+    there one or not."""
+
+    def __init__(self, keys: Callable[[], Keyring | None], *, closed: bool) -> None:
+        self._keys, self._closed = keys, closed
+        self._ring = Keyring()
+        self._admission = Admission(lambda: self._ring, time.time)
+        self._unlocked = Unlocked()
+
+    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+        """See ``Guard``."""
+        self._admission.attach(loop, pool)
+
+    def rule(self, head: RequestHead, account: Account) -> Ruling | Awaitable[Ruling]:
+        """See ``Guard``."""
+        ring = self._keys()
+        if ring is None and self._closed:
+            return _UNKNOWN
+        self._ring = ring or self._ring
+        if self._closed or self._ring.keys:
+            return self._admission.rule(head, account)
+        return self._unlocked.rule(head, account)
+
+    def settle(self, account: Account) -> None:
+        """See ``Guard``."""
+        self._admission.settle(account)
