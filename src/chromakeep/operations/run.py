@@ -72,9 +72,9 @@ class RunSettings(msgspec.Struct, frozen=True):
     listens on loopback; None: the server has the port itself.
     ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
     ``receive_token``, where there is a door, lets whoever knows it put another directory in place (``send``).
-    ``open``: other machines may reach it, and nobody needs a key. ``books``, where there is a door: which are kept of what
-    passes it. ``stage`` None keeps the working copy beside the
-    data. More than ``deaths`` deaths of the server within ``window`` seconds end the run.
+    ``open``: other machines may reach it, and nobody needs a key. ``books``, where there is a door: which are kept of
+    what passes it. ``stage`` None keeps the working copy beside the data. More than ``deaths`` deaths of the server
+    within ``window`` seconds end the run.
     """
 
     data: Path
