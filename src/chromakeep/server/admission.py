@@ -8,7 +8,7 @@ say. What a client sends of a key is not passed on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from urllib.parse import quote
 
@@ -34,10 +34,12 @@ _COLLECTIONS = frozenset({"collections.list", "collections.count"})
 
 
 class Admission:
-    """One for a door. ``keys`` tells the present ring, and ``wall`` the time of day in seconds."""
+    """One for a door. ``keys`` tells the present ring, ``wall`` the time of day; ``pages`` are for any key."""
 
-    def __init__(self, keys: Callable[[], Keyring], wall: Callable[[], float]) -> None:
-        self._keys, self._wall = keys, wall
+    def __init__(
+        self, keys: Callable[[], Keyring], wall: Callable[[], float], pages: Mapping[str, Callable[[], Page]] = {}
+    ) -> None:
+        self._keys, self._wall, self._pages = keys, wall, pages
         self._lock, self._allowances = Lock(), Allowances()
         self._all: dict[str, Key] = {}
         self._pool: Pool
@@ -55,6 +57,10 @@ class Admission:
         account.route = call.route
         account.tenant, account.database = call.tenant or "", call.database or ""
         account.collection = call.collection or call.id or ""
+        if head.method in ("GET", "HEAD") and (page := self._pages.get(path)):
+            account.route = path
+            found = self._who(head, account)
+            return found if isinstance(found, Refusal) else page()
         if refused := shield.refuse_route(head.method, path):
             return refused
         if call.action == "public":

@@ -24,7 +24,8 @@ METRICS = "/metrics"
 
 
 class Bookkeeping:
-    """What ``front`` asks for. ``ledger`` and ``pages`` are the door's."""
+    """What ``front`` asks for. ``ledger`` is the door's, ``metrics`` a page for it; ``pages`` are also shown on
+    the port that the metrics may have of their own."""
 
     def __init__(self, front: Front, pages: Mapping[str, Callable[[], Page]] = {}) -> None:
         books = front.books
@@ -40,7 +41,7 @@ class Bookkeeping:
             numbers["audit_unshipped_records"] = lambda: audit.unshipped
         self.ledger: Ledger | None = several(metrics, self._access_log, self._auditing)
         self._exposition = Exposition(metrics, front.read, numbers, front.observer)
-        self.pages = {**pages, METRICS: self._exposition.page}
+        self.metrics = self._exposition.page
         self._own: Door | None = None
         if books.metrics_port is not None:
             self._own = Door(

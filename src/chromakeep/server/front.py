@@ -12,7 +12,7 @@ from contextlib import suppress
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
 from chromakeep.operations.duty import EXCHANGING, Duty, Front
 from chromakeep.server.answers import refusal
-from chromakeep.server.bookkeeping import BookedDoor, Bookkeeping
+from chromakeep.server.bookkeeping import METRICS, BookedDoor, Bookkeeping
 from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.gatehouse import Gatehouse
@@ -110,16 +110,14 @@ def open_door(front: Front) -> BookedDoor:
         from chromakeep.server.receiving import ReceivingDesk  # few runs receive anything
 
         desk = ReceivingDesk(front.receiver, front.token)
-    books = Bookkeeping(
-        front,
-        {
-            "/healthz": healthy,
-            "/readyz": ready,
-            "/readyz/reads": readable,
-            "/_keep/status": status,
-            "/api/v1/heartbeat": beating,
-        },
-    )
+    public: dict[str, Callable[[], Page]] = {
+        "/healthz": healthy,
+        "/readyz": ready,
+        "/readyz/reads": readable,
+        "/api/v1/heartbeat": beating,
+    }
+    books = Bookkeeping(front, public)
+    inner = {"/_keep/status": status, METRICS: books.metrics}  # names of collections and of keys among them
     also = front.audit.refusal if front.audit else lambda: None
     door = Door(
         front.host,
@@ -127,10 +125,10 @@ def open_door(front: Front) -> BookedDoor:
         front.backend,
         gate=DutyGate(duty, front.hold, also),
         reads=reads,
-        pages=books.pages,
+        pages=public,
         desk=desk,
         ledger=books.ledger,
-        guard=Gatehouse(front.keys, closed=front.closed) if front.keys else Unlocked(),
+        guard=Gatehouse(front.keys, closed=front.closed, pages=inner) if front.keys else Unlocked(inner),
         observer=front.observer,
     )
     return BookedDoor(door, books)

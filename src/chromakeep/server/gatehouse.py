@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from chromakeep.access.keys import Keyring
 from chromakeep.server.admission import Admission
 from chromakeep.server.answers import refusal
+from chromakeep.server.gate import Page
 from chromakeep.server.guard import Account, Ruling
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.unlocked import Unlocked
@@ -19,13 +20,15 @@ _UNKNOWN = refusal(503, "the keys cannot be read yet", retry_after=1.0)
 
 class Gatehouse:
     """``keys`` tells the ring of the moment, None while it is not known. ``closed``: without a key nobody comes in, be
-    there one or not."""
+    there one or not. ``pages`` are for whoever is let in."""
 
-    def __init__(self, keys: Callable[[], Keyring | None], *, closed: bool) -> None:
+    def __init__(
+        self, keys: Callable[[], Keyring | None], *, closed: bool, pages: Mapping[str, Callable[[], Page]] = {}
+    ) -> None:
         self._keys, self._closed = keys, closed
         self._ring = Keyring()
-        self._admission = Admission(lambda: self._ring, time.time)
-        self._unlocked = Unlocked()
+        self._admission = Admission(lambda: self._ring, time.time, pages)
+        self._unlocked = Unlocked(pages)
 
     def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
         """See ``Guard``."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping
 
 from chromakeep.access.rights import call_of
 from chromakeep.server import shield
+from chromakeep.server.gate import Page
 from chromakeep.server.guard import Account, Ruling
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.upstream import Pool
 
 
 class Unlocked:
-    """One for a door."""
+    """One for a door. ``pages`` are answered here."""
+
+    def __init__(self, pages: Mapping[str, Callable[[], Page]] = {}) -> None:
+        self._pages = pages
 
     def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
         """It asks nobody."""
@@ -20,6 +25,9 @@ class Unlocked:
     def rule(self, head: RequestHead, account: Account) -> Ruling:
         """See ``Guard``."""
         path = head.target.partition("?")[0]
+        if head.method in ("GET", "HEAD") and (page := self._pages.get(path)):
+            account.route = path
+            return page()
         call = call_of(head.method, path)
         account.route = call.route
         account.tenant, account.database = call.tenant or "", call.database or ""
