@@ -1,7 +1,7 @@
 """What a collection may be created with or changed to.
 
 Of Chroma 1.5.9 an array or a sparse vector in a collection's metadata ends the request without an answer; with
-``max_neighbors`` 0 the process dies (SIGSEGV) of the collection's first record, and with 10,000 of them one write
+``max_neighbors`` 0 the process dies (SIGSEGV) of the collection's first records, and with 10,000 of them one write
 keeps the only thread that writes busy for minutes. See tests/server/test_shield_chroma.py.
 """
 
