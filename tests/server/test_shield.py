@@ -345,12 +345,20 @@ def test_the_change_of_a_collection_has_other_names() -> None:
         ('{"a":1}'.encode("utf-16"), 400),
         (b'\xef\xbb\xbf{"metadata":{"a":[1]}}', 400),
         ('{"a":' + "[" * 200_000 + "]" * 200_000 + "}", 400),
+        ('{"schema":' + '{"a":' * 900 + "1" + "}" * 900 + "}", 400),
         ('{"a":"' + "x" * MOST_BYTES + '"}', 413),
     ],
 )
 def test_what_cannot_be_read_is_not_passed_on(body: bytes | str, expected: int) -> None:
     """In one line of words, without a traceback."""
     assert created(body) == expected
+
+
+def test_a_refusal_does_not_repeat_a_long_key() -> None:
+    """It goes into an answer and a log."""
+    with pytest.raises(Malformed) as raised:
+        CollectionWatch("metadata", "c").feed(json.dumps({"metadata": {"k" * 9000: []}}).encode(), last=True)
+    assert len(raised.value.message) < 300
 
 
 # Routes
