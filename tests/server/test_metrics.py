@@ -71,9 +71,7 @@ def checked(page: bytes) -> None:
     """`promtool check metrics` has nothing to say, where it is installed; the parser reads it anywhere."""
     assert values(page)
     if promtool := shutil.which("promtool"):
-        done = subprocess.run(
-            [promtool, "check", "metrics"], input=page, capture_output=True, timeout=60, check=False
-        )
+        done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, timeout=60, check=False)
         assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
