@@ -86,7 +86,7 @@ class Audit:
         return max(0, self._file.number - self._shipping.shipped) if self._shipping else 0
 
     def _write(self, batch: list[Record]) -> None:
-        room = MOST - len(self._waiting)
+        room = max(0, MOST - len(self._waiting))
         self._forgotten += max(0, len(batch) - room)
         self._waiting += batch[:room]
         if lost := self.dropped - self._told:

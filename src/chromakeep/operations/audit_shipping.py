@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from chromakeep.errors import ChromakeepError, CorruptObject, ObjectExists, VerificationFailed
 from chromakeep.events import Noted, Observer, ignore
-from chromakeep.operations.audit_chain import Wrong, read
+from chromakeep.operations.audit_chain import NOTHING, Wrong, read
 from chromakeep.operations.audit_file import files, raw_lines
 from chromakeep.repository.sealed import unseal
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 FOLDER, KIND = "audit/", "A"
 SEGMENT = 1 << 20  # bytes of lines in an object, or one record more
+HINT = "was the disk of an instance copied, or an older one put back? move the file away: another log is begun"
 EVERY = 60.0  # seconds after which what there is goes
 
 
@@ -37,6 +38,7 @@ class AuditShipping:
         every: float = EVERY,
     ) -> None:
         self.shipped = 0
+        self._hash = NOTHING  # of that record
         self._path, self._instance, self._open, self._every, self._observer = (
             path, instance, open_repository, every, observer,
         )  # fmt: skip
@@ -79,17 +81,25 @@ class AuditShipping:
         if self._repository is None:
             self._repository = self._open()
         if not self._known:
-            self.shipped, self._known = last_shipped(self._repository, self._instance), True
-        for first, last, data in segments(self._path, self.shipped):
+            self.shipped, self._hash = last_shipped(self._repository, self._instance)
+            self._known = True
+        try:
+            self._put_all(self._repository)
+        except VerificationFailed:
+            self.shipped, self._known = 0, False
+            raise
+
+    def _put_all(self, repository: Repository) -> None:
+        for first, last, hash_, data in segments(self._path, self.shipped, self._hash):
             name = name_of(self._instance, first)
             try:
-                self._repository.put_sealed(KIND, name, data)
+                repository.put_sealed(KIND, name, data)
             except ObjectExists:  # an earlier put that was told as failed; perhaps there was less to put then
-                _same(self._repository, name, data)
+                _same(repository, name, data)
                 self._known = False
                 self.soon()
                 return
-            self.shipped = last
+            self.shipped, self._hash = last, hash_
 
 
 def name_of(instance: str, first: int) -> str:
@@ -97,13 +107,15 @@ def name_of(instance: str, first: int) -> str:
     return f"{FOLDER}{instance}/{first:010d}"
 
 
-def segments(path: Path, after: int) -> Iterator[tuple[int, int, bytes]]:
-    """(first record, last record, lines) of what comes after a record, each about ``SEGMENT`` bytes.
+def segments(path: Path, after: int, before: str) -> Iterator[tuple[int, int, str, bytes]]:
+    """(first record, last record, its hash, lines) of what comes after the record ``after`` whose hash is ``before``,
+    each about ``SEGMENT`` bytes. Raises ``VerificationFailed`` where the file has another record there, or none.
 
     A torn line goes with the record that closes it; what nothing closes yet stays.
     """
     found: list[bytes] = []
     size = first = last = 0
+    hash_, whole = "", 0  # of the last record; how many of the lines it ends
     for file in _from(path, after):
         for line in raw_lines(file):
             if not line.endswith(b"\n"):
@@ -111,20 +123,25 @@ def segments(path: Path, after: int) -> Iterator[tuple[int, int, bytes]]:
             found.append(line)
             size += len(line)
             try:
-                number = read(line[:-1]).number
+                link = read(line[:-1])
             except Wrong:
                 continue
-            if number <= after:
-                found, size = [], 0
+            last, hash_, whole = link.number, link.hash, len(found)
+            if last <= after:
+                if last == after and hash_ != before:
+                    raise _another(path, after)
+                found, size, whole = [], 0, 0
                 continue
-            first, last = first or number, number
+            if last == after + 1 and link.previous != before:
+                raise _another(path, after)
+            first = first or last
             if size >= SEGMENT:
-                yield first, last, b"".join(found)
-                found, size, first = [], 0, 0
+                yield first, last, hash_, b"".join(found)
+                found, size, first, whole = [], 0, 0, 0
+    if 0 < last < after:
+        raise _another(path, after)
     if first:
-        while found and not _is_record(found[-1]):
-            found.pop()
-        yield first, last, b"".join(found)
+        yield first, last, hash_, b"".join(found[:whole])
 
 
 def objects(repository: Repository) -> dict[str, list[str]]:
@@ -142,25 +159,28 @@ def lines_in(repository: Repository, name: str) -> list[bytes]:
     return unseal(KIND, name, repository.store.get(name), repository.keys).removesuffix(b"\n").split(b"\n")
 
 
-def last_shipped(repository: Repository, instance: str) -> int:
-    """The number of the last record that is there; 0 where there is none."""
+def last_shipped(repository: Repository, instance: str) -> tuple[int, str]:
+    """Number and hash of the last record that is there; 0 where there is none. Raises ``CorruptObject``."""
     names = [o.name for o in repository.store.list(f"{FOLDER}{instance}/")]
     if not names:
-        return 0
+        return 0, NOTHING
     for line in reversed(lines_in(repository, names[-1])):
         with suppress(Wrong):
-            return read(line).number
+            link = read(line)
+            return link.number, link.hash
     raise CorruptObject(names[-1], "holds no record")
 
 
 def _same(repository: Repository, name: str, data: bytes) -> None:
     """What is there must be the beginning of this."""
-    there = unseal(KIND, name, repository.store.get(name), repository.keys)
-    if not data.startswith(there):
-        raise VerificationFailed(
-            f"{name}: holds another audit log under this one's name",
-            hint="was the data of one instance copied to another? move the audit log of one of them away",
-        )
+    if not data.startswith(unseal(KIND, name, repository.store.get(name), repository.keys)):
+        raise VerificationFailed(f"{name}: holds another audit log under this one's name", hint=HINT)
+
+
+def _another(path: Path, number: int) -> VerificationFailed:
+    return VerificationFailed(
+        f"{path} does not go on from record {number}, which is the last one in the repository", hint=HINT
+    )
 
 
 def _from(path: Path, after: int) -> list[Path]:
@@ -169,11 +189,3 @@ def _from(path: Path, after: int) -> list[Path]:
     while len(found) > 1 and found[1] != path and int(found[1].name.rpartition(".")[2]) <= after + 1:
         found.pop(0)
     return found
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        read(line[:-1])
-    except Wrong:
-        return False
-    return True

@@ -21,7 +21,7 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 MOST_SERIES = 1000  # of requests: what comes beyond is counted together
 OTHER = "other"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-EVERY = 5.0  # seconds between two readings
+EVERY = 2.0  # seconds between two readings
 STARTING = b'{"error":"ChromaError","message":"nothing has been measured yet"}'
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 MISSING = b'{"error":"ChromaError","message":"metrics need a library: pip install \'chromakeep[server]\'"}'
