@@ -75,7 +75,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 packages:
-	@sh tools/packages.sh restic strace mkfs.xfs:xfsprogs
+	@sh tools/packages.sh restic strace mkfs.xfs:xfsprogs nginx
 
 servers: | $(BIN)/uv
 	@sh tools/servers.sh

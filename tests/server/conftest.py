@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.server import Door
 from server.wires import Backend, Wire
 
@@ -46,3 +48,15 @@ def knock() -> Iterator[Callable[[Door], Wire]]:
     yield make
     for wire in made:
         wire.close()
+
+
+@pytest.fixture(scope="module")
+def ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+    """Of the stock server, and of the door in front of another."""
+    base = tmp_path_factory.mktemp("twins")
+    env = dict(os.environ)
+    with ChromaServer(base / "stock", env=env) as stock, ChromaServer(base / "behind", env=env) as behind:
+        door = Door("127.0.0.1", 0, ("127.0.0.1", behind.options.port))
+        door.start()
+        yield stock.options.port, door.port
+        door.stop(0)

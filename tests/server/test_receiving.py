@@ -284,8 +284,8 @@ class Exchanging:
 
 @pytest.mark.parametrize("sync", [True, False])
 def test_a_write_to_what_is_replaced_is_not_acknowledged(sync: bool) -> None:
-    """It is answered with 503 at once, and not when the new directory, which has not got it, is served; a write that
-    comes then may be held until that is so."""
+    """It is refused at once, and not when the new directory, which has not got it, is served; a write that comes then
+    may be held until that is so. Not with 503, upon which a proxy would make the write again at another door."""
 
     async def both() -> None:
         duty = Exchanging()
@@ -293,7 +293,7 @@ def test_a_write_to_what_is_replaced_is_not_acknowledged(sync: bool) -> None:
         gate = DutyGate(duty, 20.0)  # type: ignore[arg-type]
         request = Request("POST", "/x", True, (), "")
         refused = await asyncio.wait_for(gate.acknowledge(request), 10)
-        assert refused and refused.status == 503 and refused.retry_after
+        assert refused and (refused.status, refused.retry_after) == (504, None)
         held = asyncio.create_task(gate.admit(request))
         await asyncio.sleep(0.1)
         assert not held.done()

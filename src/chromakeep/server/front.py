@@ -23,6 +23,7 @@ POLL = 0.02  # seconds between two questions while a write is held
 PATIENCE = 30.0  # seconds for which an answer waits for the bucket
 BEFORE_DELETING = 2.0  # seconds for which the deletion of a collection waits for what it held to be in the bucket
 RETRY = 1.0  # seconds after which a client is told to try again
+DONE = 504  # of a write that was passed on: a proxy repeats 503 elsewhere, which promises that nothing was done
 
 
 class DutyGate:
@@ -46,16 +47,17 @@ class DutyGate:
         return refused
 
     async def acknowledge(self, request: Request) -> Refusal | None:
-        """With ``sync``, wait until the log has it. No answer passes that another instance may have made void."""
+        """With ``sync``, wait until the log has it. No answer passes that another instance may have made void.
+
+        Refuses with 504, never 503: the write is done here, and may be lost or not.
+        """
         if self._duty.sync:
             try:
                 await asyncio.wait_for(self._shipped(), PATIENCE)
             except asyncio.TimeoutError:
-                return refusal(
-                    503, "the write is done here but not in the bucket yet: it may be lost", retry_after=RETRY
-                )
+                return refusal(DONE, "the write is done here but not in the bucket yet: it may be lost")
             except ChromakeepError as error:
-                return _refused(error)
+                return _undecided(error)
         return await self._allowed(PATIENCE, done=True)
 
     async def _allowed(self, patience: float, *, done: bool = False) -> Refusal | None:
@@ -63,7 +65,7 @@ class DutyGate:
         while (why := self._duty.refusal() or (None if done else self._also())) is not None:
             gone = done and self._duty.role == EXCHANGING  # with the directory that it was written to
             if gone or isinstance(why, LeaseLost) or asyncio.get_running_loop().time() > end:
-                return _refused(why)
+                return _undecided(why) if done else _refused(why)
             await asyncio.sleep(POLL)
         return None
 
@@ -78,6 +80,10 @@ class DutyGate:
 
 def _refused(error: ChromakeepError) -> Refusal:
     return refusal(error.http_status, error.message, retry_after=RETRY)
+
+
+def _undecided(error: ChromakeepError) -> Refusal:
+    return refusal(DONE, f"the write was done here and may be lost: {error.message}")
 
 
 def open_door(front: Front) -> BookedDoor:

@@ -1,0 +1,95 @@
+"""Three runs on one repository behind the shipped nginx configuration: the writing one is killed, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.request import urlopen
+
+from chromakeep.chroma.client import ChromaClient, Ref
+from chromakeep.errors import ServerAnswered
+from chromakeep.repository import Repository
+from chromakeep.store.local import LocalStore
+from run.running import add, create, eventually, kill, process
+from servers.nginx import nginx
+
+
+def role(port: int) -> str:
+    """What an instance does; "" while it does not answer."""
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/_keep/status", timeout=5) as answer:
+            return str(json.loads(answer.read())["role"])
+    except OSError:
+        return ""
+
+
+class Adding(threading.Thread):
+    """Adds one record after the other, as an application does that believes 503 and nothing else."""
+
+    def __init__(self, port: int, ref: Ref, start: int) -> None:
+        super().__init__(daemon=True)
+        self.acknowledged: set[int] = set()
+        self.unsure: set[int] = set()
+        self.refused = 0
+        self.over = threading.Event()
+        self._client, self._ref, self._number = ChromaClient("127.0.0.1", port, timeout=60), ref, start
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            try:
+                add(self._client, self._ref, self._number, 1)
+                self.acknowledged.add(self._number)
+            except ServerAnswered as answer:
+                if answer.status == 503:
+                    self.refused += 1
+                    self.over.wait(0.05)
+                    continue
+                self.unsure.add(self._number)
+            self._number += 1
+
+
+def test_the_writer_is_killed_and_writes_go_on(tmp_path: Path) -> None:
+    """Through one address: 503 until the next one has taken over; reads are answered all the time; what was
+    acknowledged is there, and of the rest at most what was under way."""
+    keep = tmp_path / "repository"
+    keep.mkdir()
+    Repository.create(LocalStore(keep))
+    with ExitStack() as stack:
+        runs = {}
+        for name in ("one", "two", "three"):
+            run, port, _ = stack.enter_context(process(tmp_path / name / "data", keep, every=3600, durability="sync"))
+            runs[port] = (run, tmp_path / name / "data")
+            if name == "one":
+                eventually(lambda port=port: role(port) == "serving", "the first")
+        balanced, latest = stack.enter_context(nginx(tmp_path / "nginx", list(runs)))
+        eventually(lambda: sorted(map(role, runs)) == ["serving", "standby", "standby"], "two standing by")
+        ref = create(ChromaClient("127.0.0.1", balanced), "written")
+        writers = [Adding(balanced, ref, start) for start in (0, 10**6)]
+        for writer in writers:
+            writer.start()
+        eventually(lambda: all(len(writer.acknowledged) > 20 for writer in writers), "writes")
+        reader = ChromaClient("127.0.0.1", balanced)
+        eventually(lambda: reader.count(ref) > 20, "reads")
+
+        holder = next(port for port in runs if role(port) == "serving")
+        kill(*runs.pop(holder), how="both")
+        before = [len(writer.acknowledged) for writer in writers]
+        while any(len(w.acknowledged) < n + 20 for w, n in zip(writers, before, strict=True)):
+            assert reader.count(ref) > 20
+            assert all(writer.is_alive() for writer in writers)
+        for writer in writers:
+            writer.over.set()
+            writer.join()
+
+        assert sorted(map(role, runs)) == ["serving", "standby"]
+        done = {f"i{n}" for writer in writers for n in writer.acknowledged}
+        unsure = {f"i{n}" for writer in writers for n in writer.unsure}
+        assert sum(writer.refused for writer in writers) > 0
+        assert len(unsure) <= len(writers)
+        found = set(ChromaClient("127.0.0.1", latest).get_vectors(ref, limit=10**6))
+        assert done <= found <= done | unsure
+        eventually(
+            lambda: all(ChromaClient("127.0.0.1", port).count(ref) == len(found) for port in runs), "the standby"
+        )
