@@ -10,7 +10,7 @@ import pytest
 from chromakeep.errors import UsageError
 from chromakeep.server import Door, Limits, Page, Refusal
 from chromakeep.server.cors import cors_of
-from chromakeep.server.guard import Account
+from chromakeep.server.guard import Account, Plain
 from chromakeep.server.request_head import RequestHead
 from server.wires import OK, Answer, Backend, Scripted, Wire, post
 
@@ -67,7 +67,7 @@ def test_a_preflight_is_answered_here(backend: Backend, open_door: Open, knock: 
     assert backend.unasked()
 
 
-class Closed:
+class Closed(Plain):
     """A guard that lets nobody in."""
 
     def rule(self, head: RequestHead, account: Account) -> Refusal:

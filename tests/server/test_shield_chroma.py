@@ -15,23 +15,13 @@ import pytest
 
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.server import Door
-from chromakeep.server.guard import Account, Ruling
-from chromakeep.server.request_head import RequestHead
-from chromakeep.server.shield import refuse_route, watch_for
+from chromakeep.server.guard import Account
+from chromakeep.server.unlocked import Unlocked
 
 D = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 GONE = 0  # in the place of a status: no answer
 Answer = tuple[int, Any]
 Send = Callable[..., Answer]
-
-
-class Shielded:
-    """A guard that does nothing but shield."""
-
-    def rule(self, head: RequestHead, account: Account) -> Ruling:
-        path = head.target.partition("?")[0]
-        account.watch = watch_for(head.method, path, head)
-        return refuse_route(head.method, path)
 
 
 def sender(port: int) -> Send:
@@ -158,7 +148,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
 
 @pytest.fixture
 def door(server: ChromaServer) -> Iterator[Door]:
-    door = Door("127.0.0.1", 0, ("127.0.0.1", server.options.port), guard=Shielded())
+    door = Door("127.0.0.1", 0, ("127.0.0.1", server.options.port), guard=Unlocked())
     door.start()
     yield door
     door.stop(5)
@@ -262,7 +252,7 @@ def test_the_count_of_records_of_a_client(server: ChromaServer) -> None:
             if account.watch and account.method == "POST" and account.target.endswith(("add", "update", "upsert")):
                 counted.append(account.watch.records)
 
-    door = Door("127.0.0.1", 0, ("127.0.0.1", server.options.port), guard=Shielded(), ledger=Books())
+    door = Door("127.0.0.1", 0, ("127.0.0.1", server.options.port), guard=Unlocked(), ledger=Books())
     door.start()
     try:
         collection = chromadb.HttpClient("127.0.0.1", door.port).create_collection("books", embedding_function=None)

@@ -193,8 +193,8 @@ def test_a_client_that_does_not_take_its_answer_is_cut(backend: Backend, open_tl
 def test_an_upload_is_not_read_faster_than_the_backend_takes_it(backend: Backend, open_tls: Open, knock: Knock) -> None:
     """All of it arrives in the end."""
     client = knock(open_tls(Limits()))
-    size = 30_000_000
-    client.socket.settimeout(0.3)
+    size = 150_000_000  # four kernel buffers, of up to 32 MB each on some systems, are on the way
+    client.socket.settimeout(0.5)
     body = memoryview(b"y" * size)
     client.send(b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: %d\r\n\r\n" % size)
     sent = 0
@@ -203,7 +203,7 @@ def test_an_upload_is_not_read_faster_than_the_backend_takes_it(backend: Backend
             sent += client.socket.send(body[sent : sent + 65536])
     wire = backend.accept()
     wire.until()
-    assert sent < size // 2
+    assert sent < size
     client.socket.settimeout(PATIENCE)
     rest = threading.Thread(target=lambda: client.socket.sendall(body[sent:]))
     rest.start()

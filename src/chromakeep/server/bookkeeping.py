@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,11 +12,10 @@ from chromakeep.server.answers import refusal
 from chromakeep.server.auditing import Auditing
 from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal
-from chromakeep.server.guard import Account, Ledger
+from chromakeep.server.guard import Account, Ledger, Plain
 from chromakeep.server.ledgers import several
 from chromakeep.server.metrics import Exposition, Metrics, library
 from chromakeep.server.request_head import RequestHead
-from chromakeep.server.upstream import Pool
 
 FLUSH = 1.0  # seconds for what the books still have to write when the door is closed
 METRICS = "/metrics"
@@ -104,17 +102,11 @@ class BookedDoor:
         self.books.stop()
 
 
-class _NothingElse:
+class _NothingElse(Plain):
     """The guard of a door that has pages only."""
 
     def rule(self, head: RequestHead, account: Account) -> Refusal | Page | None:
         return refusal(404, "there is nothing here but /metrics, /healthz and the like")
-
-    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
-        """It asks nobody."""
-
-    def settle(self, account: Account) -> None:
-        """It counts nothing."""
 
 
 def _access_log(front: Front) -> AccessLog | None:

@@ -66,6 +66,16 @@ class Guard(Protocol):
         """A request that it was asked about is over."""
 
 
+class Plain:
+    """The part of a guard that asks nobody and counts nothing."""
+
+    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+        """See ``Guard``."""
+
+    def settle(self, account: Account) -> None:
+        """See ``Guard``."""
+
+
 class Ledger(Protocol):
     """Told about every request, in the door's thread: it must not block."""
 

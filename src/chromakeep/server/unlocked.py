@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 
 from chromakeep.access.rights import call_of
 from chromakeep.server import shield
 from chromakeep.server.gate import Page
-from chromakeep.server.guard import Account, Ruling
+from chromakeep.server.guard import Account, Plain, Ruling
 from chromakeep.server.request_head import RequestHead
-from chromakeep.server.upstream import Pool
 
 
-class Unlocked:
+class Unlocked(Plain):
     """One for a door. ``pages`` are answered here."""
 
     def __init__(self, pages: Mapping[str, Callable[[], Page]] = {}) -> None:
         self._pages = pages
-
-    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
-        """It asks nobody."""
 
     def rule(self, head: RequestHead, account: Account) -> Ruling:
         """See ``Guard``."""
@@ -34,6 +29,3 @@ class Unlocked:
         account.collection = call.collection or call.id or ""
         account.watch = shield.watch_for(head.method, path, head)
         return shield.refuse_route(head.method, path)
-
-    def settle(self, account: Account) -> None:
-        """It counts nothing."""

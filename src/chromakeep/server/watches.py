@@ -40,8 +40,8 @@ _NAMES = msgspec.json.Decoder(_Names)
 class Named:
     """Of a body that names a collection: only one that the key may touch. It is small, and gathered first.
 
-    What is no such JSON passes, for Chroma to refuse in its own words: it takes no name from it (a name that stands
-    there twice is refused by it too).
+    What is not plainly an object with such a name in it is refused, although Chroma might read one there (it takes an
+    array for an object, field by field). A name that stands there twice it refuses itself.
     """
 
     records: int | None = None
@@ -60,8 +60,8 @@ class Named:
         body, self._body = bytes(self._body), bytearray()
         try:
             found = _NAMES.decode(body)
-        except msgspec.MsgspecError:
-            return body
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise Malformed(f"Failed to parse the request body as JSON: {error}", 400) from None
         name = getattr(found, self._member)
         if name is not None and not self._permitted(name):
             raise Malformed(f"this key may not touch a collection named {name[:100]!r}", 403)
