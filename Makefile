@@ -42,6 +42,7 @@ bench: $(VENV)/.dev packages servers
 	$(BIN)/python bench/ways.py
 	$(BIN)/python bench/records.py
 	$(BIN)/python bench/send.py
+	$(BIN)/python bench/shield.py
 
 stress: $(VENV)/.dev servers
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)

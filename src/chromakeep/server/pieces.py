@@ -24,10 +24,10 @@ class Cutter:
     with NULs in the place of escaped quotes and backslashes; of a long one only the beginning, at least 128 bytes.
     """
 
-    __slots__ = ("_begun", "_half", "escapes", "within")
+    __slots__ = ("_begun", "_half", "_within", "escapes")
 
     def __init__(self) -> None:
-        self.within = False  # the last portion ended in a string
+        self._within = False  # the last portion ended in a string
         self.escapes = False  # a string of the last pieces may hold escapes
         self._begun = b""  # of that string
         self._half = False  # it ended in half an escape
@@ -37,19 +37,19 @@ class Cutter:
         if self._half:
             data = b"\\" + data
             self._half = False
-        self.escapes = self.within and b"\\" in self._begun
+        self.escapes = self._within and b"\\" in self._begun
         if b"\\" in data:
             data = data.replace(_PAIR, _BLANK)  # first: what then still stands before a quote does escape it
             if data.endswith(b"\\"):
                 data, self._half = data[:-1], True
             data = data.replace(_QUOTE, _BLANK)
             self.escapes = self.escapes or b"\\u00" in data
-        pieces = _split(data, self.within)
-        if self.within:
+        pieces = _split(data, self._within)
+        if self._within:
             pieces[0] = self._begun if len(self._begun) >= _KEPT else self._begun + pieces[0][:_KEPT]
             pieces.insert(0, b"")
-        self.within = len(pieces) % 2 == 0
-        if self.within:
+        self._within = len(pieces) % 2 == 0
+        if self._within:
             self._begun = pieces.pop()
         return pieces
 
@@ -98,7 +98,7 @@ class Value:
         self._colon = False
 
     def begins(self, outside: bytes, *, string: bool) -> bytes | None:
-        """Of what came after it outside of strings, and whether a ``string`` came then.
+        """Of what came after it outside of strings, and whether a whole ``string`` came then.
 
         ``b""``: it was no key; None: that cannot be told yet.
         """

@@ -47,16 +47,16 @@ class RecordsWatch:
             structure = structure.lstrip(SPACE)
             if structure.startswith(b"["):  # Chroma would take its elements for the fields
                 raise Malformed(_NO_OBJECT, 422)
-            self._object = bool(structure) or len(pieces) > 1 or self._cutter.within
+            self._object = bool(structure) or len(pieces) > 1
             structure = structure[1:]
         self._metadata(structure)
         if not self._ids.done:
-            self._ids.read(pieces, self._cutter.within)
+            self._ids.read(pieces)
         return payload
 
     def _slots(self, pieces: list[bytes]) -> None:
         if self._value:
-            self._decide(pieces[0], string=len(pieces) > 1 or self._cutter.within)
+            self._decide(pieces[0], string=len(pieces) > 1)
         found = range(0)
         if SLOT in pieces or self._cutter.escapes:
             found = range(1, len(pieces), 2)
@@ -64,7 +64,7 @@ class RecordsWatch:
             if not means(pieces[index], SLOT):
                 continue
             self._value = Value()
-            self._decide(pieces[index + 1], string=index + 2 < len(pieces) or self._cutter.within)
+            self._decide(pieces[index + 1], string=index + 2 < len(pieces))
 
     def _decide(self, outside: bytes, *, string: bool) -> None:
         assert self._value
@@ -112,13 +112,13 @@ class _Ids:
         self._array = False  # its array is open
         self._seen = 0
 
-    def read(self, pieces: list[bytes], within: bool) -> None:
-        """The pieces of the next portion, and whether it ended in a string. Only while not ``done``."""
+    def read(self, pieces: list[bytes]) -> None:
+        """The pieces of the next portion. Only while not ``done``."""
         size = len(pieces)
         for index in range(0, size, 2):
             outside, string = pieces[index], index + 1 < size
             if self._value:
-                begins = self._value.begins(outside, string=string or within)
+                begins = self._value.begins(outside, string=string)
                 if begins is None:
                     return
                 self._value = None
