@@ -11,7 +11,8 @@ from chromakeep.addresses import parse
 from chromakeep.cli import output
 from chromakeep.cli.command import Call, command
 from chromakeep.cli.output import Reply
-from chromakeep.errors import VerificationFailed
+from chromakeep.cli.settings import KEYS
+from chromakeep.errors import UsageError, VerificationFailed
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
@@ -25,10 +26,18 @@ def audit() -> None:
 
 
 def _places(call: Call, given: tuple[str, ...]) -> tuple[list[Path], dict[str, Repository]]:
-    """Files as they are; everything else is a repository."""
-    named = given or (call.needs(None, "audit_log", "FILE or REPO"),)
-    files = [Path(one) for one in named if Path(one).is_file()]
-    return files, {str(parse(one)): call.repository(one) for one in named if not Path(one).is_file()}
+    """Files as they are, everything else is a repository; where none is given, those that the settings name."""
+    from chromakeep.operations.audit_file import files
+
+    if not given:
+        log, repository = call.settings.text("audit_log"), call.settings.text("repository")
+        given = (*(map(str, files(Path(log))) if log else ()), *([repository] if repository else ()))
+    if not given:
+        raise UsageError("FILE or REPO is missing", hint=f"give one, or set {KEYS['audit_log'].variable}")
+    addresses = [one for one in given if not Path(one).is_file()]
+    return [Path(one) for one in given if Path(one).is_file()], {
+        str(parse(address)): call.repository(address) for address in addresses
+    }
 
 
 @command(
@@ -71,7 +80,7 @@ def _verify(call: Call, places: tuple[str, ...]) -> Reply:
     """,
 )
 @click.argument("places", nargs=-1, metavar="[FILE|REPO]...")
-@click.option("--event", metavar="NAME", help="Only these: write, denied, key, opened, torn, lost.")
+@click.option("--event", metavar="NAME", help="Only these: write, denied, denied more, key, opened, torn, lost.")
 @click.option("--key", metavar="NAME", help="Only what was done with this key.")
 @click.option("--collection", metavar="NAME", help="Only what was done to this collection.")
 @click.option("--since", metavar="TIME", help="Only what is not older than this, as 2026-11-25T12:00:00Z.")
