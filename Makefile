@@ -80,3 +80,4 @@ packages:
 
 servers: | $(BIN)/uv
 	@sh tools/servers.sh
+	@sh tools/clients.sh

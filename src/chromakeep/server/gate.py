@@ -59,5 +59,5 @@ class Gate(Protocol):
         """After the backend began to answer the write, whatever it says; nothing of that has been sent to the client.
 
         Nothing is until this returns None. A refusal is sent instead, and the backend's answer dropped. Its status is
-        not 503: that promises that the write was not done, and what balances over several doors repeats it at another.
+        not 503: that promises that the write was not done, and what balances over doors repeats it at another one.
         """
