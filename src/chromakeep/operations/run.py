@@ -19,14 +19,7 @@ from msgspec.structs import replace
 from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
 from chromakeep.chroma.server import ChromaServer, free_port, port_is_free
 from chromakeep.chroma.signature import signature
-from chromakeep.errors import (
-    LeaseLost,
-    NotAChromaDirectory,
-    NotNow,
-    PartialFailure,
-    ServerFailed,
-    UsageError,
-)
+from chromakeep.errors import LeaseLost, NotAChromaDirectory, NotNow, PartialFailure, ServerFailed, UsageError
 from chromakeep.events import Noted, Observer, ServerLine, ignore
 from chromakeep.operations.beside import Beside, Process
 from chromakeep.operations.boot import DATA, FOLLOWED, FOUND, RESTORED, Booted, boot, contents, look, summary
@@ -40,6 +33,7 @@ from chromakeep.operations.duty import (
     STOPPING,
     Doorway,
     Duty,
+    Facing,
     Front,
     OpenDoor,
 )
@@ -65,7 +59,7 @@ class RunSettings(msgspec.Struct, frozen=True):
 
     ``durability``: ``async`` (what is committed goes into the log within a fraction of a second), ``sync`` (a write is
     acknowledged only then) or ``snapshots``. ``door`` opens the port and passes requests on to the server, which then
-    listens on loopback; None: the server has the port itself.
+    listens on loopback; None: the server has the port itself. ``facing`` is for the door.
     ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
     ``receive_token``, where there is a door, lets whoever knows it put another directory in place (``send``).
     ``stage`` None keeps the working copy beside the data. More than ``deaths`` deaths of the server within ``window``
@@ -78,6 +72,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     every: float = 60.0
     durability: str = ASYNC
     door: OpenDoor | None = None
+    facing: Facing = Facing()
     receive_token: str | None = None
     hold_writes: float = 0.0
     grace: float = 10.0
@@ -233,6 +228,7 @@ class _Service:
             return
         backend = self.options.host, self.options.port
         front = Front(self.front.host, self.front.port, backend, self.duty, self.settings.hold_writes, self.observer)
+        front = replace(front, facing=self.settings.facing, folder=self.beside.root)
         if token := self.settings.receive_token:
             from chromakeep.operations.receive import Receiver  # few runs receive anything
 
@@ -383,7 +379,7 @@ class _Service:
         self.changeover.over()
         self.observer(
             Noted(
-                f"serving on http://{self.front.host}:{self.front.port}"
+                f"serving on {self.settings.facing.scheme}://{self.front.host}:{self.front.port}"
                 f" (process {server.pid}, ready in {time.monotonic() - begun:.1f} s)"
             )
         )

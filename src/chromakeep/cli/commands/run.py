@@ -8,6 +8,7 @@ import threading
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,7 +16,11 @@ from chromakeep.addresses import local_path, parse
 from chromakeep.cli import added, output
 from chromakeep.cli.command import Call, command
 from chromakeep.cli.output import Reply
-from chromakeep.cli.settings import KEYS, PREFIX
+from chromakeep.cli.settings import KEYS, PREFIX, Settings
+from chromakeep.errors import UsageError
+
+if TYPE_CHECKING:
+    from chromakeep.operations.duty import Facing
 
 
 @command(
@@ -33,6 +38,11 @@ from chromakeep.cli.settings import KEYS, PREFIX
         "port",
         "chroma",
         "stage",
+        "tls_certificate",
+        "tls_key",
+        "tls_client_ca",
+        "tls_self_signed",
+        "cors_origins",
     ),
     service=True,
     example="""
@@ -64,7 +74,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     signal.signal(signal.SIGTERM, asked)
     signal.signal(signal.SIGINT, asked)
 
-    from chromakeep.operations.duty import SNAPSHOTS
+    from chromakeep.operations.duty import SNAPSHOTS, Facing
     from chromakeep.operations.run import RunSettings
     from chromakeep.operations.run import run as operation
 
@@ -76,8 +86,8 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     listen = [word for key in ("host", "port") if (value := settings.text(key)) for word in (KEYS[key].flag, value)]
     stage = settings.text("stage")
     durability = str(settings.value("durability"))
-    open_door, token = None, settings.receive_token()
-    if token or (address and durability != SNAPSHOTS):
+    open_door, token, facing = None, settings.receive_token(), _facing(settings)
+    if token or facing != Facing() or (address and durability != SNAPSHOTS):
         from chromakeep.server.front import open_door  # type: ignore[assignment]
     theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
     done = operation(
@@ -88,6 +98,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
             every=settings.value("every"),
             durability=durability,
             door=open_door,
+            facing=facing,
             receive_token=token,
             hold_writes=settings.value("hold_writes"),
             grace=settings.value("grace"),
@@ -104,3 +115,28 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     newest = f", the newest {done.snapshot}" if done.snapshot else ""
     text = f"stopped after {output.duration(done.seconds)}: {output.plural(done.snapshots, 'snapshot')} taken{newest}"
     return Reply(done, text + (f", {output.plural(done.restarts, 'restart')}" if done.restarts else ""))
+
+
+def _facing(settings: Settings) -> Facing:
+    """How clients are spoken to. Raises ``UsageError`` for files and origins that will not do, or not together."""
+    from chromakeep.operations.duty import Facing
+
+    certificate, key, authority = (settings.text(f"tls_{name}") for name in ("certificate", "key", "client_ca"))
+    own = bool(settings.value("tls_self_signed"))
+    if own and (certificate or key):
+        raise UsageError("--tls-self-signed makes a certificate, and one is given", hint="give one of the two")
+    if (key or authority) and not (certificate or own):
+        raise UsageError(f"{'--tls-key' if key else '--tls-client-ca'} without --tls-certificate", hint="give both")
+    origins = settings.text("cors_origins")
+    facing = Facing(
+        Path(certificate) if certificate else None,
+        Path(key) if key else None,
+        Path(authority) if authority else None,
+        own,
+        tuple(one.strip() for one in origins.split(",")) if origins else (),
+    )
+    if facing != Facing():
+        from chromakeep.server.front import check
+
+        check(facing)  # what is wrong is told before anything starts
+    return facing
