@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -138,6 +140,16 @@ def test_what_cannot_serve_says_so_before_anything_starts(cli: Cli) -> None:
     assert "ftp://" in cli.fails(2, "run", "--data", "data", "--repository", "ftp://x/y")
     assert "--data" in cli.fails(2, "run", "--repository", "keep")
     assert "--ephemeral" in cli.fails(2, "run", "--data", "data", "--repository", "keep", "--ephemeral")
+    for wrong in (
+        ("--tls-key", "key.pem"),
+        ("--tls-client-ca", "ca.pem"),
+        ("--tls-certificate", "certificate.pem"),
+        ("--tls-self-signed", "--tls-key", "key.pem"),
+        ("--cors-origins", "app.example.com"),
+    ):
+        said = cli.fails(2, "run", "--data", "new", "--ephemeral", *wrong)
+        assert wrong[0] in said or "certificate.pem: no such file" in said
+    assert not (cli.cwd / ".new.chromakeep").exists()
     assert "--data" in cli.fails(2, "run", "--data", "data", "--ephemeral", "--", "--path", "elsewhere")
     assert not (cli.cwd / "data" / "chroma.sqlite3").exists()
 
@@ -193,3 +205,28 @@ time.sleep(600)
     shutil.rmtree(cli.cwd / "data")
     restored = cli.json("restore", "keep", "data")
     assert [(c["name"], c["count"]) for c in restored["collections"]] == [("mine", 300)]
+
+
+def test_tls_and_cors_on_the_way_to_chroma(cli: Cli) -> None:
+    """A certificate of its own in one flag: the check finds it ready, its file is what clients trust."""
+    cli.environ |= {"CHROMAKEEP_PORT": str(free_port()), "CHROMAKEEP_TLS_SELF_SIGNED": "true"}
+    running = start(cli, int(cli.environ["CHROMAKEEP_PORT"]), "--ephemeral", "--cors-origins", "https://a.example")
+    try:
+        end = time.monotonic() + 60
+        while cli("healthcheck", "--insecure").returncode and time.monotonic() < end:
+            assert running.poll() is None, (cli.cwd / "log").read_text()
+        certificate = cli.cwd / ".data.chromakeep" / "tls" / "certificate.pem"
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        address = f"https://localhost:{cli.environ['CHROMAKEEP_PORT']}/api/v2/heartbeat"
+        asked = urllib.request.Request(address, headers={"Origin": "https://a.example"})
+        with urllib.request.urlopen(asked, timeout=30, context=trusting) as answer:
+            assert json.load(answer)["nanosecond heartbeat"] > 0
+            assert answer.headers["access-control-allow-origin"] == "https://a.example"
+        stop(running, signal.SIGTERM)
+    finally:
+        if running.poll() is None:
+            running.kill()
+    log = (cli.cwd / "log").read_text()
+    made = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.read_text())).digest().hex(":").upper()
+    assert f"SHA-256 {made}" in log
+    assert f"serving on https://localhost:{cli.environ['CHROMAKEEP_PORT']}" in log

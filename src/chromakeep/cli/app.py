@@ -16,6 +16,7 @@ from chromakeep.cli import failures
 COMMANDS = {
     "init": "repository:init",
     "run": "run:run",
+    "healthcheck": "healthcheck:healthcheck",
     "replicate": "replicate:replicate",
     "backup": "directory:backup",
     "restore": "restore:restore",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -123,13 +124,32 @@ class Duty:
         return known
 
 
+class Facing(msgspec.Struct, frozen=True):
+    """How a door faces its clients. Paths are of PEM files; without any of it they speak plain HTTP.
+
+    ``self_signed``: with a certificate of its own making. ``origins``: of pages in browsers that may ask, or ``*``.
+    """
+
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    self_signed: bool = False
+    origins: tuple[str, ...] = ()
+
+    @property
+    def scheme(self) -> str:
+        """Of its URL."""
+        return "https" if self.certificate or self.self_signed else "http"
+
+
 class Front(msgspec.Struct, frozen=True):
     """What a door needs to know: where to listen, what is behind it, and whom to ask.
 
     ``hold`` is for how many seconds a write that is refused for now is held before it is answered. ``receiver`` takes
-    directories from whoever knows the ``token``; without one nobody may send any. ``books`` says which are kept of the
-    requests; ``audit`` is the log for them, ``read`` gives the numbers of the run. ``keys`` are those of the moment
-    (see ``Entrance``); ``closed``: nobody comes in without one, be there one or not.
+    directories from whoever knows the ``token``; without one nobody may send any. ``folder`` is where it may keep what
+    it makes for itself. ``books`` says which are kept of the requests; ``audit`` is the log for them, ``read`` gives
+    the numbers of the run. ``keys`` are those of the moment (see ``Entrance``); ``closed``: nobody comes in without
+    one, be there one or not.
     """
 
     host: str
@@ -138,6 +158,8 @@ class Front(msgspec.Struct, frozen=True):
     duty: Duty
     hold: float
     observer: Observer = ignore
+    facing: Facing = Facing()
+    folder: Path | None = None
     receiver: Receiver | None = None
     token: str = ""
     books: Books = Books()

@@ -47,13 +47,15 @@ def front_of(
         duty,
         settings.hold_writes,
         observer,
-        receiver,
-        settings.receive_token or "",
-        settings.books,
-        Gauges(beside, duty, keeping, restarts).read,
-        _audit(settings, observer),
-        lambda: entrance.ring,
-        entrance.closed,
+        facing=settings.facing,
+        folder=beside.root,
+        receiver=receiver,
+        token=settings.receive_token or "",
+        books=settings.books,
+        read=Gauges(beside, duty, keeping, restarts).read,
+        audit=_audit(settings, observer),
+        keys=lambda: entrance.ring,
+        closed=entrance.closed,
     )
 
 

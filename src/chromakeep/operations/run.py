@@ -43,6 +43,7 @@ from chromakeep.operations.duty import (
     STOPPING,
     Doorway,
     Duty,
+    Facing,
     OpenDoor,
 )
 from chromakeep.operations.fronts import entrance_of, front_of
@@ -69,7 +70,7 @@ class RunSettings(msgspec.Struct, frozen=True):
 
     ``durability``: ``async`` (what is committed goes into the log within a fraction of a second), ``sync`` (a write is
     acknowledged only then) or ``snapshots``. ``door`` opens the port and passes requests on to the server, which then
-    listens on loopback; None: the server has the port itself.
+    listens on loopback; None: the server has the port itself. ``facing`` is for the door.
     ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
     ``receive_token``, where there is a door, lets whoever knows it put another directory in place (``send``).
     ``open``: other machines may reach it, and nobody needs a key. ``books``, where there is a door: which are kept of
@@ -83,6 +84,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     every: float = 60.0
     durability: str = ASYNC
     door: OpenDoor | None = None
+    facing: Facing = Facing()
     receive_token: str | None = None
     hold_writes: float = 0.0
     grace: float = 10.0
@@ -401,7 +403,7 @@ class _Service:
         self.changeover.over()
         self.observer(
             Noted(
-                f"serving on http://{self.front.host}:{self.front.port}"
+                f"serving on {self.settings.facing.scheme}://{self.front.host}:{self.front.port}"
                 f" (process {server.pid}, ready in {time.monotonic() - begun:.1f} s)"
             )
         )

@@ -9,13 +9,18 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
+from msgspec.structs import replace
+
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
-from chromakeep.operations.duty import EXCHANGING, Duty, Front
+from chromakeep.events import Noted
+from chromakeep.operations.duty import EXCHANGING, Duty, Facing, Front
 from chromakeep.server.answers import refusal
 from chromakeep.server.bookkeeping import METRICS, BookedDoor, Bookkeeping
+from chromakeep.server.cors import cors_of
 from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.gatehouse import Gatehouse
+from chromakeep.server.tls import Tls, context_of, fingerprint
 from chromakeep.server.unlocked import Unlocked
 from chromakeep.server.visit import Closed, Desk
 
@@ -86,10 +91,33 @@ def _undecided(error: ChromakeepError) -> Refusal:
     return refusal(DONE, f"the write was done here and may be lost: {error.message}")
 
 
+def check(facing: Facing) -> None:
+    """Raises ``UsageError`` for files that cannot be used and origins that are none."""
+    cors_of(facing.origins)
+    if tls := _tls(facing):
+        context_of(tls)
+
+
+def _tls(facing: Facing) -> Tls | None:
+    return Tls(facing.certificate, facing.key, facing.client_ca) if facing.certificate else None
+
+
+def _self_signed(front: Front) -> Tls:
+    from chromakeep.server.self_signed import self_signed
+
+    assert front.folder
+    tls = replace(self_signed(front.folder / "tls"), client_ca=front.facing.client_ca)
+    said = f"tls: a self-signed certificate, for tests: {tls.certificate}, SHA-256 {fingerprint(tls.certificate)}"
+    front.observer(Noted(said, "warning"))
+    return tls
+
+
 def open_door(front: Front) -> BookedDoor:
     """The door of a run. ``/healthz``: this process lives; ``/readyz``: it serves; ``/readyz/reads``: it answers reads,
     as a standby does; ``/_keep/status``: how it stands; ``/metrics``: that and more for Prometheus; below
     ``/_keep/receive``: see ``ReceivingDesk``.
+
+    Raises ``UsageError`` as ``check`` does; files of a certificate are read when the door starts.
     """
     duty = front.duty
 
@@ -135,6 +163,8 @@ def open_door(front: Front) -> BookedDoor:
         desk=desk,
         ledger=books.ledger,
         guard=Gatehouse(front.keys, closed=front.closed, pages=inner) if front.keys else Unlocked(inner),
+        tls=_self_signed(front) if front.facing.self_signed else _tls(front.facing),
+        cors=cors_of(front.facing.origins),
         observer=front.observer,
     )
     return BookedDoor(door, books)

@@ -21,6 +21,7 @@ from chromakeep.errors import UsageError
 
 if TYPE_CHECKING:
     from chromakeep.operations.books import Books
+    from chromakeep.operations.duty import Facing
 
 
 @command(
@@ -48,6 +49,11 @@ if TYPE_CHECKING:
         "audit_log",
         "audit_size",
         "audit_full",
+        "tls_certificate",
+        "tls_key",
+        "tls_client_ca",
+        "tls_self_signed",
+        "cors_origins",
     ),
     service=True,
     example="""
@@ -91,7 +97,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     listen = [word for key in ("host", "port") if (value := settings.text(key)) for word in (KEYS[key].flag, value)]
     stage = settings.text("stage")
     durability = str(settings.value("durability"))
-    books = _books(settings)
+    books, facing = _books(settings), _facing(settings)
     theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
     done = operation(
         RunSettings(
@@ -101,6 +107,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
             every=settings.value("every"),
             durability=durability,
             door=open_door,
+            facing=facing,
             receive_token=settings.receive_token(),
             hold_writes=settings.value("hold_writes"),
             grace=settings.value("grace"),
@@ -139,3 +146,28 @@ def _books(settings: Settings) -> Books:
         audit_size=settings.number("audit_size") * MEGABYTE,
         audit_required=settings.text("audit_full") == "refuse",
     )
+
+
+def _facing(settings: Settings) -> Facing:
+    """How clients are spoken to. Raises ``UsageError`` for files and origins that will not do, or not together."""
+    from chromakeep.operations.duty import Facing
+
+    certificate, key, authority = (settings.text(f"tls_{name}") for name in ("certificate", "key", "client_ca"))
+    own = bool(settings.value("tls_self_signed"))
+    if own and (certificate or key):
+        raise UsageError("--tls-self-signed makes a certificate, and one is given", hint="give one of the two")
+    if (key or authority) and not (certificate or own):
+        raise UsageError(f"{'--tls-key' if key else '--tls-client-ca'} without --tls-certificate", hint="give both")
+    origins = settings.text("cors_origins")
+    facing = Facing(
+        Path(certificate) if certificate else None,
+        Path(key) if key else None,
+        Path(authority) if authority else None,
+        own,
+        tuple(one.strip() for one in origins.split(",")) if origins else (),
+    )
+    if facing != Facing():
+        from chromakeep.server.front import check
+
+        check(facing)  # what is wrong is told before anything starts
+    return facing
