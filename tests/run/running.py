@@ -22,7 +22,8 @@ from chromakeep.chroma.server import free_port
 from chromakeep.errors import ChromakeepError, ServerAnswered, ServerFailed
 from chromakeep.events import Event, Noted
 from chromakeep.operations.beside import Beside
-from chromakeep.operations.run import RunResult, RunSettings, run
+from chromakeep.operations.run import run
+from chromakeep.operations.run_settings import RunResult, RunSettings
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
 

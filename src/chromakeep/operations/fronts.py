@@ -18,7 +18,7 @@ from chromakeep.operations.key_places import DirectoryKeys, KeyPlace, Repository
 if TYPE_CHECKING:
     from chromakeep.operations.audit import Audit
     from chromakeep.operations.receive import Receiver
-    from chromakeep.operations.run import RunSettings
+    from chromakeep.operations.run_settings import RunSettings
 
 
 def front_of(

@@ -10,10 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import msgspec
 from msgspec.structs import replace
 
 from chromakeep.chroma.catalog import DATABASE, collection_count
@@ -31,11 +29,9 @@ from chromakeep.errors import (
 )
 from chromakeep.events import Noted, Observer, ServerLine, ignore
 from chromakeep.operations.beside import Beside, Process
-from chromakeep.operations.books import Books
 from chromakeep.operations.boot import DATA, FOLLOWED, FOUND, RESTORED, Booted, boot, contents, look, summary
 from chromakeep.operations.changeover import Changeover
 from chromakeep.operations.duty import (
-    ASYNC,
     EXCHANGING,
     SERVING,
     SNAPSHOTS,
@@ -43,13 +39,12 @@ from chromakeep.operations.duty import (
     STOPPING,
     Doorway,
     Duty,
-    Facing,
-    OpenDoor,
 )
 from chromakeep.operations.fronts import entrance_of, front_of
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.platform import advise
 from chromakeep.operations.rescue import Findings, examine, rescue
+from chromakeep.operations.run_settings import RunResult, RunSettings
 from chromakeep.operations.sighting import Sighting
 from chromakeep.operations.succession import START_AGAIN, Succession
 from chromakeep.operations.watch import Watching
@@ -63,54 +58,6 @@ DRAIN = 2.0  # seconds that requests under way have to end
 HURRIED = 1.0  # seconds that a server has to end after a second signal: a kill in a write can break a collection
 LONGEST_WAIT = 30.0  # seconds between two starts at most
 T = TypeVar("T")
-
-
-class RunSettings(msgspec.Struct, frozen=True):
-    """What to run. Times in seconds; ``arguments`` are those after ``--`` (see ``chroma.command.parse_options``).
-
-    ``durability``: ``async`` (what is committed goes into the log within a fraction of a second), ``sync`` (a write is
-    acknowledged only then) or ``snapshots``. ``door`` opens the port and passes requests on to the server, which then
-    listens on loopback; None: the server has the port itself. ``facing`` is for the door.
-    ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
-    ``receive_token``, where there is a door, lets whoever knows it put another directory in place (``send``).
-    ``open``: other machines may reach it, and nobody needs a key. ``books``, where there is a door: which are kept of
-    what passes it. ``stage`` None keeps the working copy beside the data. More than ``deaths`` deaths of the server
-    within ``window`` seconds end the run.
-    """
-
-    data: Path
-    open_repository: Callable[[], Repository] | None = None
-    create_repository: Callable[[], Repository] | None = None
-    every: float = 60.0
-    durability: str = ASYNC
-    door: OpenDoor | None = None
-    facing: Facing = Facing()
-    receive_token: str | None = None
-    hold_writes: float = 0.0
-    grace: float = 10.0
-    ephemeral: bool = False
-    open: bool = False
-    arguments: tuple[str, ...] = ()
-    program: str | None = None
-    stage: Path | None = None
-    books: Books = Books()
-    probe_every: float = 5.0
-    hung_after: float = 60.0
-    deaths: int = 5
-    window: float = 600.0
-
-    def __repr__(self) -> str:
-        return f"RunSettings({str(self.data)!r})"  # no secret in a log
-
-
-class RunResult(msgspec.Struct, frozen=True):
-    """How a run that was asked to stop went. ``outcome`` is that of the boot; ``snapshot`` the newest one's id."""
-
-    outcome: str
-    snapshots: int
-    snapshot: str | None
-    restarts: int
-    seconds: float
 
 
 def run(

@@ -85,8 +85,8 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     signal.signal(signal.SIGTERM, asked)
     signal.signal(signal.SIGINT, asked)
 
-    from chromakeep.operations.run import RunSettings
     from chromakeep.operations.run import run as operation
+    from chromakeep.operations.run_settings import RunSettings
     from chromakeep.server.front import open_door
 
     settings = call.settings
