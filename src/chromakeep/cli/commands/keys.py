@@ -104,7 +104,7 @@ def _create(
 
 @command("list", keys=WHERE, example="chromakeep keys list --repository s3://bucket/prefix")
 def _list(call: Call) -> Reply:
-    """List the keys, oldest first; those that were revoked for 90 days."""
+    """List the keys, oldest first; a revoked one for 90 days more."""
     from chromakeep.operations.keyring import load, shown
 
     now = time.time()
