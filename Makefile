@@ -79,3 +79,4 @@ packages:
 
 servers: | $(BIN)/uv
 	@sh tools/servers.sh
+	@sh tools/promtool.sh
