@@ -91,7 +91,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     stage = settings.text("stage")
     durability = str(settings.value("durability"))
     open_door, token = None, settings.receive_token()
-    books = _books(settings)
+    books = _books(settings, data)
     if token or books or (address and durability != SNAPSHOTS):
         from chromakeep.server.front import open_door  # type: ignore[assignment]
     theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
@@ -122,13 +122,17 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     return Reply(done, text + (f", {output.plural(done.restarts, 'restart')}" if done.restarts else ""))
 
 
-def _books(settings: Settings) -> Books:
+def _books(settings: Settings, data: Path) -> Books:
     """Which books are kept. Raises ``UsageError``."""
     from chromakeep.operations.books import MEGABYTE, Books
 
     port, audit = settings.text("metrics_port"), settings.text("audit_log")
     if min(settings.number("access_log_size"), settings.number("audit_size")) < 1:
         raise UsageError("a log of 0 megabytes", hint="give --access-log-size and --audit-size 1 or more")
+    for key, path in (("audit_log", audit), ("access_log", settings.text("access_log"))):
+        if path and data.absolute() in Path(path).absolute().parents:
+            # With the directory it would be replaced by a restore, and lie in a place that is Chroma's.
+            raise UsageError(f"{KEYS[key].flag} {path} is in the data directory", hint="put it beside that")
     return Books(
         metrics_port=int(port) if port else None,
         metrics_host=str(settings.text("metrics_host")),
