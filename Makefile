@@ -81,3 +81,4 @@ packages:
 servers: | $(BIN)/uv
 	@sh tools/servers.sh
 	@sh tools/clients.sh
+	@sh tools/promtool.sh

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +13,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.test_metrics import full_page
+from servers.promtool import PROMTOOL
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "chromakeep.json"
 ALERTS = DEPLOY / "prometheus"
 NAME = re.compile(r"\bchromakeep_[a-z_]+")
-TOOL = shutil.which("promtool")
 
 
 def samples() -> dict[str, set[str]]:
@@ -84,10 +83,10 @@ def test_panels_lie_beside_each_other() -> None:
         taken |= cells
 
 
-@pytest.mark.skipif(TOOL is None, reason="promtool is not installed (Debian: prometheus)")
+@pytest.mark.skipif(PROMTOOL is None, reason="no promtool: see tools/promtool.sh")
 @pytest.mark.parametrize("check", [("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")])
 def test_promtool_takes_the_alerts(check: tuple[str, ...]) -> None:
     """Their syntax, and that they fire when they should and not else."""
-    assert TOOL
-    done = subprocess.run([TOOL, *check], cwd=ALERTS, capture_output=True, text=True, timeout=60, check=False)
+    assert PROMTOOL
+    done = subprocess.run([PROMTOOL, *check], cwd=ALERTS, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

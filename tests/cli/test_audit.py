@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from chromakeep.chroma.server import free_port
 from chromakeep.operations.audit_file import AuditFile
 from chromakeep.operations.audit_shipping import AuditShipping
 from chromakeep.repository import Repository
@@ -93,3 +94,15 @@ def test_what_is_no_log_is_told_in_a_line(cli: Cli, log: Path) -> None:
     assert "no such directory" in cli.fails(10, "audit", "verify", "nowhere")
     (cli.cwd / "other").write_text("hello\n")
     assert cli.json("audit", "verify", "other", status=14)["problems"][0]["line"] == 1
+
+
+def test_a_run_refuses_logs_that_it_could_not_keep(cli: Cli) -> None:
+    """In the data directory, where no directory is, and of no size."""
+    run = ("run", "--data", "data", "--ephemeral", "--port", str(free_port()))
+    assert "is in the data directory" in cli.fails(2, *run, "--audit-log", "data/sub/audit.log")
+    assert "is in the data directory" in cli.fails(2, *run, "--access-log", "data/access.log")
+    assert "a log of 0 megabytes" in cli.fails(2, *run, "--audit-size", "0")
+    for log in ("audit", "access"):
+        told = cli(*run, f"--{log}-log", f"nowhere/{log}.log")
+        assert told.returncode == 2
+        assert "No such file or directory" in told.stderr

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,21 @@ def test_the_writes_are_in_the_audit_log_and_that_is_in_the_repository(kept: Kep
     assert len({(c.instance, c.last, c.hash) for c in report.chains}) == 1
     assert len(report.chains) == 2
     assert check(kept.repository).problems == ()
+
+
+def test_a_verified_restore_is_told(kept: Kept) -> None:
+    """When it was; the next run on the same directory remembers it."""
+    metrics, began, seen = free_port(), time.time(), set()
+    for _ in range(2):
+        more = ("--metrics-port", str(metrics))
+        with process(kept.folder / "again", kept.folder / "repository", more=more) as (child, port, log):
+            eventually(lambda: ready(child, port, log), "the start")
+            name = ("chromakeep_verified_restore_timestamp_seconds", ())
+            eventually(lambda: name in values(page(metrics)), "the restore")  # noqa: B023
+            seen.add(values(page(metrics))[name])
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(60) == 0
+    assert len(seen) == 1 and began < seen.pop() < time.time()
 
 
 def test_nothing_is_told_as_a_warning(kept: Kept) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from chromakeep.server.families import BOOKS
 from chromakeep.server.metrics import BOUNDS, MOST_SERIES, Exposition, Metrics
 from server.accounts import account
 from server.wires import Backend, Wire
+from servers.promtool import PROMTOOL
 
 FULL = Reading(
     "serving",
@@ -70,8 +70,8 @@ def full_page() -> bytes:
 def checked(page: bytes) -> None:
     """`promtool check metrics` has nothing to say, where it is installed; the parser reads it anywhere."""
     assert values(page)
-    if promtool := shutil.which("promtool"):
-        done = subprocess.run([promtool, "check", "metrics"], input=page, capture_output=True, timeout=60, check=False)
+    if PROMTOOL:
+        done = subprocess.run([PROMTOOL, "check", "metrics"], input=page, capture_output=True, timeout=60, check=False)
         assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 

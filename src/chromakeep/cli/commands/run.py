@@ -8,20 +8,15 @@ import threading
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import click
 
 from chromakeep.addresses import local_path, parse
 from chromakeep.cli import added, output
 from chromakeep.cli.command import Call, command
+from chromakeep.cli.doors import DOOR_KEYS, books, facing_of
 from chromakeep.cli.output import Reply
-from chromakeep.cli.settings import KEYS, PREFIX, Settings
-from chromakeep.errors import UsageError
-
-if TYPE_CHECKING:
-    from chromakeep.operations.books import Books
-    from chromakeep.operations.duty import Facing
+from chromakeep.cli.settings import KEYS, PREFIX
 
 
 @command(
@@ -40,20 +35,7 @@ if TYPE_CHECKING:
         "port",
         "chroma",
         "stage",
-        "metrics_port",
-        "metrics_host",
-        "access_log",
-        "access_log_size",
-        "access_log_age",
-        "access_log_keep",
-        "audit_log",
-        "audit_size",
-        "audit_full",
-        "tls_certificate",
-        "tls_key",
-        "tls_client_ca",
-        "tls_self_signed",
-        "cors_origins",
+        *DOOR_KEYS,
     ),
     service=True,
     example="""
@@ -97,7 +79,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     listen = [word for key in ("host", "port") if (value := settings.text(key)) for word in (KEYS[key].flag, value)]
     stage = settings.text("stage")
     durability = str(settings.value("durability"))
-    books, facing = _books(settings), _facing(settings)
+    kept, facing = books(settings, data), facing_of(settings)
     theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
     done = operation(
         RunSettings(
@@ -116,7 +98,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
             arguments=(*listen, *chroma_options),
             program=settings.text("chroma"),
             stage=Path(stage) if stage else None,
-            books=books,
+            books=kept,
         ),
         observer=call.observer,
         stop=stop,
@@ -126,48 +108,3 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     newest = f", the newest {done.snapshot}" if done.snapshot else ""
     text = f"stopped after {output.duration(done.seconds)}: {output.plural(done.snapshots, 'snapshot')} taken{newest}"
     return Reply(done, text + (f", {output.plural(done.restarts, 'restart')}" if done.restarts else ""))
-
-
-def _books(settings: Settings) -> Books:
-    """Which books are kept. Raises ``UsageError``."""
-    from chromakeep.operations.books import MEGABYTE, Books
-
-    port, audit = settings.text("metrics_port"), settings.text("audit_log")
-    if min(settings.number("access_log_size"), settings.number("audit_size")) < 1:
-        raise UsageError("a log of 0 megabytes", hint="give --access-log-size and --audit-size 1 or more")
-    return Books(
-        metrics_port=int(port) if port else None,
-        metrics_host=str(settings.text("metrics_host")),
-        access_log=settings.text("access_log"),
-        access_log_size=settings.number("access_log_size") * MEGABYTE,
-        access_log_age=settings.value("access_log_age"),
-        access_log_keep=settings.number("access_log_keep"),
-        audit_log=Path(audit) if audit else None,
-        audit_size=settings.number("audit_size") * MEGABYTE,
-        audit_required=settings.text("audit_full") == "refuse",
-    )
-
-
-def _facing(settings: Settings) -> Facing:
-    """How clients are spoken to. Raises ``UsageError`` for files and origins that will not do, or not together."""
-    from chromakeep.operations.duty import Facing
-
-    certificate, key, authority = (settings.text(f"tls_{name}") for name in ("certificate", "key", "client_ca"))
-    own = bool(settings.value("tls_self_signed"))
-    if own and (certificate or key):
-        raise UsageError("--tls-self-signed makes a certificate, and one is given", hint="give one of the two")
-    if (key or authority) and not (certificate or own):
-        raise UsageError(f"{'--tls-key' if key else '--tls-client-ca'} without --tls-certificate", hint="give both")
-    origins = settings.text("cors_origins")
-    facing = Facing(
-        Path(certificate) if certificate else None,
-        Path(key) if key else None,
-        Path(authority) if authority else None,
-        own,
-        tuple(one.strip() for one in origins.split(",")) if origins else (),
-    )
-    if facing != Facing():
-        from chromakeep.server.front import check
-
-        check(facing)  # what is wrong is told before anything starts
-    return facing

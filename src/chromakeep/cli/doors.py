@@ -1,0 +1,79 @@
+"""Doors: the settings of a port, the same for every command that opens one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chromakeep.cli.settings import KEYS, Settings
+from chromakeep.errors import UsageError
+
+if TYPE_CHECKING:
+    from chromakeep.operations.books import Books
+    from chromakeep.operations.duty import Facing
+
+DOOR_KEYS = (
+    "tls_certificate",
+    "tls_key",
+    "tls_client_ca",
+    "tls_self_signed",
+    "cors_origins",
+    "metrics_port",
+    "metrics_host",
+    "access_log",
+    "access_log_size",
+    "access_log_age",
+    "access_log_keep",
+    "audit_log",
+    "audit_size",
+    "audit_full",
+)
+
+
+def books(settings: Settings, data: Path | None) -> Books:
+    """Which books are kept. Raises ``UsageError``."""
+    from chromakeep.operations.books import MEGABYTE, Books
+
+    port, audit = settings.text("metrics_port"), settings.text("audit_log")
+    if min(settings.number("access_log_size"), settings.number("audit_size")) < 1:
+        raise UsageError("a log of 0 megabytes", hint="give --access-log-size and --audit-size 1 or more")
+    for key, path in (("audit_log", audit), ("access_log", settings.text("access_log"))):
+        if path and data and data.absolute() in Path(path).absolute().parents:
+            # With the directory it would be replaced by a restore, and lie in a place that is Chroma's.
+            raise UsageError(f"{KEYS[key].flag} {path} is in the data directory", hint="put it beside that")
+    return Books(
+        metrics_port=int(port) if port else None,
+        metrics_host=str(settings.text("metrics_host")),
+        access_log=settings.text("access_log"),
+        access_log_size=settings.number("access_log_size") * MEGABYTE,
+        access_log_age=settings.value("access_log_age"),
+        access_log_keep=settings.number("access_log_keep"),
+        audit_log=Path(audit) if audit else None,
+        audit_size=settings.number("audit_size") * MEGABYTE,
+        audit_required=settings.text("audit_full") == "refuse",
+    )
+
+
+def facing_of(settings: Settings) -> Facing:
+    """How clients are spoken to. Raises ``UsageError`` for files and origins that will not do, or not together."""
+    from chromakeep.operations.duty import Facing
+
+    certificate, key, authority = (settings.text(f"tls_{name}") for name in ("certificate", "key", "client_ca"))
+    own = bool(settings.value("tls_self_signed"))
+    if own and (certificate or key):
+        raise UsageError("--tls-self-signed makes a certificate, and one is given", hint="give one of the two")
+    if (key or authority) and not (certificate or own):
+        raise UsageError(f"{'--tls-key' if key else '--tls-client-ca'} without --tls-certificate", hint="give both")
+    origins = settings.text("cors_origins")
+    facing = Facing(
+        Path(certificate) if certificate else None,
+        Path(key) if key else None,
+        Path(authority) if authority else None,
+        own,
+        tuple(one.strip() for one in origins.split(",")) if origins else (),
+    )
+    if facing != Facing():
+        from chromakeep.server.front import check
+
+        check(facing)  # what is wrong is told before anything starts
+    return facing
