@@ -53,6 +53,7 @@ stress: $(VENV)/.dev servers
 	$(BIN)/python tests/stress/hand_over.py --rounds 40 --durability sync --long
 	$(BIN)/python tests/stress/hand_over.py --rounds 20 --durability async --long
 	MACHINE_EXAMPLES=40 $(BIN)/python -m pytest -q --timeout 3600 tests/run/test_machine.py
+	DIFFERENTIAL_EXAMPLES=500 $(BIN)/python -m pytest -q --timeout 3600 tests/server/test_differential*.py
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)0 --seed $$(date +%j)
@@ -76,7 +77,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 packages:
-	@sh tools/packages.sh restic strace mkfs.xfs:xfsprogs nginx
+	@sh tools/packages.sh restic strace mkfs.xfs:xfsprogs nginx caddy
 
 servers: | $(BIN)/uv
 	@sh tools/servers.sh

@@ -33,16 +33,22 @@ http {{
 """
 
 
+def readdressed(shipped: Path, instances: Sequence[int]) -> str:
+    """A configuration with three ports of this machine in the place of its instances."""
+    text = shipped.read_text()
+    for number, port in enumerate(instances, 1):
+        assert text.count(f"10.0.0.{number}:8000") == 2
+        text = text.replace(f"10.0.0.{number}:8000", f"127.0.0.1:{port}")
+    return text
+
+
 @contextmanager
 def nginx(base: Path, instances: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Its two ports, 8000 and 8001 in the file, in front of three ports of this machine."""
     assert PROGRAM, "nginx is not installed: run tools/packages.sh nginx (make test does)"
     base.mkdir(parents=True, exist_ok=True)
     balanced, latest = free_port(), free_port()
-    text = SHIPPED.read_text()
-    for number, port in enumerate(instances, 1):
-        assert text.count(f"server 10.0.0.{number}:8000 ") == 2
-        text = text.replace(f"10.0.0.{number}:8000", f"127.0.0.1:{port}")
+    text = readdressed(SHIPPED, instances)
     text = text.replace("listen 8000;", f"listen 127.0.0.1:{balanced};").replace("    8001 0;", f"    {latest} 0;")
     text = text.replace("listen 8001;", f"listen 127.0.0.1:{latest};")
     (base / "chromakeep.conf").write_text(text)
