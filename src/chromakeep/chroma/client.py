@@ -45,13 +45,14 @@ class ChromaClient:
     seconds, or none at all).
     """
 
-    def __init__(self, host: str, port: int, *, timeout: float = 30.0) -> None:
+    def __init__(self, host: str, port: int, *, timeout: float = 30.0, secure: bool = False) -> None:
         self.host, self.port, self.timeout = host, port, timeout
+        self._connection = http.client.HTTPSConnection if secure else http.client.HTTPConnection
 
     def request(self, method: str, path: str, body: object = None, *, timeout: float | None = None) -> Any:
         """The parsed JSON answer to one request below ``/api/v2``."""
         seconds = timeout or self.timeout
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=seconds)
+        connection = self._connection(self.host, self.port, timeout=seconds)
         payload = None if body is None else json.dumps(body).encode()
         try:
             connection.request(method, f"/api/v2{path}", payload, {"content-type": "application/json"})

@@ -17,6 +17,7 @@ COMMANDS = {
     "init": "repository:init",
     "run": "run:run",
     "healthcheck": "healthcheck:healthcheck",
+    "serve": "serve:serve",
     "replicate": "replicate:replicate",
     "backup": "directory:backup",
     "restore": "restore:restore",

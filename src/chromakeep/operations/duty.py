@@ -37,6 +37,7 @@ class Duty:
         self.durability = durability
         self.standby: Standby | None = None  # of an instance that waits
         self.sighting = Sighting()
+        self.trouble: str | None = None  # with a server that is not ours
         self._role = STARTING
         self._keeping = keeping
 
@@ -89,7 +90,7 @@ class Duty:
     @property
     def ready(self) -> bool:
         """Whether this instance serves as it should, writes included, and has what it had."""
-        return self.role == SERVING and self.refusal() is None and self.sighting.gone is None
+        return self.role == SERVING and self.refusal() is None and not (self.sighting.gone or self.trouble)
 
     @property
     def readable(self) -> bool:
@@ -109,6 +110,8 @@ class Duty:
             known["refuses_writes"] = why.message
         if gone := self.sighting.gone:
             known["missing"] = gone
+        if self.trouble:
+            known["trouble"] = self.trouble
         if self.standby and self._role == WAITING:
             known |= self.standby.status()
         if self._keeping:
@@ -149,7 +152,7 @@ class Front(msgspec.Struct, frozen=True):
     directories from whoever knows the ``token``; without one nobody may send any. ``folder`` is where it may keep what
     it makes for itself. ``books`` says which are kept of the requests; ``audit`` is the log for them, ``read`` gives
     the numbers of the run. ``keys`` are those of the moment (see ``Entrance``); ``closed``: nobody comes in without
-    one, be there one or not.
+    one, be there one or not. ``authority`` is the name of a server that is not ours, which is ``secure`` over TLS.
     """
 
     host: str
@@ -167,6 +170,8 @@ class Front(msgspec.Struct, frozen=True):
     audit: Audit | None = None
     keys: Callable[[], Keyring | None] | None = None
     closed: bool = False
+    authority: str | None = None
+    secure: bool = False
 
     def __repr__(self) -> str:
         return f"Front({self.host}:{self.port})"  # no secret in a log

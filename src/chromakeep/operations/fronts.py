@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from chromakeep.chroma.command import ServerOptions
 from chromakeep.events import Observer
 from chromakeep.operations.beside import Beside
+from chromakeep.operations.books import Books
 from chromakeep.operations.changeover import Changeover
 from chromakeep.operations.duty import Duty, Front
 from chromakeep.operations.entrance import Entrance
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from chromakeep.operations.audit import Audit
     from chromakeep.operations.receive import Receiver
     from chromakeep.operations.run_settings import RunSettings
+    from chromakeep.repository import Repository
 
 
 def front_of(
@@ -53,7 +55,7 @@ def front_of(
         token=settings.receive_token or "",
         books=settings.books,
         read=Gauges(beside, duty, keeping, restarts).read,
-        audit=_audit(settings, observer),
+        audit=audit_of(settings.books, settings.open_repository, observer),
         keys=lambda: entrance.ring,
         closed=entrance.closed,
     )
@@ -64,14 +66,14 @@ def entrance_of(settings: RunSettings, host: str, env: Mapping[str, str], observ
 
     def place() -> KeyPlace:
         if settings.open_repository:
-            return RepositoryKeys(settings.open_repository(), observer)
+            return RepositoryKeys(settings.open_repository().brisk, observer)
         return DirectoryKeys(settings.data)
 
     return Entrance(place, host, env, accepted=settings.open, observer=observer)
 
 
-def _audit(settings: RunSettings, observer: Observer) -> Audit | None:
-    books = settings.books
+def audit_of(books: Books, open_repository: Callable[[], Repository] | None, observer: Observer) -> Audit | None:
+    """The audit log, where one is kept; with a repository a copy goes there."""
     if books.audit_log is None:
         return None
     from chromakeep.operations.audit import Audit  # few runs keep one
@@ -80,6 +82,6 @@ def _audit(settings: RunSettings, observer: Observer) -> Audit | None:
         books.audit_log,
         books.audit_size,
         required=books.audit_required,
-        open_repository=settings.open_repository,
+        open_repository=open_repository,
         observer=observer,
     )

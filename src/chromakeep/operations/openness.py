@@ -34,12 +34,12 @@ def refuse_open(host: str, env: Mapping[str, str], *, keys: bool, accepted: bool
     if found := [name for name in IGNORED if env.get(name)]:
         raise RefusedToServe(
             f"{found[0]} is set, which Chroma 1.x ignores: the server would be open",
-            hint="chromakeep keys create NAME --role admin, and unset it; or say --open",
+            hint="chromakeep keys create NAME --role admin (--repository ADDRESS), and unset it; or say --open",
         )
     if not loopback(host):
         raise RefusedToServe(
             f"{host}: anybody who reaches this address could read and delete everything, for there is no key",
-            hint="chromakeep keys create NAME --role admin; or say --open, or --host 127.0.0.1",
+            hint="chromakeep keys create NAME --role admin (--repository ADDRESS); or say --open, or --host 127.0.0.1",
         )
 
 

@@ -193,6 +193,7 @@ class ClientSide(asyncio.Protocol):
         if self._service.ledger or self._service.guard:
             self._account = account
             if self._service.ledger:
+                account.trace = next((value for name, value in request.fields if name == b"traceparent"), b"")
                 self._service.ledger.begun(account)
         path, desk = request.target.partition("?")[0], self._service.desk
         if cors := self._service.cors:

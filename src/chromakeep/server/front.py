@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -22,6 +23,7 @@ from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.gatehouse import Gatehouse
 from chromakeep.server.tls import Tls, context_of, fingerprint
 from chromakeep.server.unlocked import Unlocked
+from chromakeep.server.upstream import Remote
 from chromakeep.server.visit import Closed, Desk
 
 POLL = 0.02  # seconds between two questions while a write is held
@@ -102,6 +104,12 @@ def _tls(facing: Facing) -> Tls | None:
     return Tls(facing.certificate, facing.key, facing.client_ca) if facing.certificate else None
 
 
+def _remote(front: Front) -> Remote | None:
+    if front.authority is None:
+        return None
+    return Remote(front.authority.encode(), ssl.create_default_context() if front.secure else None)
+
+
 def _self_signed(front: Front) -> Tls:
     from chromakeep.server.self_signed import self_signed
 
@@ -165,6 +173,7 @@ def open_door(front: Front) -> BookedDoor:
         guard=Gatehouse(front.keys, closed=front.closed, pages=inner) if front.keys else Unlocked(inner),
         tls=_self_signed(front) if front.facing.self_signed else _tls(front.facing),
         cors=cors_of(front.facing.origins),
+        remote=_remote(front),
         observer=front.observer,
     )
     return BookedDoor(door, books)

@@ -1,0 +1,103 @@
+"""serve: a closed door in front of a Chroma that is somebody else's."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from chromakeep.chroma.client import ChromaClient
+from chromakeep.errors import ServerAnswered, ServerSilent
+from chromakeep.events import Noted, Observer, ignore
+from chromakeep.operations.books import Books
+from chromakeep.operations.duty import SERVING, SNAPSHOTS, Duty, Facing, Front, OpenDoor
+from chromakeep.operations.entrance import Entrance
+from chromakeep.operations.fronts import audit_of
+from chromakeep.operations.key_places import KeyPlace
+from chromakeep.repository import Repository
+
+EVERY = 2.0  # seconds between two looks whether it is there
+PATIENCE = 10.0  # seconds for its heartbeat
+
+
+class ServeSettings(msgspec.Struct, frozen=True):
+    """What is behind the door, and who may come in. ``secure``: it speaks TLS, and has a certificate of its name.
+
+    ``open_keys`` opens the place where the keys are; ``open``: nobody needs one.
+    """
+
+    host: str
+    port: int
+    backend: tuple[str, int]
+    secure: bool
+    door: OpenDoor
+    open_keys: Callable[[], KeyPlace]
+    open_repository: Callable[[], Repository] | None = None
+    open: bool = False
+    facing: Facing = Facing()
+    books: Books = Books()
+    drain: float = 2.0
+
+
+class ServeResult(msgspec.Struct, frozen=True):
+    """How long it was open, in seconds."""
+
+    seconds: float
+
+
+def serve(
+    settings: ServeSettings, *, observer: Observer = ignore, stop: threading.Event, env: Mapping[str, str]
+) -> ServeResult:
+    """Serve until ``stop`` is set. ``/readyz`` says whether the server behind answers its heartbeat.
+
+    Raises ``RefusedToServe`` where it would be open by accident, ``ServerFailed`` where it cannot listen.
+    """
+    started = time.monotonic()
+    duty = Duty(SNAPSHOTS, None)
+    duty.role, duty.trouble = SERVING, "the server behind was not asked yet"
+    entrance = Entrance(settings.open_keys, settings.host, env, accepted=settings.open, observer=observer)
+    front = Front(
+        settings.host,
+        settings.port,
+        settings.backend,
+        duty,
+        0.0,
+        observer,
+        facing=settings.facing,
+        folder=Path(tempfile.mkdtemp(prefix="chromakeep-")) if settings.facing.self_signed else None,
+        books=settings.books,
+        audit=audit_of(settings.books, settings.open_repository, observer),
+        keys=lambda: entrance.ring,
+        closed=entrance.closed,
+        authority="{}:{}".format(*settings.backend),
+        secure=settings.secure,
+    )
+    door = settings.door(front)
+    entrance.start()
+    try:
+        door.start()
+        where = f"{settings.facing.scheme}://{settings.host}:{settings.port}"
+        observer(Noted(f"serving on {where} what is at {front.authority}"))
+        _watch(settings, duty, observer, stop)
+    finally:
+        door.stop(settings.drain)
+        entrance.stop()
+    return ServeResult(round(time.monotonic() - started, 3))
+
+
+def _watch(settings: ServeSettings, duty: Duty, observer: Observer, stop: threading.Event) -> None:
+    client = ChromaClient(*settings.backend, timeout=PATIENCE, secure=settings.secure)
+    while not stop.is_set():
+        try:
+            client.heartbeat(timeout=PATIENCE)
+            trouble = None
+        except (ServerSilent, ServerAnswered) as error:
+            trouble = f"the server behind: {error.message}"
+        if trouble != duty.trouble and (trouble or duty.trouble):
+            observer(Noted(trouble or "the server behind answers", "warning" if trouble else "info"))
+        duty.trouble = trouble
+        stop.wait(EVERY)

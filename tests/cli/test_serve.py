@@ -1,0 +1,100 @@
+"""serve: a door before a Chroma that it did not start."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import chromadb
+import pytest
+
+from chromakeep.chroma.server import ChromaServer, free_port
+
+if TYPE_CHECKING:
+    from cli.conftest import Cli
+
+
+def asked(port: int, path: str, **headers: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    try:
+        connection.request("GET", path, headers=headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def until_ready(port: int, running: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if asked(port, "/readyz") == 200:
+                return
+        except OSError:
+            pass
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("where", ["--data", "--repository"])
+def test_a_door_before_a_server_that_is_not_ours(cli: Cli, tmp_path: Path, where: str) -> None:
+    """Closed to whoever has no key, open to chromadb's client that has one; not ready when the server is gone."""
+    place = tmp_path / "keys"
+    if where == "--repository":
+        assert cli("init", str(place)).returncode == 0
+    else:
+        place.mkdir()
+    token = cli("keys", "create", "app", "--role", "writer", where, str(place)).stdout.strip()
+    port = free_port()
+    with ChromaServer(tmp_path / "chroma", env=dict(os.environ)) as server:
+        running = subprocess.Popen(
+            cli.command("serve", f"http://127.0.0.1:{server.options.port}", where, place, "--port", port),
+            cwd=cli.cwd,
+            env=cli.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            until_ready(port, running)
+            assert asked(port, "/api/v2/version") == asked(port, "/metrics") == 401
+            assert asked(port, "/api/v2/version", authorization=f"Bearer {token}") == 200
+            client = chromadb.HttpClient("127.0.0.1", port, headers={"x-chroma-token": token})
+            collection = client.create_collection("books", embedding_function=None)
+            collection.add(ids=["a"], embeddings=[[1.0, 2.0]])
+            assert collection.count() == 1
+            server.kill()
+            deadline = time.monotonic() + 60
+            while asked(port, "/readyz") == 200:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            assert asked(port, "/healthz") == 200
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(30) == 0
+            assert running.stdout and "stopped" in running.stdout.read()
+        finally:
+            running.kill()
+            running.wait()
+
+
+def test_what_is_wrong_is_told(cli: Cli, tmp_path: Path) -> None:
+    """No place for keys, no key on an open address, variables that Chroma ignores, no URL of a server."""
+    assert "keys" in cli.fails(2, "serve", "http://127.0.0.1:1")
+    cli.fails(19, "serve", "http://127.0.0.1:1", "--data", tmp_path, "--host", "0.0.0.0", "--port", free_port())
+    told = cli.fails(
+        19,
+        "serve",
+        "http://127.0.0.1:1",
+        "--data",
+        tmp_path,
+        "--port",
+        free_port(),
+        env={"CHROMA_SERVER_AUTHN_CREDENTIALS": "x"},
+    )
+    assert "ignores" in told
+    for url in ("./chroma", "http://h/tenant", "s3://bucket/x"):
+        cli.fails(2, "serve", url, "--open")
