@@ -74,7 +74,7 @@ def test_the_writer_is_killed_and_writes_go_on(tmp_path: Path) -> None:
         eventually(lambda: reader.count(ref) > 20, "reads")
 
         holder = next(port for port in runs if role(port) == "serving")
-        kill(*runs.pop(holder), how="both")
+        kill(*runs.pop(holder))
         before = [len(writer.acknowledged) for writer in writers]
         while any(len(w.acknowledged) < n + 20 for w, n in zip(writers, before, strict=True)):
             assert reader.count(ref) > 20
@@ -83,11 +83,11 @@ def test_the_writer_is_killed_and_writes_go_on(tmp_path: Path) -> None:
             writer.over.set()
             writer.join()
 
-        assert sorted(map(role, runs)) == ["serving", "standby"]
+        eventually(lambda: sorted(map(role, runs)) == ["serving", "standby"], "another one standing by")
         done = {f"i{n}" for writer in writers for n in writer.acknowledged}
         unsure = {f"i{n}" for writer in writers for n in writer.unsure}
         assert sum(writer.refused for writer in writers) > 0
-        assert len(unsure) <= len(writers)
+        assert len(unsure) <= 2 * len(writers)  # under way; and on a connection that nobody accepted any more
         found = set(ChromaClient("127.0.0.1", latest).get_vectors(ref, limit=10**6))
         assert done <= found <= done | unsure
         eventually(
