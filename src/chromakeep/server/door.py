@@ -146,19 +146,24 @@ class Door:
         if self._guard:
             self._guard.attach(loop, pool)
         self._stopping = stopping = asyncio.Event()
-        servers: list[asyncio.Server | Reception] = []
+        servers: list[asyncio.Server] = []
         works = [loop.create_task(_sweep(service))]
+        reception = None
         if self._certificates:
-            servers = [Reception(service, self._certificates, self._sockets)]
+            reception = Reception(service, self._certificates, self._sockets)
             works.append(loop.create_task(_watch(self._certificates, service)))
         else:
-            for one in self._sockets:
-                servers.append(await loop.create_server(lambda: ClientSide(service), sock=one, backlog=_BACKLOG))
+            servers = [
+                await loop.create_server(lambda: ClientSide(service), sock=one, backlog=_BACKLOG)
+                for one in self._sockets
+            ]
         self._loop = loop
         self._started.set()
         await stopping.wait()
         for server in servers:
             server.close()
+        if reception:
+            await reception.close()
         service.closing = True
         for client in list(service.clients):
             client.wind_up()

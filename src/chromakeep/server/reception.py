@@ -14,6 +14,7 @@ from chromakeep.server.service import Service
 from chromakeep.server.tls import Certificates
 
 _HANDSHAKE = b"\x16"  # the first byte of every TLS connection, and of no request
+_AT_ONCE = 64  # connections that are accepted before others have their turn
 _NO_ROOM = 1.0  # seconds of waiting when the process can open no more files
 PLAIN = answers.refusal(400, "this port speaks TLS: write https:// (chromadb: ssl=True)")
 
@@ -28,55 +29,70 @@ class Reception:
 
     def __init__(self, service: Service, certificates: Certificates, sockets: list[socket.socket]) -> None:
         self._service, self._certificates = service, certificates
-        self._welcomed: set[asyncio.Task[None]] = set()
-        self._doors = [service.loop.create_task(self._accept(one)) for one in sockets]
+        self._waiting: set[socket.socket] = set()  # accepted, and not given to the loop yet
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners = sockets
+        self._closed = False
         self._options: dict[str, Any] = {"ssl_handshake_timeout": service.limits.head}
         if sys.version_info >= (3, 11) or not isinstance(service.loop, asyncio.BaseEventLoop):
             # A close waits for what is not sent yet and for the client's own; ``ClientSide`` has this deadline too.
             self._options["ssl_shutdown_timeout"] = service.limits.stall
+        for listener in sockets:
+            self._listen(listener)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Take no more, and drop those that have not come in yet."""
-        for task in (*self._doors, *self._welcomed):
+        self._closed = True
+        for listener in self._listeners:
+            self._service.loop.remove_reader(listener.fileno())
+        for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in self._waiting:  # a task that had not begun yet has not closed its own
+            connection.close()
 
-    async def _accept(self, listener: socket.socket) -> None:
+    def _listen(self, listener: socket.socket) -> None:
+        if not self._closed:
+            self._service.loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
         loop, service = self._service.loop, self._service
-        while True:
+        for _ in range(_AT_ONCE):
             try:
-                connection, _ = await loop.sock_accept(listener)
+                connection, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
             except OSError:
-                await asyncio.sleep(_NO_ROOM)
-                continue
-            connection.setblocking(False)
-            if len(service.clients) + len(self._welcomed) > service.limits.connections + TOLD:
+                loop.remove_reader(listener.fileno())
+                loop.call_later(_NO_ROOM, self._listen, listener)
+                return
+            if len(service.clients) + len(self._tasks) > service.limits.connections + TOLD:
                 connection.close()
                 continue
+            connection.setblocking(False)
+            self._waiting.add(connection)
             task = loop.create_task(self._welcome(connection))
-            self._welcomed.add(task)
-            task.add_done_callback(self._welcomed.discard)
-            await asyncio.sleep(0)  # those that are there have their turn between two new ones
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _welcome(self, connection: socket.socket) -> None:
-        service = self._service
+        loop, service = self._service.loop, self._service
         try:
             first = await asyncio.wait_for(self._first(connection), service.limits.head)
         except (OSError, asyncio.TimeoutError):
             first = b""
-        except BaseException:
-            connection.close()
-            raise
-        if not first:
+        self._waiting.discard(connection)
+        if not first or self._closed:  # ``wait_for`` before 3.12 swallows a cancellation that comes with the byte
             connection.close()
             return
         with suppress(OSError, asyncio.TimeoutError):  # SSLError is an OSError: the client's own affair
             if first == _HANDSHAKE:
                 context = self._certificates.context
-                await service.loop.connect_accepted_socket(
+                await loop.connect_accepted_socket(
                     lambda: ClientSide(service), connection, ssl=context, **self._options
                 )
             else:
-                await service.loop.connect_accepted_socket(lambda: _Mistaken(service), connection)
+                await loop.connect_accepted_socket(lambda: _Mistaken(service), connection)
 
     async def _first(self, connection: socket.socket) -> bytes:
         """The first byte that comes, which stays unread; none at the end."""
