@@ -462,7 +462,7 @@ def test_a_repository_that_is_away_stops_nothing(tmp_path: Path) -> None:
 
 def test_hostile_objects_do_no_harm(repository: Repository) -> None:
     """Sealed by somebody who has the password, and no audit log."""
-    repository.put_sealed("A", "audit/0123456789abcdef/0000000001", b"\n\n{}\n" + b"[" * 100_000)
+    repository.put_sealed("U", "audit/0123456789abcdef/0000000001", b"\n\n{}\n" + b"[" * 100_000)
     repository.store.put("audit/0123456789abcdee/0000000001", b"CKEEP")
     repository.store.put("audit/x", b"")
     report = verify([], {"r": repository})

@@ -370,3 +370,19 @@ def answer(wire: Wire, ask: bytes) -> int:
     head = wire.until()
     wire.exactly(int(head.lower().split(b"content-length: ")[1].split(b"\r")[0]))
     return int(head[9:12])
+
+
+def test_a_guard_that_fails_lets_nobody_in(
+    backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+) -> None:
+    """And the connection goes on."""
+
+    def broken() -> Keyring:
+        raise RuntimeError("boom")
+
+    told: list[str] = []
+    door = open_door(guard=Admission(broken, time.time), observer=lambda event: told.append(str(event)))
+    wire = knock(door)
+    ask = b"GET /api/v2/version HTTP/1.1\r\nhost: h\r\nx-chroma-token: x\r\n\r\n"
+    assert [answer(wire, ask) for _ in range(2)] == [500, 500]
+    assert "boom" in told[0] and backend.unasked()

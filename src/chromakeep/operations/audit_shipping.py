@@ -17,7 +17,7 @@ from chromakeep.repository.sealed import unseal
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
 
-FOLDER, KIND = "audit/", "A"
+FOLDER, KIND = "audit/", "U"
 SEGMENT = 1 << 20  # bytes of lines in an object, or one record more
 HINT = "was the disk of an instance copied, or an older one put back? move the file away: another log is begun"
 EVERY = 60.0  # seconds after which what there is goes

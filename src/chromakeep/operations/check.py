@@ -127,7 +127,7 @@ class _Check:
 
     def _others(self, listed: dict[str, int]) -> None:
         store, keys = self.repository.store, self.repository.keys
-        for kind, prefix, opened in (("G", "gc/", keys), ("N", "sessions/", keys), ("A", "audit/", keys)):
+        for kind, prefix, opened in (("G", "gc/", keys), ("N", "sessions/", keys), ("U", "audit/", keys)):
             for name in (n for n in listed if n.startswith(prefix) and not n.endswith(".done")):
                 try:
                     unseal(kind, name, store.get(name), opened)

@@ -58,7 +58,11 @@ class Exchange:
     def begin(self) -> None:
         """Ask the guard, then the gate, or go on."""
         guard = self._service.guard
-        ruling = guard.rule(self._head, self._account) if guard else None
+        try:
+            ruling = guard.rule(self._head, self._account) if guard else None
+        except Exception as error:  # a fault of ours lets nobody in
+            self._service.warn(f"door: the guard failed: {type(error).__name__}: {error}")
+            ruling = answers.FAILED
         if ruling is None or isinstance(ruling, Refusal | Page):
             self._ruled(ruling)
         else:
