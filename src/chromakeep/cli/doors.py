@@ -27,6 +27,7 @@ DOOR_KEYS = (
     "audit_log",
     "audit_size",
     "audit_full",
+    "traces",
 )
 
 
@@ -51,6 +52,7 @@ def books(settings: Settings, data: Path | None) -> Books:
         audit_log=Path(audit) if audit else None,
         audit_size=settings.number("audit_size") * MEGABYTE,
         audit_required=settings.text("audit_full") == "refuse",
+        traces=bool(settings.value("traces")),
     )
 
 

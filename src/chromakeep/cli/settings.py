@@ -102,6 +102,12 @@ KEYS = {
             "continue",
             ("continue", "refuse"),
         ),
+        Key(
+            "traces",
+            "flag",
+            "Send a span of each request to where OTEL_EXPORTER_OTLP_ENDPOINT says.",
+            False,
+        ),
         Key("tls_certificate", "path", "Speak TLS, with this certificate and its chain (PEM); read again on change."),
         Key("tls_key", "path", "Its key (PEM), without a password: in the file of the certificate unless given."),
         Key("tls_client_ca", "path", "Let in only clients with a certificate that this authority (PEM) has signed."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chromakeep.errors import UsageError
 from chromakeep.operations.duty import Front
@@ -16,6 +17,9 @@ from chromakeep.server.guard import Account, Ledger, Plain
 from chromakeep.server.ledgers import several
 from chromakeep.server.metrics import Exposition, Metrics, library
 from chromakeep.server.request_head import RequestHead
+
+if TYPE_CHECKING:
+    from chromakeep.server.tracing import Tracing
 
 FLUSH = 1.0  # seconds for what the books still have to write when the door is closed
 METRICS = "/metrics"
@@ -37,7 +41,8 @@ class Bookkeeping:
             numbers["audit_dropped_records"] = lambda: audit.dropped
             numbers["audit_failing"] = lambda: audit.failing is not None
             numbers["audit_unshipped_records"] = lambda: audit.unshipped
-        self.ledger: Ledger | None = several(metrics, self._access_log, self._auditing)
+        self._tracing = _tracing() if books.traces else None
+        self.ledger: Ledger | None = several(metrics, self._access_log, self._auditing, self._tracing)
         self._exposition = Exposition(metrics, front.read, numbers, front.observer)
         self.metrics = self._exposition.page
         self._own: Door | None = None
@@ -75,6 +80,8 @@ class Bookkeeping:
         self._exposition.stop()
         if self._auditing:
             self._auditing.close()
+        if self._tracing:
+            self._tracing.close()
         if self._access_log:
             self._access_log.stop(FLUSH)
         if self._audit:
@@ -107,6 +114,12 @@ class _NothingElse(Plain):
 
     def rule(self, head: RequestHead, account: Account) -> Refusal | Page | None:
         return refusal(404, "there is nothing here but /metrics, /healthz and the like")
+
+
+def _tracing() -> Tracing:
+    from chromakeep.server.tracing import Tracing  # few doors have one
+
+    return Tracing()
 
 
 def _access_log(front: Front) -> AccessLog | None:
