@@ -11,8 +11,12 @@ from chromakeep.errors import UsageError
 if TYPE_CHECKING:
     from chromakeep.operations.books import Books
     from chromakeep.operations.duty import Facing
+    from chromakeep.operations.issuer import OidcSettings
 
 DOOR_KEYS = (
+    "oidc_issuer",
+    "oidc_audience",
+    "oidc_prefix",
     "tls_certificate",
     "tls_key",
     "tls_client_ca",
@@ -79,3 +83,15 @@ def facing_of(settings: Settings) -> Facing:
 
         check(facing)  # what is wrong is told before anything starts
     return facing
+
+
+def oidc_of(settings: Settings) -> OidcSettings | None:
+    """Whose tokens are believed. Raises ``UsageError``."""
+    issuer, audience = settings.text("oidc_issuer"), settings.text("oidc_audience")
+    if not issuer and not audience:
+        return None
+    if not issuer or not audience:
+        raise UsageError("--oidc-issuer and --oidc-audience go together", hint="a token must be meant for this server")
+    from chromakeep.operations.issuer import OidcSettings
+
+    return OidcSettings(issuer, audience, settings.text("oidc_prefix") or "")

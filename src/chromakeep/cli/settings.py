@@ -102,6 +102,9 @@ KEYS = {
             "continue",
             ("continue", "refuse"),
         ),
+        Key("oidc_issuer", "text", "OpenID Connect issuer whose tokens let in, as they name it."),
+        Key("oidc_audience", "text", "Audience that such a token must be for."),
+        Key("oidc_prefix", "text", "Of its claims with rights: PREFIXrole and so on.", "chromakeep_"),
         Key(
             "traces",
             "flag",

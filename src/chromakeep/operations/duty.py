@@ -17,7 +17,7 @@ from chromakeep.operations.ship import Shipping
 from chromakeep.operations.sighting import Sighting
 
 if TYPE_CHECKING:
-    from chromakeep.access.keys import Keyring
+    from chromakeep.access.keys import Key, Keyring
     from chromakeep.operations.audit import Audit
     from chromakeep.operations.gauges import Reading
     from chromakeep.operations.receive import Receiver
@@ -151,7 +151,8 @@ class Front(msgspec.Struct, frozen=True):
     ``hold`` is for how many seconds a write that is refused for now is held before it is answered. ``receiver`` takes
     directories from whoever knows the ``token``; without one nobody may send any. ``folder`` is where it may keep what
     it makes for itself. ``books`` says which are kept of the requests; ``audit`` is the log for them, ``read`` gives
-    the numbers of the run. ``keys`` are those of the moment (see ``Entrance``); ``closed``: nobody comes in without
+    the numbers of the run. ``keys`` are those of the moment, ``foreign`` tells
+    what a token of others gives (see ``Entrance``); ``closed``: nobody comes in without
     one, be there one or not. ``authority`` is the name of a server that is not ours, which is ``secure`` over TLS.
     """
 
@@ -169,6 +170,7 @@ class Front(msgspec.Struct, frozen=True):
     read: Callable[[], Reading] | None = None
     audit: Audit | None = None
     keys: Callable[[], Keyring | None] | None = None
+    foreign: Callable[[str, float], Key | None] | None = None
     closed: bool = False
     authority: str | None = None
     secure: bool = False

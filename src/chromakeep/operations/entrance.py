@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from chromakeep.access.keys import Keyring
+from chromakeep.access.keys import Key, Keyring
 from chromakeep.errors import ChromakeepError, RepositoryNotFound
 from chromakeep.events import Noted, Observer
 from chromakeep.operations.key_places import KeyPlace
 from chromakeep.operations.keyring import reload
 from chromakeep.operations.openness import loopback, refuse_open
+
+if TYPE_CHECKING:
+    from chromakeep.operations.issuer import Issuer, OidcSettings
 
 EVERY = 5.0  # seconds between two looks: so long a key that was revoked elsewhere still opens
 PATIENCE = 3.0  # seconds that a start waits for the first look: a bucket may be away
@@ -19,7 +23,8 @@ PATIENCE = 3.0  # seconds that a start waits for the first look: a bucket may be
 class Entrance:
     """Reads the keys where ``open_place`` finds them, and again every few seconds. ``start``, then ``stop``.
 
-    What was read stays while it cannot be read again. ``accepted``: it was said that the server is to be open.
+    What was read stays while it cannot be read again. ``accepted``: it was said that the server is to be open;
+    ``oidc``: tokens of that issuer are keys too.
     """
 
     def __init__(
@@ -29,8 +34,10 @@ class Entrance:
         env: Mapping[str, str],
         *,
         accepted: bool,
+        oidc: OidcSettings | None = None,
         observer: Observer,
     ) -> None:
+        self._issuer = _issuer(oidc, observer) if oidc else None
         self._open_place, self._host, self._env, self._accepted = open_place, host, env, accepted
         self._observer = observer
         self._place: KeyPlace | None = None
@@ -43,14 +50,23 @@ class Entrance:
     @property
     def closed(self) -> bool:
         """Whether nobody comes in without a key although there may be none: others than this machine reach it."""
-        return not (self._accepted or loopback(self._host))
+        return self._issuer is not None or not (self._accepted or loopback(self._host))
+
+    @property
+    def foreign(self) -> Callable[[str, float], Key | None] | None:
+        """What a token of the issuer's gives the right to at a time; None where there is no issuer."""
+        return self._issuer.key if self._issuer else None
 
     def start(self) -> None:
         """Raises ``RefusedToServe`` where the server would be open and nobody said so."""
         self._thread.start()
+        if self._issuer:
+            self._issuer.start()
         self._looked.wait(PATIENCE)
         unknown = self.ring is None
-        keys = unknown or bool(self.ring and self.ring.keys)  # of keys that cannot be read nobody knows: closed, then
+        keys = (
+            unknown or self._issuer is not None or bool(self.ring and self.ring.keys)
+        )  # of keys that cannot be read nobody knows: closed, then
         refuse_open(self._host, self._env, keys=keys, accepted=self._accepted)
         if self._accepted and not keys and not loopback(self._host):
             self._observer(Noted(f"open: anybody who reaches {self._host} can read and delete everything", "warning"))
@@ -58,6 +74,8 @@ class Entrance:
     def stop(self) -> None:
         """Look no more."""
         self._over.set()
+        if self._issuer:
+            self._issuer.stop()
 
     def _watch(self) -> None:
         while not self._over.is_set():
@@ -79,3 +97,9 @@ class Entrance:
                 kept = "those read before stay" if self.ring else "nobody can be let in by one yet"
                 self._observer(Noted(f"the keys cannot be read: {error.message}; {kept}", "warning"))
             self._failure = error.message
+
+
+def _issuer(settings: OidcSettings, observer: Observer) -> Issuer:
+    from chromakeep.operations.issuer import Issuer  # few have one
+
+    return Issuer(settings, observer)

@@ -57,6 +57,7 @@ def front_of(
         read=Gauges(beside, duty, keeping, restarts).read,
         audit=audit_of(settings.books, settings.open_repository, observer),
         keys=lambda: entrance.ring,
+        foreign=entrance.foreign,
         closed=entrance.closed,
     )
 
@@ -69,7 +70,7 @@ def entrance_of(settings: RunSettings, host: str, env: Mapping[str, str], observ
             return RepositoryKeys(settings.open_repository().brisk, observer)
         return DirectoryKeys(settings.data)
 
-    return Entrance(place, host, env, accepted=settings.open, observer=observer)
+    return Entrance(place, host, env, accepted=settings.open, oidc=settings.oidc, observer=observer)
 
 
 def audit_of(books: Books, open_repository: Callable[[], Repository] | None, observer: Observer) -> Audit | None:

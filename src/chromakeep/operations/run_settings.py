@@ -12,6 +12,7 @@ from chromakeep.operations.books import Books
 from chromakeep.operations.duty import ASYNC, Facing, OpenDoor
 
 if TYPE_CHECKING:
+    from chromakeep.operations.issuer import OidcSettings
     from chromakeep.repository import Repository
 
 
@@ -23,9 +24,9 @@ class RunSettings(msgspec.Struct, frozen=True):
     listens on loopback; None: the server has the port itself. ``facing`` is for the door.
     ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
     ``receive_token``, where there is a door, lets whoever knows it put another directory in place (``send``).
-    ``open``: other machines may reach it, and nobody needs a key. ``books``, where there is a door: which are kept of
-    what passes it. ``stage`` None keeps the working copy beside the data. More than ``deaths`` deaths of the server
-    within ``window`` seconds end the run.
+    ``open``: other machines may reach it, and nobody needs a key; ``oidc``: tokens of that issuer are keys. ``books``,
+    where there is a door: which are kept of what passes it. ``stage`` None keeps the working copy beside the data. More
+    than ``deaths`` deaths of the server within ``window`` seconds end the run.
     """
 
     data: Path
@@ -40,6 +41,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     grace: float = 10.0
     ephemeral: bool = False
     open: bool = False
+    oidc: OidcSettings | None = None
     arguments: tuple[str, ...] = ()
     program: str | None = None
     stage: Path | None = None

@@ -17,6 +17,7 @@ from chromakeep.operations.books import Books
 from chromakeep.operations.duty import SERVING, SNAPSHOTS, Duty, Facing, Front, OpenDoor
 from chromakeep.operations.entrance import Entrance
 from chromakeep.operations.fronts import audit_of
+from chromakeep.operations.issuer import OidcSettings
 from chromakeep.operations.key_places import KeyPlace
 from chromakeep.repository import Repository
 
@@ -38,6 +39,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
     open_keys: Callable[[], KeyPlace]
     open_repository: Callable[[], Repository] | None = None
     open: bool = False
+    oidc: OidcSettings | None = None
     facing: Facing = Facing()
     books: Books = Books()
     drain: float = 2.0
@@ -59,7 +61,9 @@ def serve(
     started = time.monotonic()
     duty = Duty(SNAPSHOTS, None)
     duty.role, duty.trouble = SERVING, "the server behind was not asked yet"
-    entrance = Entrance(settings.open_keys, settings.host, env, accepted=settings.open, observer=observer)
+    entrance = Entrance(
+        settings.open_keys, settings.host, env, accepted=settings.open, oidc=settings.oidc, observer=observer
+    )
     front = Front(
         settings.host,
         settings.port,
@@ -72,6 +76,7 @@ def serve(
         books=settings.books,
         audit=audit_of(settings.books, settings.open_repository, observer),
         keys=lambda: entrance.ring,
+        foreign=entrance.foreign,
         closed=entrance.closed,
         authority="{}:{}".format(*settings.backend),
         secure=settings.secure,

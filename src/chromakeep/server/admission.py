@@ -34,12 +34,17 @@ _COLLECTIONS = frozenset({"collections.list", "collections.count"})
 
 
 class Admission:
-    """One for a door. ``keys`` tells the present ring, ``wall`` the time of day; ``pages`` are for any key."""
+    """One for a door. ``keys`` tells the present ring, ``wall`` the time of day; ``pages`` are for any key.
+    ``foreign`` tells what a JSON Web Token gives the right to at that time, as a key."""
 
     def __init__(
-        self, keys: Callable[[], Keyring], wall: Callable[[], float], pages: Mapping[str, Callable[[], Page]] = {}
+        self,
+        keys: Callable[[], Keyring],
+        wall: Callable[[], float],
+        pages: Mapping[str, Callable[[], Page]] = {},
+        foreign: Callable[[str, float], Key | None] | None = None,
     ) -> None:
-        self._keys, self._wall, self._pages = keys, wall, pages
+        self._keys, self._wall, self._pages, self._foreign = keys, wall, pages, foreign
         self._lock, self._allowances = Lock(), Allowances()
         self._all: dict[str, Key] = {}
         self._pool: Pool
@@ -115,6 +120,8 @@ class Admission:
         if wait := self._lock.wait(account.peer, token, now):
             return refusal(429, "too many wrong keys from there", retry_after=wait)
         key = self._keys().find(token, self._wall())
+        if key is None and self._foreign and token.count(".") == 2:
+            key = self._foreign(token, self._wall())
         if key is None:
             self._lock.wrong(account.peer, token, now)
             return _UNKNOWN

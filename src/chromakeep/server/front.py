@@ -170,7 +170,9 @@ def open_door(front: Front) -> BookedDoor:
         pages=public,
         desk=desk,
         ledger=books.ledger,
-        guard=Gatehouse(front.keys, closed=front.closed, pages=inner) if front.keys else Unlocked(inner),
+        guard=Gatehouse(front.keys, closed=front.closed, pages=inner, foreign=front.foreign)
+        if front.keys
+        else Unlocked(inner),
         tls=_self_signed(front) if front.facing.self_signed else _tls(front.facing),
         cors=cors_of(front.facing.origins),
         remote=_remote(front),

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
-from chromakeep.access.keys import Keyring
+from chromakeep.access.keys import Key, Keyring
 from chromakeep.server.admission import Admission
 from chromakeep.server.answers import refusal
 from chromakeep.server.gate import Page
@@ -20,14 +20,19 @@ _UNKNOWN = refusal(503, "the keys cannot be read yet", retry_after=1.0)
 
 class Gatehouse:
     """``keys`` tells the ring of the moment, None while it is not known. ``closed``: without a key nobody comes in, be
-    there one or not. ``pages`` are for whoever is let in."""
+    there one or not. ``pages`` are for whoever is let in; ``foreign``: see ``Admission``."""
 
     def __init__(
-        self, keys: Callable[[], Keyring | None], *, closed: bool, pages: Mapping[str, Callable[[], Page]] = {}
+        self,
+        keys: Callable[[], Keyring | None],
+        *,
+        closed: bool,
+        pages: Mapping[str, Callable[[], Page]] = {},
+        foreign: Callable[[str, float], Key | None] | None = None,
     ) -> None:
         self._keys, self._closed = keys, closed
         self._ring = Keyring()
-        self._admission = Admission(lambda: self._ring, time.time, pages)
+        self._admission = Admission(lambda: self._ring, time.time, pages, foreign)
         self._unlocked = Unlocked(pages)
 
     def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:

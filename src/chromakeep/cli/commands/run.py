@@ -14,7 +14,7 @@ import click
 from chromakeep.addresses import local_path, parse
 from chromakeep.cli import added, output
 from chromakeep.cli.command import Call, command
-from chromakeep.cli.doors import DOOR_KEYS, books, facing_of
+from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, oidc_of
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS, PREFIX
 
@@ -95,6 +95,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
             grace=settings.value("grace"),
             ephemeral=settings.value("ephemeral"),
             open=settings.value("open"),
+            oidc=oidc_of(settings),
             arguments=(*listen, *chroma_options),
             program=settings.text("chroma"),
             stage=Path(stage) if stage else None,

@@ -13,7 +13,7 @@ import click
 from chromakeep.addresses import local_path, parse
 from chromakeep.cli import output
 from chromakeep.cli.command import Call, command
-from chromakeep.cli.doors import DOOR_KEYS, books, facing_of
+from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, oidc_of
 from chromakeep.cli.output import Reply
 from chromakeep.errors import UsageError
 
@@ -73,6 +73,7 @@ def serve(call: Call, url: str) -> Reply:
             open_keys=open_keys,
             open_repository=open_repository,
             open=bool(settings.value("open")),
+            oidc=oidc_of(settings),
             facing=facing_of(settings),
             books=books(settings, local_path(data) if data else None),
         ),
