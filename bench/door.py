@@ -22,14 +22,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
+from chromakeep.access.keys import Key, Keyring, mint
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.server import ChromaServer, free_port
 from chromakeep.server import Door, Limits
+from chromakeep.server.gatehouse import Gatehouse
+from chromakeep.server.metrics import Metrics
 
 COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 HEADERS = {"content-type": "application/json"}
+KEY = "BENCH_KEY"  # variable by which a closed door's process is given its key
 RANDOM = np.random.default_rng(7)
 
 
@@ -37,7 +42,13 @@ def serve(port: int, backend: int, asyncio_only: bool) -> None:
     """Be the door, until standard input ends."""
     if asyncio_only:
         sys.modules["uvloop"] = None  # type: ignore[assignment]
-    door = Door("127.0.0.1", port, ("127.0.0.1", backend), limits=Limits(connections=4000))
+    limits, key = Limits(connections=4000), os.environ.get(KEY)
+    if key:
+        ring = Keyring([msgspec.json.decode(key, type=Key)])
+        guard = Gatehouse(lambda: ring, closed=True)
+        door = Door("127.0.0.1", port, ("127.0.0.1", backend), limits=limits, guard=guard, ledger=Metrics())
+    else:
+        door = Door("127.0.0.1", port, ("127.0.0.1", backend), limits=limits)
     door.start()
     print("ready", flush=True)
     sys.stdin.read()
@@ -92,7 +103,8 @@ def latency(ports: dict[str, int], path: str, bodies: list[bytes], rounds: int) 
 async def _load(port: int, path: str, bodies: list[bytes], width: int, seconds: float) -> int:
     done = 0
     end = time.perf_counter() + seconds
-    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: "
+    fields = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
+    head = f"POST {path} HTTP/1.1\r\nhost: localhost\r\n{fields}content-length: "
 
     async def one(n: int) -> None:
         nonlocal done
@@ -251,11 +263,15 @@ def main() -> None:
     parser.add_argument("--serve", nargs=2, type=int, metavar=("PORT", "BACKEND"), help=argparse.SUPPRESS)
     parser.add_argument("--asyncio", action="store_true", help="without uvloop")
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--open", action="store_true", help="without keys, shield and metrics: the bare door")
     options = parser.parse_args()
     if options.serve:
         serve(*options.serve, options.asyncio)
         return
     bodies_and_memory(options.asyncio)
+    if not options.open:
+        key, HEADERS["x-chroma-token"] = mint("bench", "writer", tenant="default_tenant", collections=("*",))
+        os.environ[KEY] = msgspec.json.encode(key).decode()
     against_chroma(options.rounds, options.asyncio)
 
 

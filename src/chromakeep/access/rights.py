@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Literal
 from urllib.parse import unquote_to_bytes
 
@@ -107,6 +108,7 @@ _MAY: dict[str, frozenset[str]] = {
     "admin": frozenset({"public", "read", "write", "admin"}),
 }
 _BY_ROUTE = {endpoint.route: endpoint for endpoint in ENDPOINTS}
+_SHORT = 400  # characters of a path that is remembered
 _SENT = re.compile(r"/[!-\"$->@-~]*")  # visible ASCII; without # and ?, at which a server cuts the path
 _ESCAPES = re.compile(r"(?:[^%]|%[0-9A-Fa-f]{2})+")
 _PLAIN = re.compile(r"[A-Za-z0-9_~-][A-Za-z0-9._~-]*", re.ASCII)
@@ -152,6 +154,10 @@ def call_of(method: str, path: str) -> Call:
     A part that is not UTF-8, that decodes to a slash, a control character or a dot segment, or an id that is no UUID:
     ``NO_ROUTE``, as for whatever Chroma does not have. HEAD is GET to Chroma.
     """
+    return _remembered(method, path) if len(path) <= _SHORT else _call_of(method, path)
+
+
+def _call_of(method: str, path: str) -> Call:
     if not _SENT.fullmatch(path):
         return NO_ROUTE
     parts = path.split("/")
@@ -159,6 +165,9 @@ def call_of(method: str, path: str) -> Call:
         if match := table.get(tuple(parts[i] for i in places)):
             return _call(match[0], {name: _decoded(parts[i]) for i, name in match[1]})
     return NO_ROUTE
+
+
+_remembered = lru_cache(4096)(_call_of)  # the same few paths come again and again
 
 
 def _call(endpoint: Endpoint, found: dict[str, str | None]) -> Call:
