@@ -242,7 +242,7 @@ class LeaseLost(ChromakeepError):
     http_status = 503
 
 
-Flat = tuple[str, str, "str | None"]  # an error on its way between processes: class, message, hint
+Flat = tuple[str, str, str | None]  # an error on its way between processes: class, message, hint
 
 
 def flat(error: ChromakeepError) -> Flat:
