@@ -64,9 +64,8 @@ class Entrance:
             self._issuer.start()
         self._looked.wait(PATIENCE)
         unknown = self.ring is None
-        keys = (
-            unknown or self._issuer is not None or bool(self.ring and self.ring.keys)
-        )  # of keys that cannot be read nobody knows: closed, then
+        # Of keys that cannot be read nobody knows whether there are any: closed, then.
+        keys = unknown or self._issuer is not None or bool(self.ring and self.ring.keys)
         refuse_open(self._host, self._env, keys=keys, accepted=self._accepted)
         if self._accepted and not keys and not loopback(self._host):
             self._observer(Noted(f"open: anybody who reaches {self._host} can read and delete everything", "warning"))
@@ -92,11 +91,12 @@ class Entrance:
             self._failure = ""
         except RepositoryNotFound:  # and with it no key: it will be made
             self.ring = self.ring or Keyring()
-        except ChromakeepError as error:
-            if error.message != self._failure:
+        except Exception as error:  # whatever it is: were this thread gone, a revoked key would open for ever
+            said = error.message if isinstance(error, ChromakeepError) else f"{type(error).__name__}: {error}"
+            if said != self._failure:
                 kept = "those read before stay" if self.ring else "nobody can be let in by one yet"
-                self._observer(Noted(f"the keys cannot be read: {error.message}; {kept}", "warning"))
-            self._failure = error.message
+                self._observer(Noted(f"the keys cannot be read: {said}; {kept}", "warning"))
+            self._failure = said
 
 
 def _issuer(settings: OidcSettings, observer: Observer) -> Issuer:
