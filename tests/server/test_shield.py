@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chromakeep.server.collection_watch import MOST_BYTES, MOST_NEIGHBORS, CollectionWatch
+from chromakeep.server.collection_watch import MOST_NEIGHBORS, CollectionWatch
 from chromakeep.server.fields import Malformed
 from chromakeep.server.filter_watch import MOST_CONDITIONS, FilterWatch
+from chromakeep.server.gathered import MOST_BYTES
 from chromakeep.server.guard import Watch
 from chromakeep.server.limits import Limits
 from chromakeep.server.records_watch import MOST_VALUES, RecordsWatch

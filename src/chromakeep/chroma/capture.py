@@ -18,6 +18,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from chromakeep.chroma import child
 from chromakeep.chroma.copying import Copier, Patch, apply, clone, copy_file
@@ -62,6 +64,13 @@ class Capture(msgspec.Struct, frozen=True):
     copied_bytes: int
     method: str  # "reflink" where files that were not there before could be cloned, else "copy"
     counter: int = -1
+
+    def blank(self) -> NDArray[np.int64]:
+        """Pages to be stored as zeros: none, for those of the copy are zeros. See ``Standstill``."""
+        return np.zeros(0, np.int64)
+
+    def confirm(self) -> None:
+        """Nobody else writes to a copy. See ``Standstill``."""
 
 
 def capture(source: Path, into: Path, *, timeout: float = 30.0, observer: Observer = ignore) -> Capture:

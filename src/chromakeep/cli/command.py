@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -108,6 +111,18 @@ def names(text: str | None) -> tuple[str, ...] | None:
     if not all(found):
         raise UsageError(f"--collections: an empty name in {text!r}", hint="write it like books,laws")
     return found
+
+
+def told_to_stop() -> threading.Event:
+    """Set from now on by SIGTERM and SIGINT (Ctrl-C)."""
+    stop = threading.Event()
+
+    def asked(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, asked)
+    signal.signal(signal.SIGINT, asked)
+    return stop
 
 
 COMMON = (

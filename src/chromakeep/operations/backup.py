@@ -135,14 +135,13 @@ def _publish(
             done += size
             observer(Progressed("store", done))
 
-        blank = {DATABASE: read.blank()} if isinstance(read, Standstill) else {}
+        blank = {DATABASE: read.blank()}
         files = tuple(
             writer.add_file(read.path / n, n, layout, count, blank=blank.get(n, NOTHING))
             for n, layout in layouts.items()
         )
         inspection, schema = validating.result(), schema_of(read.path / DATABASE)
-        if isinstance(read, Standstill):
-            read.confirm()
+        read.confirm()
         refuse_broken(source, inspection, allow_empty=allow_empty, observer=observer)
         new = writer.publish()
         snapshot = Snapshot(

@@ -14,7 +14,7 @@ from chromakeep.operations.duty import Duty, Front
 from chromakeep.operations.entrance import Entrance
 from chromakeep.operations.gauges import Gauges
 from chromakeep.operations.keep import Keeping
-from chromakeep.operations.key_places import DirectoryKeys, KeyPlace, RepositoryKeys
+from chromakeep.operations.key_places import opener
 
 if TYPE_CHECKING:
     from chromakeep.operations.audit import Audit
@@ -64,12 +64,7 @@ def front_of(
 
 def entrance_of(settings: RunSettings, host: str, env: Mapping[str, str], observer: Observer) -> Entrance:
     """Of a run whose clients see ``host``: its keys lie in its repository, or else in its directory."""
-
-    def place() -> KeyPlace:
-        if settings.open_repository:
-            return RepositoryKeys(settings.open_repository().brisk, observer)
-        return DirectoryKeys(settings.data)
-
+    place = opener(settings.open_repository, settings.data, observer)
     return Entrance(place, host, env, accepted=settings.open, oidc=settings.oidc, observer=observer)
 
 

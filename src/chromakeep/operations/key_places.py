@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -74,6 +74,17 @@ class KeyPlace(Protocol):
     @contextmanager
     def changing(self, *, make: bool = False) -> Iterator[None]:
         """Held while keys are looked at and then changed, where others could undo that. ``make`` a missing place."""
+
+
+def opener(open_repository: Callable[[], Repository] | None, data: Path, observer: Observer) -> Callable[[], KeyPlace]:
+    """How a server opens the place of its keys: its repository, or the directory ``data`` where it has none."""
+
+    def place() -> KeyPlace:
+        if open_repository:
+            return RepositoryKeys(open_repository().brisk, observer)
+        return DirectoryKeys(data)
+
+    return place
 
 
 class RepositoryKeys:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -17,9 +18,11 @@ from chromakeep.operations.books import Books
 from chromakeep.operations.duty import SERVING, SNAPSHOTS, Duty, Facing, Front, OpenDoor
 from chromakeep.operations.entrance import Entrance
 from chromakeep.operations.fronts import audit_of
-from chromakeep.operations.issuer import OidcSettings
-from chromakeep.operations.key_places import KeyPlace
-from chromakeep.repository import Repository
+from chromakeep.operations.key_places import opener
+
+if TYPE_CHECKING:
+    from chromakeep.operations.issuer import OidcSettings
+    from chromakeep.repository import Repository
 
 EVERY = 2.0  # seconds between two looks whether it is there
 PATIENCE = 10.0  # seconds for its heartbeat
@@ -28,7 +31,7 @@ PATIENCE = 10.0  # seconds for its heartbeat
 class ServeSettings(msgspec.Struct, frozen=True):
     """What is behind the door, and who may come in. ``secure``: it speaks TLS, and has a certificate of its name.
 
-    ``open_keys`` opens the place where the keys are; ``open``: nobody needs one.
+    The keys lie in the repository, or in ``data`` where there is none; ``open``: nobody needs one.
     """
 
     host: str
@@ -36,7 +39,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
     backend: tuple[str, int]
     secure: bool
     door: OpenDoor
-    open_keys: Callable[[], KeyPlace]
+    data: Path
     open_repository: Callable[[], Repository] | None = None
     open: bool = False
     oidc: OidcSettings | None = None
@@ -61,9 +64,8 @@ def serve(
     started = time.monotonic()
     duty = Duty(SNAPSHOTS, None)
     duty.role, duty.trouble = SERVING, "the server behind was not asked yet"
-    entrance = Entrance(
-        settings.open_keys, settings.host, env, accepted=settings.open, oidc=settings.oidc, observer=observer
-    )
+    place = opener(settings.open_repository, settings.data, observer)
+    entrance = Entrance(place, settings.host, env, accepted=settings.open, oidc=settings.oidc, observer=observer)
     front = Front(
         settings.host,
         settings.port,

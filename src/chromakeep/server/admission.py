@@ -59,9 +59,7 @@ class Admission:
         """See ``Guard``. Nothing is waited for but a lookup of a UUID that was not looked up yet, and of listings."""
         path = head.target.partition("?")[0]
         call = call_of(head.method, path)
-        account.route = call.route
-        account.tenant, account.database = call.tenant or "", call.database or ""
-        account.collection = call.collection or call.id or ""
+        account.describe(call)
         if head.method in ("GET", "HEAD") and (page := self._pages.get(path)):
             account.route = path
             found = self._who(head, account)

@@ -12,42 +12,24 @@ from typing import Any
 import msgspec
 
 from chromakeep.server.fields import Malformed
+from chromakeep.server.gathered import Gathered
 
-MOST_BYTES = 1 << 20
 MOST_NEIGHBORS = 2048  # HNSW's own papers and defaults stay below 100
 _DEEPEST = 128  # where Chroma stops reading
 _SHAPE = "Failed to deserialize the JSON body into the target type: "
 
 
-class CollectionWatch:
-    """A ``Watch`` that gathers the body, for it is small, and passes it on as it came.
-
-    ``metadata`` and ``configuration`` are the names that the two have in the request.
-    """
-
-    __slots__ = ("_body", "_configuration", "_metadata")
-    records = None
+class CollectionWatch(Gathered):
+    """``metadata`` and ``configuration`` are the names that the two have in the request."""
 
     def __init__(self, metadata: str, configuration: str) -> None:
+        super().__init__()
         self._metadata, self._configuration = metadata, configuration
-        self._body = bytearray()
 
-    def feed(self, payload: bytes, *, last: bool) -> bytes:
-        """Nothing, and with the last payload the body. Raises ``Malformed`` with 400, 413 or 422."""
-        self._body += payload
-        if len(self._body) > MOST_BYTES:
-            raise Malformed(f"the description of a collection has more than {MOST_BYTES} bytes", 413)
-        if not last:
-            return b""
-        try:
-            self._look()
-        except (msgspec.DecodeError, ValueError, RecursionError) as error:  # ValueError: text that is not UTF-8
-            raise Malformed(f"Failed to parse the request body as JSON: {error}") from None
-        return bytes(self._body)
-
-    def _look(self) -> None:
+    def look(self, body: bytes) -> None:
+        """Raises ``Malformed`` with 422."""
         # Of a key that comes twice the last value counts, as in Chroma where it takes that at all.
-        described = msgspec.json.decode(self._body)
+        described = msgspec.json.decode(body)
         if isinstance(described, list):  # Chroma would take its elements for the fields
             raise Malformed(_SHAPE + "the body must be an object", 422)
         if not isinstance(described, dict):

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Protocol
 
+from chromakeep.access.rights import Call
 from chromakeep.server.gate import Page, Refusal
 from chromakeep.server.request_head import RequestHead
 
@@ -45,6 +46,11 @@ class Account:
         self.status = 0  # of the answer; 0: there was none
         self.received = self.sent = 0  # bytes of payload
         self.watch: Watch | None = None
+
+    def describe(self, call: Call) -> None:
+        """Fill in what its path tells."""
+        self.route, self.tenant, self.database = call.route, call.tenant or "", call.database or ""
+        self.collection = call.collection or call.id or ""
 
 
 Ruling = Refusal | Page | None  # None: pass

@@ -24,8 +24,6 @@ class Unlocked(Plain):
             account.route = path
             return page()
         call = call_of(head.method, path)
-        account.route = call.route
-        account.tenant, account.database = call.tenant or "", call.database or ""
-        account.collection = call.collection or call.id or ""
+        account.describe(call)
         account.watch = shield.watch_for(head.method, path, head)
         return shield.refuse_route(head.method, path)

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import msgspec
 
 from chromakeep.server.fields import Malformed
+from chromakeep.server.gathered import Gathered
 from chromakeep.server.guard import Watch
-
-SMALL = 1 << 20  # bytes of a body that makes or changes a collection
 
 
 class Sized:
@@ -37,35 +36,23 @@ class _Names(msgspec.Struct):
 _NAMES = msgspec.json.Decoder(_Names)
 
 
-class Named:
-    """Of a body that names a collection: only one that the key may touch. It is small, and gathered first.
+class Named(Gathered):
+    """Of a body that names a collection: only one that the key may touch.
 
     What is not plainly an object with such a name in it is refused, although Chroma might read one there (it takes an
     array for an object, field by field). A name that stands there twice it refuses itself.
     """
 
-    records: int | None = None
-
     def __init__(self, member: str, permitted: Callable[[str], bool]) -> None:
         """``member`` of the JSON object is the name."""
-        self._member, self._permitted, self._body = member, permitted, bytearray()
+        super().__init__()
+        self._member, self._permitted = member, permitted
 
-    def feed(self, payload: bytes, *, last: bool) -> bytes:
-        """Nothing before the last."""
-        self._body += payload
-        if len(self._body) > SMALL:
-            raise Malformed(f"a body of more than {SMALL} bytes for a collection's name and settings", 413)
-        if not last:
-            return b""
-        body, self._body = bytes(self._body), bytearray()
-        try:
-            found = _NAMES.decode(body)
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise Malformed(f"Failed to parse the request body as JSON: {error}", 400) from None
-        name = getattr(found, self._member)
+    def look(self, body: bytes) -> None:
+        """Raises ``Malformed`` with 403."""
+        name = getattr(_NAMES.decode(body), self._member)
         if name is not None and not self._permitted(name):
             raise Malformed(f"this key may not touch a collection named {name[:100]!r}", 403)
-        return body
 
 
 class Together:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from chromakeep.addresses import local_path
 from chromakeep.cli import output
-from chromakeep.cli.command import Call, command, place
+from chromakeep.cli.command import Call, command, place, told_to_stop
 from chromakeep.cli.output import Reply
 
 
@@ -31,14 +28,7 @@ def replicate(call: Call, source: str | None, repo: str | None) -> Reply:
     For an application that embeds PersistentClient: beside it, as a process of its own. What is committed is in the
     repository a fraction of a second later. Ends at SIGTERM; for a server use `run`.
     """
-    stop = threading.Event()
-
-    def asked(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, asked)
-    signal.signal(signal.SIGINT, asked)
-
+    stop = told_to_stop()
     from chromakeep.operations.replicate import replicate as operation
 
     settings = call.settings

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from functools import partial
-from types import FrameType
 
 import click
 
 from chromakeep.addresses import local_path, parse
 from chromakeep.cli import output
-from chromakeep.cli.command import Call, command
+from chromakeep.cli.command import Call, command, told_to_stop
 from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, oidc_of
 from chromakeep.cli.output import Reply
 from chromakeep.errors import UsageError
@@ -35,15 +32,7 @@ def serve(call: Call, url: str) -> Reply:
     anyway. The keys are those of --repository, or of --data: a directory for nothing else will do. What ruins a
     server is refused. `run` has the same door before the Chroma that it starts.
     """
-    stop = threading.Event()
-
-    def asked(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, asked)
-    signal.signal(signal.SIGINT, asked)
-
-    from chromakeep.operations.key_places import DirectoryKeys, KeyPlace, RepositoryKeys
+    stop = told_to_stop()
     from chromakeep.operations.serve import ServeSettings
     from chromakeep.operations.serve import serve as operation
     from chromakeep.server.front import open_door
@@ -56,13 +45,6 @@ def serve(call: Call, url: str) -> Reply:
     if address:
         parse(address)
         settings.secret()
-    open_repository = partial(call.repository, address) if address else None
-
-    def open_keys() -> KeyPlace:
-        if open_repository:
-            return RepositoryKeys(open_repository().brisk, call.observer)
-        return DirectoryKeys(local_path(data or "."))
-
     done = operation(
         ServeSettings(
             host=settings.text("host") or "localhost",
@@ -70,8 +52,8 @@ def serve(call: Call, url: str) -> Reply:
             backend=(host, port),
             secure=secure,
             door=open_door,
-            open_keys=open_keys,
-            open_repository=open_repository,
+            data=local_path(data or "."),
+            open_repository=partial(call.repository, address) if address else None,
             open=bool(settings.value("open")),
             oidc=oidc_of(settings),
             facing=facing_of(settings),
