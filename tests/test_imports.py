@@ -9,14 +9,17 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "chromakeep"
 CORE = {"errors", "events", "records", "addresses", "layout", "changes", "digests", "batches", "conditions", "sets"} | {
-    "__init__"
+    "engine",
+    "filters",
+    "__init__",
 }
-NOUNS = {"store", "repository", "chroma", "exchange", "access"}
+NOUNS = {"store", "repository", "chroma", "postgres", "exchange", "access"}
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(CORE, CORE),
     "store": CORE | {"store"},
     "repository": CORE | {"store", "repository"},
     "chroma": CORE | {"chroma"},
+    "postgres": CORE | {"postgres"},
     "exchange": CORE | {"exchange"},
     "access": CORE | {"access"},
     "testing": CORE | {"store", "testing"},

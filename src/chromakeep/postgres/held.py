@@ -1,0 +1,40 @@
+"""Held: a collection as those need it who read and write its records."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Segment(msgspec.Struct, frozen=True):
+    """An index of vectors stands for the records with ``low < place <= high``."""
+
+    low: int
+    high: int
+    index: str
+
+
+class Held(msgspec.Struct, frozen=True):
+    """One row of ``chromakeep.collections``, with its segments. It may be a moment old.
+
+    ``relation`` is a name that we made, safe in SQL. ``segments`` say what is quick to search, never what there is:
+    whatever they are, an answer is right. ``dimension`` never changes once it is not None.
+    """
+
+    id: str
+    tenant: str
+    database: str
+    name: str
+    relation: str
+    space: str  # l2, cosine, ip
+    storage: str = "vector"  # or halfvec
+    dimension: int | None = None
+    ef_search: int = 100
+    max_neighbors: int = 16
+    ef_construction: int = 100
+    segments: tuple[Segment, ...] = ()  # in the order of places, without gaps from the first on
+    unindexed: frozenset[tuple[str, str]] = frozenset()  # (key, kind) on which the schema forbids to filter
+
+    @property
+    def table(self) -> str:
+        """As it stands in SQL."""
+        return f'chromakeep."{self.relation}"'
