@@ -54,7 +54,7 @@ MIGRATIONS: tuple[str, ...] = (
         VALUES (gen_random_uuid(), 'default_tenant', 'default_database');
     """,
 )
-"""Each is run once, in order, in a transaction of its own, by whoever comes first: an advisory lock holds the others."""
+"""Each is run once, in order, in a transaction of its own, by whoever comes first; an advisory lock holds others."""
 
 RECORDS = """
     CREATE TABLE chromakeep.{relation} (
