@@ -71,4 +71,5 @@ RECORDS = """
     );
     CREATE UNIQUE INDEX {relation}_seq ON chromakeep.{relation} (seq);
     CREATE INDEX {relation}_place ON chromakeep.{relation} (place);
+    ALTER TABLE chromakeep.{relation} ALTER embedding SET STATISTICS 0;  -- ANALYZE would read and sort vectors in vain
 """
