@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -21,6 +22,7 @@ from chromakeep.server.cors import cors_of
 from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.gatehouse import Gatehouse
+from chromakeep.server.inside import Answering
 from chromakeep.server.tls import Tls, context_of, fingerprint
 from chromakeep.server.unlocked import Unlocked
 from chromakeep.server.upstream import Remote
@@ -110,6 +112,14 @@ def _remote(front: Front) -> Remote | None:
     return Remote(front.authority.encode(), ssl.create_default_context() if front.secure else None)
 
 
+def _answering(front: Front) -> Answering | None:
+    if front.engine is None:
+        return None
+    from chromakeep.server.api import answer
+
+    return partial(answer, front.engine)
+
+
 def _self_signed(front: Front) -> Tls:
     from chromakeep.server.self_signed import self_signed
 
@@ -160,6 +170,7 @@ def open_door(front: Front) -> BookedDoor:
     }
     books = Bookkeeping(front, public)
     inner = {"/_keep/status": status, METRICS: books.metrics}  # names of collections and of keys among them
+    shielded = front.engine is None  # an engine of ours is not ruined by what it is asked
     also = front.audit.refusal if front.audit else lambda: None
     door = Door(
         front.host,
@@ -170,12 +181,14 @@ def open_door(front: Front) -> BookedDoor:
         pages=public,
         desk=desk,
         ledger=books.ledger,
-        guard=Gatehouse(front.keys, closed=front.closed, pages=inner, foreign=front.foreign)
+        guard=Gatehouse(front.keys, closed=front.closed, pages=inner, foreign=front.foreign, shielded=shielded)
         if front.keys
-        else Unlocked(inner),
+        else Unlocked(inner, shielded=shielded),
         tls=_self_signed(front) if front.facing.self_signed else _tls(front.facing),
         cors=cors_of(front.facing.origins),
         remote=_remote(front),
+        answering=_answering(front),
+        threads=front.threads,
         observer=front.observer,
     )
     return BookedDoor(door, books)
