@@ -23,6 +23,7 @@ from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.gatehouse import Gatehouse
 from chromakeep.server.inside import Answering
+from chromakeep.server.limits import Limits
 from chromakeep.server.tls import Tls, context_of, fingerprint
 from chromakeep.server.unlocked import Unlocked
 from chromakeep.server.upstream import Remote
@@ -32,6 +33,7 @@ POLL = 0.02  # seconds between two questions while a write is held
 PATIENCE = 30.0  # seconds for which an answer waits for the bucket
 BEFORE_DELETING = 2.0  # seconds for which the deletion of a collection waits for what it held to be in the bucket
 RETRY = 1.0  # seconds after which a client is told to try again
+MOST_BODY = 40 << 20  # bytes that an engine here is sent, as Chroma takes them
 DONE = 504  # of a write that was passed on: a proxy repeats 503 elsewhere, which promises that nothing was done
 
 
@@ -188,6 +190,7 @@ def open_door(front: Front) -> BookedDoor:
         cors=cors_of(front.facing.origins),
         remote=_remote(front),
         answering=_answering(front),
+        limits=Limits() if shielded else Limits(body_bytes=MOST_BODY),
         threads=front.threads,
         observer=front.observer,
     )
