@@ -11,12 +11,13 @@ from server.wires import C, Scripted, Wire, post
 
 Open = Callable[..., Door]
 Knock = Callable[[Door], Wire]
+FOUND = Page(b'{"found":1}')
 
 
 class Told:
     """An answering that remembers what it was asked, and waits where it is told to."""
 
-    def __init__(self, page: Page = Page(b'{"found":1}')) -> None:
+    def __init__(self, page: Page = FOUND) -> None:
         self.asked: list[tuple[str, str, bytes]] = []
         self.page = page
         self.begun, self.go = threading.Event(), threading.Event()
