@@ -32,9 +32,16 @@ class Held(msgspec.Struct, frozen=True):
     max_neighbors: int = 16
     ef_construction: int = 100
     segments: tuple[Segment, ...] = ()  # in the order of places, without gaps from the first on
-    unindexed: frozenset[tuple[str, str]] = frozenset()  # (key, kind) on which the schema forbids to filter
+    unindexed: frozenset[tuple[str, str]] = frozenset()  # (key, kind) without an index; a key "": all not named
+    indexed: frozenset[tuple[str, str]] = frozenset()  # those that the schema names as having one
+    keys: frozenset[tuple[str, str]] = frozenset()  # (key, kind) that records have had; of very many a part
 
     @property
     def table(self) -> str:
         """As it stands in SQL."""
         return f'chromakeep."{self.relation}"'
+
+    def filterable(self, key: str, kind: str) -> bool:
+        """Whether the schema lets one filter by values of this kind (string, int, float, bool) of this key."""
+        named = (key, kind)
+        return named not in self.unindexed and (("", kind) not in self.unindexed or named in self.indexed)
