@@ -6,6 +6,7 @@
 ``chromakeep.collections``     one row each; ``relation`` is the table in which its records lie
 ``chromakeep.keys``            the keys that its records have had, for the schema that is shown
 ``chromakeep.segments``        ranges of ``place`` of a collection for which an index of vectors stands
+``chromakeep.settings``        how text in documents is found: by ``pg_trgm`` or by our own ``trigrams``
 ``chromakeep.c<n>_<name>``     the records of one collection
 ============================== =========================================================================================
 
@@ -56,6 +57,10 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE UNIQUE INDEX keys_once ON chromakeep.keys (collection, kind, hashtextextended(key, 0));
     CREATE SEQUENCE chromakeep.relations;
     CREATE SEQUENCE chromakeep.blocks;  -- of 65,536 positions each: seq and place
+    CREATE TABLE chromakeep.settings (name text PRIMARY KEY, value text NOT NULL);
+    -- how text in documents is found: decided once, so that all write alike
+    INSERT INTO chromakeep.settings SELECT 'documents',
+        CASE WHEN EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_trgm') THEN 'pg_trgm' ELSE 'trigrams' END;
     INSERT INTO chromakeep.tenants (name) VALUES ('default_tenant');
     INSERT INTO chromakeep.databases (id, tenant, name)
         VALUES ('00000000-0000-0000-0000-000000000000', 'default_tenant', 'default_database');
