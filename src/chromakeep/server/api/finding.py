@@ -42,7 +42,7 @@ class _Get(msgspec.Struct):
     where_document: msgspec.Raw = _NULL
     limit: int | float | None = None
     offset: int | float | None = None
-    include: list[Included] = ["documents", "metadatas"]
+    include: list[Included] = msgspec.field(default_factory=lambda: ["documents", "metadatas"])
 
 
 class _Query(msgspec.Struct):
@@ -51,7 +51,7 @@ class _Query(msgspec.Struct):
     where: msgspec.Raw = _NULL
     where_document: msgspec.Raw = _NULL
     n_results: int | float | None = None
-    include: list[Included] = ["documents", "metadatas", "distances"]
+    include: list[Included] = msgspec.field(default_factory=lambda: ["documents", "metadatas", "distances"])
 
 
 class _Delete(msgspec.Struct):

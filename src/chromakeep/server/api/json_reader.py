@@ -320,8 +320,5 @@ def show(value: object) -> str:
 
 
 def float_shown(value: float) -> str:
-    """As Rust displays it: never with an exponent."""
-    from decimal import Decimal
-
-    text = format(Decimal(repr(value)), "f")
-    return text if "." in text else text + ".0"
+    """As serde displays it: the shortest, with an exponent where Python has one."""
+    return repr(value).replace("e-0", "e-")

@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from chromakeep.filters import Unreadable, read_where
-from chromakeep.server.api.json_reader import JsonReader, show
+from chromakeep.server.api.json_reader import JsonReader
 from chromakeep.server.api.metadata import fits_collection, fits_record, fits_update
 from chromakeep.server.api.shapes import (
     Anything,
     Choice,
     Flag,
-    Judged,
     Number,
     Optional,
     Record,
     Sequence,
     Shape,
     Table,
+    Tagged,
     Text,
     Variants,
 )
@@ -121,36 +121,11 @@ _SPANN: dict[str, Shape] = {
 }
 
 
-def _kind(value: Any) -> str:
-    return "sequence" if isinstance(value, list) else "map" if isinstance(value, Mapping) else show(value)
-
-
-def _of_function(value: Any) -> tuple[str, str] | None:
-    """Member and text of what is wrong with the description of an embedding function."""
-    if isinstance(value, list):
-        return "", "missing field `type`"
-    if not isinstance(value, Mapping):
-        return "", f"invalid type: {show(value)}, expected internally tagged enum EmbeddingFunctionConfiguration"
-    if "type" not in value:
-        return "", "missing field `type`"
-    kind = value["type"]
-    if not isinstance(kind, str):
-        shown = _kind(kind)
-        return "type", f"invalid type: {shown}, expected variant identifier"
-    if kind not in ("legacy", "known", "unknown"):
-        return "type", f"unknown variant `{kind}`, expected one of `legacy`, `known`, `unknown`"
-    if kind != "known":
-        return None
-    for name in ("name", "config"):
-        if name not in value:
-            return "", f"missing field `{name}`"
-    if not isinstance(value["name"], str):
-        shown = _kind(value["name"])
-        return "", f"invalid type: {shown}, expected a string"
-    return None
-
-
-_FUNCTION = Optional(Judged(_of_function))
+_FUNCTION = Optional(
+    Tagged(
+        "EmbeddingFunctionConfiguration", {"legacy": {}, "known": {"name": Text(), "config": Anything()}, "unknown": {}}
+    )
+)
 _CONFIGURATION = Record(
     "CollectionConfiguration",
     {},
@@ -174,8 +149,9 @@ _CHANGED_CONFIGURATION = Record(
 )
 
 
-def _index(name: str, config: Shape) -> Shape:
-    return Optional(Record(name, {"enabled": Flag(), "config": config}))
+def _index(name: str, config: Shape | None = None) -> Shape:
+    config = config or Record(f"{name}IndexConfig", strict=True)
+    return Optional(Record(f"{name}IndexType", {"enabled": Flag(), "config": config}))
 
 
 def _aliased(mark: str, **shapes: Shape) -> dict[str, Shape]:
@@ -183,6 +159,9 @@ def _aliased(mark: str, **shapes: Shape) -> dict[str, Shape]:
     return {**shapes, **{mark + name: shape for name, shape in shapes.items()}}
 
 
+_INDEX_ORDER = (
+    "ef_construction", "max_neighbors", "ef_search", "num_threads", "batch_size", "sync_threshold", "resize_factor",
+)  # fmt: skip
 _VECTOR_INDEX = Record(
     "VectorIndexConfig",
     {},
@@ -190,11 +169,7 @@ _VECTOR_INDEX = Record(
         "space": _SPACE,
         "embedding_function": _FUNCTION,
         "source_key": Optional(Text()),
-        "hnsw": Optional(
-            Record(
-                "HnswIndexConfig", {}, {name: shape for name, shape in _HNSW.items() if name != "space"}, strict=True
-            )
-        ),
+        "hnsw": Optional(Record("HnswIndexConfig", {}, {name: _HNSW[name] for name in _INDEX_ORDER}, strict=True)),
         "spann": Optional(Table(Anything())),
     },
 )
@@ -203,7 +178,6 @@ _SPARSE_INDEX = Record(
     {},
     {"embedding_function": _FUNCTION, "source_key": Optional(Text()), "bm25": Optional(Flag())},
 )
-_EMPTY = Record("IndexConfig")
 _VALUES = Record(
     "ValueTypes",
     {},
@@ -215,19 +189,19 @@ _VALUES = Record(
                 {},
                 _aliased(
                     "$",
-                    fts_index=_index("FtsIndexType", _EMPTY),
-                    string_inverted_index=_index("StringInvertedIndexType", _EMPTY),
+                    fts_index=_index("Fts"),
+                    string_inverted_index=_index("StringInverted"),
                 ),
             )
         ),
         float_list=Optional(
-            Record("FloatListValueType", {}, _aliased("$", vector_index=_index("VectorIndexType", _VECTOR_INDEX)))
+            Record("FloatListValueType", {}, _aliased("$", vector_index=_index("Vector", _VECTOR_INDEX)))
         ),
         sparse_vector=Optional(
             Record(
                 "SparseVectorValueType",
                 {},
-                _aliased("$", sparse_vector_index=_index("SparseVectorIndexType", _SPARSE_INDEX)),
+                _aliased("$", sparse_vector_index=_index("SparseVector", _SPARSE_INDEX)),
             )
         ),
         **{
@@ -235,7 +209,7 @@ _VALUES = Record(
                 Record(
                     f"{title}ValueType",
                     {},
-                    _aliased("$", **{f"{name}_inverted_index": _index(f"{title}InvertedIndexType", _EMPTY)}),
+                    _aliased("$", **{f"{name}_inverted_index": _index(f"{title}Inverted")}),
                 )
             )
             for name, title in (("int", "Int"), ("float", "Float"), ("bool", "Bool"))
@@ -268,14 +242,14 @@ MODIFY = Record(
 )
 
 
-def _of_filter(value: Any) -> tuple[str, str] | None:
+def _fault_of_filter(value: Any) -> str:
     if value is None or value == {}:
-        return None
+        return ""
     try:
         read_where(value, ids=True)
     except Unreadable as error:
-        return "", str(error)
-    return None
+        return str(error)
+    return ""
 
 
 def _query(value: Any) -> bool:
@@ -286,17 +260,21 @@ class _Rank:
     """A rank expression, whose parts are rank expressions."""
 
     def __init__(self) -> None:
-        two = Record("variant", {"left": self, "right": self})
+        names = {"$div": "Division", "$sub": "Subtraction"}
+        two = {
+            name: Record(f"struct variant RankExpr::{title}", {"left": self, "right": self})
+            for name, title in names.items()
+        }
         knn = Record(
-            "variant RankExpr::Knn",
+            "struct variant RankExpr::Knn",
             {"query": Anything(_query, _NO_VARIANT + "QueryVector")},
             {"key": Text(), "limit": Number("u32"), "default": Optional(Number("f32")), "return_rank": Flag()},
         )
         several = Sequence(self)
         self._variants = Variants(
             lambda: {
-                "$abs": self, "$div": two, "$exp": self, "$knn": knn, "$log": self, "$max": several, "$min": several,
-                "$mul": several, "$sub": two, "$sum": several, "$val": Number("f32"),
+                "$abs": self, "$div": two["$div"], "$exp": self, "$knn": knn, "$log": self, "$max": several, "$min": several,
+                "$mul": several, "$sub": two["$sub"], "$sum": several, "$val": Number("f32"),
             }
         )  # fmt: skip
 
@@ -307,19 +285,22 @@ class _Rank:
         return self._variants.read(reader)
 
 
-_AGGREGATE = Record("variant", {"keys": Sequence(Text()), "k": Number("u32")})
+_MIN_K, _MAX_K = (
+    Record(f"struct variant Aggregate::{name}", {"keys": Sequence(Text()), "k": Number("u32")})
+    for name in ("MinK", "MaxK")
+)
 _SEARCH = Record(
     "SearchPayload",
     {},
     {
-        "filter": Judged(_of_filter),
+        "filter": Anything(lambda value: not _fault_of_filter(value), _fault_of_filter),
         "rank": Optional(_Rank()),
         "group_by": Record(
             "GroupBy",
             {},
             {
                 "keys": Sequence(Text()),
-                "aggregate": Optional(Variants(lambda: {"$min_k": _AGGREGATE, "$max_k": _AGGREGATE})),
+                "aggregate": Optional(Variants(lambda: {"$min_k": _MIN_K, "$max_k": _MAX_K})),
             },
         ),
         "limit": Record("Limit", {}, {"offset": Number("u32"), "limit": _U32}),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from chromakeep.server.api.json_reader import JsonReader, Mistake
+from chromakeep.server.api.json_reader import JsonReader, Mistake, show
 
 _NULL, _QUOTE, _OPEN, _CLOSE, _LIST, _END = b'n"{}[]'
 _NUMBERS, _FLAGS = frozenset(b"-0123456789"), frozenset(b"tf")
@@ -114,9 +114,11 @@ class Table:
 
 
 class Anything:
-    """Any JSON; or what ``accepts`` of decoded JSON, else ``otherwise`` is said."""
+    """Any JSON; or what ``accepts`` of decoded JSON, else ``otherwise`` is said, or what that says of it."""
 
-    def __init__(self, accepts: Callable[[Any], bool] | None = None, otherwise: str = "") -> None:
+    def __init__(
+        self, accepts: Callable[[Any], bool] | None = None, otherwise: str | Callable[[Any], str] = ""
+    ) -> None:
         self._accepts, self._otherwise = accepts, otherwise
 
     def fits(self, value: Any) -> bool:
@@ -125,24 +127,8 @@ class Anything:
     def read(self, reader: JsonReader) -> object:
         value = read_any(reader)
         if not self.fits(value):
-            reader.wrong(self._otherwise, here=False)
-        return value
-
-
-class Judged(Anything):
-    """Any JSON of which ``judge`` says what is wrong with it, and perhaps of which of its members."""
-
-    def __init__(self, judge: Callable[[Any], tuple[str, str] | None]) -> None:
-        super().__init__(lambda value: judge(value) is None)
-        self._judge = judge
-
-    def read(self, reader: JsonReader) -> object:
-        value = read_any(reader)
-        if found := self._judge(value):
-            member, text = found
-            if member:
-                reader.path.append(member)
-            reader.wrong(text, here=False)
+            text = self._otherwise
+            reader.wrong(text if isinstance(text, str) else text(value), here=False)
         return value
 
 
@@ -156,12 +142,12 @@ class Choice:
         return value in self._names if isinstance(value, str) else False
 
     def read(self, reader: JsonReader) -> object:
-        if reader.peek() != _QUOTE:
-            reader.broken("EOF while parsing a value" if reader.peek() == -1 else "expected value")
-        name = reader.string()
-        if name not in self._names:
-            reader.wrong(f"unknown variant `{name}`, {one_of(self._names)}")
-        return name
+        return variant(reader, self._names, self._unit)
+
+    def _unit(self, reader: JsonReader, name: str) -> None:
+        if reader.peek() != _NULL:
+            reader.unexpected("unit")
+        reader.scalar()
 
 
 class Record:
@@ -177,7 +163,8 @@ class Record:
         loose: bool = False,
         order: tuple[str, ...] = (),
     ) -> None:
-        self.name, self._needed = name, dict(needed or {})
+        self.name = name if " " in name else f"struct {name}"
+        self._needed = dict(needed or {})
         self.members: dict[str, Shape] = {**self._needed, **(more or {})}
         self._order = order or tuple(self.members)
         self._strict, self._loose = strict, loose
@@ -194,7 +181,7 @@ class Record:
         if byte == _LIST and not self._loose:
             return self._by_position(reader)
         if byte != _OPEN:
-            reader.unexpected(f"struct {self.name}")
+            reader.unexpected(self.name)
         seen: set[str] = set()
         late: list[str] = []
 
@@ -215,21 +202,22 @@ class Record:
             seen.add(key)
 
         def done() -> None:
-            if late:
-                reader.wrong(f"duplicate field `{late[0]}`", here=False)
             for name in self._needed:
                 if name not in seen:
                     reader.wrong(f"missing field `{name}`", here=False)
+            if late:
+                reader.wrong(f"duplicate field `{late[0]}`", here=False)
 
         return members(reader, member, check, done)
 
     def _by_position(self, reader: JsonReader) -> object:
         left = list(self._order)
-        short = f"expected struct {self.name} with {len(left)} elements"
+        short = f"expected {self.name} with {len(left)} elements"
 
         def item() -> object:
             if not left:
-                reader.wrong("trailing characters", here=True)
+                reader.path.pop()
+                reader.broken("trailing characters")
             return self.members[left.pop(0)].read(reader)
 
         def done() -> None:
@@ -253,28 +241,83 @@ class Variants:
         return name in self._variants() and self._variants()[name].fits(held)
 
     def read(self, reader: JsonReader) -> object:
+        quoted = reader.peek() == _QUOTE
+        name = variant(reader, tuple(self._variants()), lambda reader, name: self._variants()[name].read(reader))
+        if quoted:
+            reader.path.append(name)
+            reader.wrong("invalid type: unit variant, expected newtype variant", here=False)
+        return name
+
+
+class Tagged:
+    """An object whose ``type`` tells what else is needed in it."""
+
+    def __init__(self, name: str, kinds: Mapping[str, Mapping[str, Shape]]) -> None:
+        self._name, self._kinds = name, kinds
+
+    def fits(self, value: Any) -> bool:
+        if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+            return False
+        needed = self._kinds.get(value["type"])
+        return needed is not None and all(name in value and needed[name].fits(value[name]) for name in needed)
+
+    def read(self, reader: JsonReader) -> object:
         byte = reader.peek()
-        variants = self._variants()
-        if byte not in (_OPEN, _QUOTE):
-            reader.broken("EOF while parsing a value" if byte == -1 else "expected value")
-        if byte == _OPEN:
-            reader.deeper()
+        if byte not in (_OPEN, _LIST):
+            reader.unexpected(f"internally tagged enum {self._name}")
+        value = members(reader, lambda key: self._member(reader, key)) if byte == _OPEN else read_any(reader)
+        if not isinstance(value, dict) or "type" not in value:
+            reader.wrong("missing field `type`")
+        for name, shape in self._kinds[value["type"]].items():
+            if name in value and not shape.fits(value[name]):
+                reader.wrong(f"invalid type: {kind(value[name])}, expected a string", here=False)
+        for name in self._kinds[value["type"]]:
+            if name not in value:
+                reader.wrong(f"missing field `{name}`", here=False)
+        return value
+
+    def _member(self, reader: JsonReader, key: str) -> object:
+        if key != "type":
+            return read_any(reader)
         if reader.peek() != _QUOTE:
             reader.unexpected("variant identifier")
         name = reader.string()
-        if name not in variants:
-            reader.wrong(f"unknown variant `{name}`, {one_of(tuple(variants))}")
-        if byte == _QUOTE:
-            reader.wrong("invalid type: unit variant, expected newtype variant")
-        reader.colon()
-        reader.path.append(name)
-        variants[name].read(reader)
-        reader.path.pop()
-        if reader.peek() != _CLOSE:
-            reader.broken("EOF while parsing an object" if reader.peek() == -1 else "expected value", 0)
-        reader.at += 1
-        reader.depth += 1
-        return None
+        if name not in self._kinds:
+            reader.wrong(f"unknown variant `{name}`, {one_of(tuple(self._kinds))}")
+        return name
+
+
+def kind(value: Any) -> str:
+    """What a value is, in the words of serde."""
+    return "sequence" if isinstance(value, list) else "map" if isinstance(value, Mapping) else show(value)
+
+
+def variant(reader: JsonReader, names: tuple[str, ...], held: Callable[[JsonReader, str], object]) -> str:
+    """The name of a variant, alone or as the only key of an object, where ``held`` reads what it holds."""
+    byte = reader.peek()
+    if byte not in (_OPEN, _QUOTE):
+        reader.broken("EOF while parsing a value" if byte == -1 else "expected value")
+    if byte == _OPEN:
+        reader.deeper()
+    if reader.peek() != _QUOTE:
+        reader.unexpected("variant identifier")
+    name = reader.string()
+    if name not in names:
+        reader.wrong(f"unknown variant `{name}`, {one_of(names)}")
+    if byte == _QUOTE:
+        return name
+    reader.colon()
+    reader.path.append(name)
+    try:
+        held(reader, name)
+    except Mistake as mistake:
+        raise mistake.placed(reader.at) from None
+    reader.path.pop()
+    if reader.peek() != _CLOSE:
+        reader.broken("EOF while parsing an object" if reader.peek() == -1 else "expected value", 0)
+    reader.at += 1
+    reader.depth += 1
+    return name
 
 
 def items(reader: JsonReader, item: Callable[[], object], done: Callable[[], None] | None = None) -> list[object]:
@@ -316,8 +359,8 @@ def members(
             reader.path.pop()
             if check:
                 check(key)
-            reader.path.append(key)
             reader.colon()
+            reader.path.append(key)
             found[key] = member(key)
             reader.path.pop()
             first = False
@@ -346,6 +389,8 @@ def read_any(reader: JsonReader) -> object:
 def one_of(names: tuple[str, ...]) -> str:
     """What was expected, in the words of serde."""
     shown = [f"`{name}`" for name in names]
+    if not shown:
+        return "there are no fields"
     if len(shown) == 1:
         return f"expected {shown[0]}"
     return f"expected {shown[0]} or {shown[1]}" if len(shown) == 2 else f"expected one of {', '.join(shown)}"
