@@ -18,6 +18,7 @@ from chromakeep.operations.sighting import Sighting
 
 if TYPE_CHECKING:
     from chromakeep.access.keys import Key, Keyring
+    from chromakeep.engine import Engine
     from chromakeep.operations.audit import Audit
     from chromakeep.operations.gauges import Reading
     from chromakeep.operations.receive import Receiver
@@ -154,6 +155,7 @@ class Front(msgspec.Struct, frozen=True):
     the numbers of the run. ``keys`` are those of the moment, ``foreign`` tells
     what a token of others gives (see ``Entrance``); ``closed``: nobody comes in without
     one, be there one or not. ``authority`` is the name of a server that is not ours, which is ``secure`` over TLS.
+    ``engine`` answers in the place of a server: it is asked by so many ``threads`` at a time.
     """
 
     host: str
@@ -174,6 +176,8 @@ class Front(msgspec.Struct, frozen=True):
     closed: bool = False
     authority: str | None = None
     secure: bool = False
+    engine: Engine | None = None
+    threads: int = 8
 
     def __repr__(self) -> str:
         return f"Front({self.host}:{self.port})"  # no secret in a log

@@ -4,7 +4,9 @@
 ``chromakeep.tenants``         one row each
 ``chromakeep.databases``       one row each
 ``chromakeep.collections``     one row each; ``relation`` is the table in which its records lie
+``chromakeep.keys``            the keys that its records have had, for the schema that is shown
 ``chromakeep.segments``        ranges of ``place`` of a collection for which an index of vectors stands
+``chromakeep.settings``        how text in documents is found: by ``pg_trgm`` or by our own ``trigrams``
 ``chromakeep.c<n>_<name>``     the records of one collection
 ============================== =========================================================================================
 
@@ -47,11 +49,21 @@ MIGRATIONS: tuple[str, ...] = (
         index text COLLATE "C" NOT NULL,
         PRIMARY KEY (collection, low)
     );
+    CREATE TABLE chromakeep.keys (  -- of the metadata of its records, and of which kinds values were
+        collection uuid NOT NULL REFERENCES chromakeep.collections ON DELETE CASCADE,
+        key text COLLATE "C" NOT NULL,
+        kind text NOT NULL
+    );
+    CREATE UNIQUE INDEX keys_once ON chromakeep.keys (collection, kind, hashtextextended(key, 0));
     CREATE SEQUENCE chromakeep.relations;
     CREATE SEQUENCE chromakeep.blocks;  -- of 65,536 positions each: seq and place
+    CREATE TABLE chromakeep.settings (name text PRIMARY KEY, value text NOT NULL);
+    -- how text in documents is found: decided once, so that all write alike
+    INSERT INTO chromakeep.settings SELECT 'documents',
+        CASE WHEN EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_trgm') THEN 'pg_trgm' ELSE 'trigrams' END;
     INSERT INTO chromakeep.tenants (name) VALUES ('default_tenant');
     INSERT INTO chromakeep.databases (id, tenant, name)
-        VALUES (gen_random_uuid(), 'default_tenant', 'default_database');
+        VALUES ('00000000-0000-0000-0000-000000000000', 'default_tenant', 'default_database');
     """,
 )
 """Each is run once, in order, in a transaction of its own, by whoever comes first; an advisory lock holds others."""
@@ -71,4 +83,5 @@ RECORDS = """
     );
     CREATE UNIQUE INDEX {relation}_seq ON chromakeep.{relation} (seq);
     CREATE INDEX {relation}_place ON chromakeep.{relation} (place);
+    ALTER TABLE chromakeep.{relation} ALTER embedding SET STATISTICS 0;  -- ANALYZE would read and sort vectors in vain
 """

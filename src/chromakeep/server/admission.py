@@ -21,11 +21,11 @@ from chromakeep.server import listings, shield
 from chromakeep.server.allowance import Allowances
 from chromakeep.server.answers import refusal
 from chromakeep.server.asking import Unanswered, ask
+from chromakeep.server.backend import Backend
 from chromakeep.server.credentials import Lock, token_of
 from chromakeep.server.gate import Page, Refusal
 from chromakeep.server.guard import Account, Ruling
 from chromakeep.server.request_head import RequestHead
-from chromakeep.server.upstream import Pool
 from chromakeep.server.watches import Named, Sized, together
 from chromakeep.server.whereabouts import FRESH, Whereabouts
 
@@ -35,7 +35,8 @@ _COLLECTIONS = frozenset({"collections.list", "collections.count"})
 
 class Admission:
     """One for a door. ``keys`` tells the present ring, ``wall`` the time of day; ``pages`` are for any key.
-    ``foreign`` tells what a JSON Web Token gives the right to at that time, as a key."""
+    ``foreign`` tells what a JSON Web Token gives the right to at that time, as a key. ``shielded``: what is
+    behind it is a Chroma, which must not be sent what ruins it."""
 
     def __init__(
         self,
@@ -43,15 +44,19 @@ class Admission:
         wall: Callable[[], float],
         pages: Mapping[str, Callable[[], Page]] = {},
         foreign: Callable[[str, float], Key | None] | None = None,
+        *,
+        shielded: bool = True,
     ) -> None:
         self._keys, self._wall, self._pages, self._foreign = keys, wall, pages, foreign
+        self._shielded = shielded
+        self._watch_for = shield.watch_for if shielded else shield.counter_for
         self._lock, self._allowances = Lock(), Allowances()
         self._all: dict[str, Key] = {}
-        self._pool: Pool
+        self._pool: Backend
         self._places: Whereabouts
         self._loop: asyncio.AbstractEventLoop
 
-    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+    def attach(self, loop: asyncio.AbstractEventLoop, pool: Backend) -> None:
         """See ``Guard``."""
         self._loop, self._pool, self._places = loop, pool, Whereabouts(pool)
 
@@ -64,7 +69,7 @@ class Admission:
             account.route = path
             found = self._who(head, account)
             return found if isinstance(found, Refusal) else page()
-        if refused := shield.refuse_route(head.method, path):
+        if self._shielded and (refused := shield.refuse_route(head.method, path)):
             return refused
         if call.action == "public":
             return None
@@ -86,7 +91,7 @@ class Admission:
         account.watch = together(
             Sized(key.body) if key.body is not None and head.length is None else None,
             Named(member, partial(covers_names, key)) if key.collections and member else None,
-            shield.watch_for(head.method, path, head),
+            self._watch_for(head.method, path, head),
         )
         if call.route == "identity":
             return _identity(key)

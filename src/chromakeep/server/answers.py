@@ -45,16 +45,25 @@ def page_bytes(page: Page, *, head_only: bool, close: bool, extra: bytes = b"") 
     return _answer(page.status, page.content_type, page.body, more, head_only=head_only, close=close)
 
 
+def page_of(refused: Refusal) -> Page:
+    """A refusal as a page."""
+    body = json.dumps({"error": refused.error, "message": refused.message}).encode()
+    return Page(body, status=refused.status, retry_after=refused.retry_after)
+
+
 def refusal_bytes(refused: Refusal, *, head_only: bool, close: bool, extra: bytes = b"") -> bytes:
     """A refusal as an HTTP/1.1 answer with one line of JSON."""
-    body = json.dumps({"error": refused.error, "message": refused.message}).encode()
-    more = _later(refused.retry_after) + extra.decode("latin-1")
-    return _answer(refused.status, "application/json", body, more, head_only=head_only, close=close)
+    return page_bytes(page_of(refused), head_only=head_only, close=close, extra=extra)
 
 
 def nothing_bytes(*, close: bool, extra: bytes = b"") -> bytes:
     """An answer without a body."""
     return b"HTTP/1.1 204 No Content\r\n%b%b\r\n" % (extra, b"connection: close\r\n" if close else b"")
+
+
+def later(seconds: float) -> bytes:
+    """The field ``retry-after``, as a line."""
+    return _later(seconds).encode()
 
 
 def _later(seconds: float | None) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from chromakeep.server.answer_head import AnswerHead
-from chromakeep.server.upstream import Pool, Upstream
+from chromakeep.server.backend import Backend, Line
+from chromakeep.server.request_head import RequestHead
 
 MOST = 64 << 20  # bytes of an answer
 PATIENCE = 30.0  # seconds for it
@@ -15,7 +16,7 @@ class Unanswered(Exception):
     """There was no whole answer, or one that is too long."""
 
 
-async def ask(pool: Pool, target: str, *, most: int = MOST) -> tuple[int, bytes]:
+async def ask(pool: Backend, target: str, *, most: int = MOST) -> tuple[int, bytes]:
     """GET ``target``: status and body. Raises ``Unanswered``. A connection that had just been closed is tried anew."""
     for fresh in (False, True):
         asked = _Asked(most)
@@ -27,8 +28,7 @@ async def ask(pool: Pool, target: str, *, most: int = MOST) -> tuple[int, bytes]
         stale = upstream.used
         upstream.carry(asked)
         asked.upstream = upstream
-        head = b"GET %s HTTP/1.1\r\nhost: %s\r\n\r\n"
-        upstream.transport.write(head % (target.encode("ascii"), pool.authority or b"chroma"))
+        upstream.begin(_asked_for(target, pool.authority or b"chroma"))
         try:
             return await asyncio.wait_for(asked.answer, PATIENCE)
         except asyncio.TimeoutError:
@@ -41,15 +41,20 @@ async def ask(pool: Pool, target: str, *, most: int = MOST) -> tuple[int, bytes]
     raise AssertionError("unreachable")
 
 
+def _asked_for(target: str, authority: bytes) -> RequestHead:
+    forward = b"GET %s HTTP/1.1\r\nhost: %s\r\n\r\n" % (target.encode("ascii"), authority)
+    return RequestHead("GET", target, (), 0, True, True, False, forward)
+
+
 class _Asked:
-    """Used by ``Upstream`` as an ``Exchange`` is."""
+    """Used by ``Line`` as an ``Exchange`` is."""
 
     method = "GET"
     holding = False
 
     def __init__(self, most: int) -> None:
         self.answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
-        self.upstream: Upstream | None = None
+        self.upstream: Line | None = None
         self.status = 0
         self._most = most
         self._reusable = False
@@ -76,7 +81,7 @@ class _Asked:
     def upstream_full(self, full: bool) -> None:
         """There is no body to send."""
 
-    def upstream_lost(self, upstream: Upstream) -> None:
+    def upstream_lost(self, upstream: Line) -> None:
         """It ended before its answer did."""
         self.upstream = None
         self._fail("it ended the connection")

@@ -13,10 +13,12 @@ from msgspec.structs import replace
 
 from chromakeep.errors import ServerFailed
 from chromakeep.events import Observer, ignore
+from chromakeep.server.backend import Backend
 from chromakeep.server.client_side import ClientSide
 from chromakeep.server.cors import Cors
 from chromakeep.server.gate import Gate, Page, Refusal
 from chromakeep.server.guard import Guard, Ledger
+from chromakeep.server.inside import Answering, Inside
 from chromakeep.server.limits import Limits
 from chromakeep.server.reception import Reception
 from chromakeep.server.service import Service
@@ -43,6 +45,7 @@ class Door:
     ``pages`` are answered here to GET and HEAD of exactly their path; they run in the door's thread and must not block.
     ``desk`` answers requests with a body; its own paths are never passed on.
     ``guard`` is asked who may come in, ``ledger`` is told of every request.
+    ``answering``: what is passed on goes to an engine here, in so many ``threads``, and there is no backend.
     ``tls``: clients speak TLS. When its files change, new connections get what is in them, and none that there is ends.
     ``cors`` says which pages of browsers may ask; without one nothing is said about that, as Chroma does.
     ``observer`` is told in that thread about failures of the gate, of pages and of the backend's HTTP.
@@ -61,6 +64,8 @@ class Door:
         guard: Guard | None = None,
         ledger: Ledger | None = None,
         remote: Remote | None = None,
+        answering: Answering | None = None,
+        threads: int = 8,
         tls: Tls | None = None,
         cors: Cors | None = None,
         limits: Limits = _DEFAULT,
@@ -70,6 +75,7 @@ class Door:
         self._backend, self._gate, self._pages, self._observer = backend, gate, dict(pages), observer
         self._limits, self._reads, self._desk = limits, reads, desk
         self._guard, self._ledger, self._remote = guard, ledger, remote
+        self._answering, self._threads = answering, threads
         self._tls, self._cors = tls, cors
         self._certificates: Certificates | None = None
         self._sockets: list[socket.socket] = []
@@ -129,7 +135,11 @@ class Door:
 
     async def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         limits = affordable(self._limits)
-        pool = Pool(loop, self._backend, limits.connect, self._remote)
+        pool: Backend = (
+            Inside(loop, self._answering, self._threads, limits.body_bytes)
+            if self._answering
+            else Pool(loop, self._backend, limits.connect, self._remote)
+        )
         service = Service(
             loop,
             pool,

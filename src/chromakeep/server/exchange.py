@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from chromakeep.server import answers
 from chromakeep.server.answer_head import AnswerHead, relayed
+from chromakeep.server.backend import Line
 from chromakeep.server.bodies import LAST_CHUNK, chunk
 from chromakeep.server.cors import ours_only
 from chromakeep.server.gate import Page, Refusal, Request
@@ -19,7 +20,6 @@ from chromakeep.server.guard import Account, Ruling
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.routes import is_safe, is_write
 from chromakeep.server.service import Service
-from chromakeep.server.upstream import Upstream
 
 if TYPE_CHECKING:
     from chromakeep.server.client_side import ClientSide
@@ -29,8 +29,8 @@ class Exchange:
     """Begins with ``begin`` and ends with one call of ``ClientSide.answered``, or by ``abort``."""
 
     __slots__ = (
-        "_account", "_answer", "_client", "_close", "_gate", "_head", "_lead", "_out", "_request", "_retried",
-        "_sent_all", "_service", "_task", "_upstream", "holding", "method", "over", "started", "taking",
+        "_account", "_answer", "_client", "_close", "_gate", "_head", "_out", "_request", "_retried", "_sent_all",
+        "_service", "_task", "_upstream", "holding", "method", "over", "started", "taking",
     )  # fmt: skip
 
     def __init__(self, service: Service, client: ClientSide, head: RequestHead, account: Account) -> None:
@@ -44,9 +44,8 @@ class Exchange:
         write = service.gate is not None and is_write(head.method, head.target.partition("?")[0])
         self._gate = service.gate if write else None
         self._request = Request(head.method, head.target, True, head.fields, client.peer) if write else None
-        self._upstream: Upstream | None = None
+        self._upstream: Line | None = None
         self._task: asyncio.Task[None] | None = None
-        self._lead = b""  # head of the request while it waits for the first bytes of the body
         self._out = b""  # head of the answer while it waits for the first bytes of its body
         self._answer: AnswerHead | None = None
         self._close = not head.keep
@@ -101,13 +100,11 @@ class Exchange:
         else:
             self._use(upstream)
 
-    def _use(self, upstream: Upstream) -> None:
+    def _use(self, upstream: Line) -> None:
         self._upstream = upstream
         upstream.carry(self)
-        if self._sent_all:
-            upstream.transport.write(self._head.forward)
-        else:
-            self._lead = self._head.forward  # goes with the first bytes of the body: one packet, not two
+        upstream.begin(self._head)
+        if not self._sent_all:
             self.taking = True
             self._client.body_wanted()
 
@@ -116,15 +113,9 @@ class Exchange:
         assert self._upstream
         if self._account.watch:
             payload = self._account.watch.feed(payload, last=last)
-        if self._head.length is None:
-            payload = (chunk(payload) if payload else b"") + (LAST_CHUNK if last else b"")
-        if self._lead:
-            payload = self._lead + payload
-            self._lead = b""
         if last:
             self._sent_all, self.taking = True, False
-        if payload:
-            self._upstream.transport.write(payload)
+        self._upstream.send(payload, last=last)
 
     def upstream_full(self, full: bool) -> None:
         """The backend does not keep up, or does again."""
@@ -184,7 +175,7 @@ class Exchange:
         if self._upstream and not self.holding:
             self._upstream.pause(paused)
 
-    def upstream_lost(self, upstream: Upstream) -> None:
+    def upstream_lost(self, upstream: Line) -> None:
         """The backend ended the connection before the end of the answer."""
         self._upstream = None
         stale = upstream.used and not upstream.spoke and not self._retried

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -21,6 +22,8 @@ from chromakeep.server.cors import cors_of
 from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.gatehouse import Gatehouse
+from chromakeep.server.inside import Answering
+from chromakeep.server.limits import Limits
 from chromakeep.server.tls import Tls, context_of, fingerprint
 from chromakeep.server.unlocked import Unlocked
 from chromakeep.server.upstream import Remote
@@ -30,6 +33,7 @@ POLL = 0.02  # seconds between two questions while a write is held
 PATIENCE = 30.0  # seconds for which an answer waits for the bucket
 BEFORE_DELETING = 2.0  # seconds for which the deletion of a collection waits for what it held to be in the bucket
 RETRY = 1.0  # seconds after which a client is told to try again
+MOST_BODY = 40 << 20  # bytes that an engine here is sent, as Chroma takes them
 DONE = 504  # of a write that was passed on: a proxy repeats 503 elsewhere, which promises that nothing was done
 
 
@@ -110,6 +114,14 @@ def _remote(front: Front) -> Remote | None:
     return Remote(front.authority.encode(), ssl.create_default_context() if front.secure else None)
 
 
+def _answering(front: Front) -> Answering | None:
+    if front.engine is None:
+        return None
+    from chromakeep.server.api import answer
+
+    return partial(answer, front.engine)
+
+
 def _self_signed(front: Front) -> Tls:
     from chromakeep.server.self_signed import self_signed
 
@@ -160,6 +172,7 @@ def open_door(front: Front) -> BookedDoor:
     }
     books = Bookkeeping(front, public)
     inner = {"/_keep/status": status, METRICS: books.metrics}  # names of collections and of keys among them
+    shielded = front.engine is None  # an engine of ours is not ruined by what it is asked
     also = front.audit.refusal if front.audit else lambda: None
     door = Door(
         front.host,
@@ -170,12 +183,15 @@ def open_door(front: Front) -> BookedDoor:
         pages=public,
         desk=desk,
         ledger=books.ledger,
-        guard=Gatehouse(front.keys, closed=front.closed, pages=inner, foreign=front.foreign)
+        guard=Gatehouse(front.keys, closed=front.closed, pages=inner, foreign=front.foreign, shielded=shielded)
         if front.keys
-        else Unlocked(inner),
+        else Unlocked(inner, shielded=shielded),
         tls=_self_signed(front) if front.facing.self_signed else _tls(front.facing),
         cors=cors_of(front.facing.origins),
         remote=_remote(front),
+        answering=_answering(front),
+        limits=Limits() if shielded else Limits(body_bytes=MOST_BODY),
+        threads=front.threads,
         observer=front.observer,
     )
     return BookedDoor(door, books)

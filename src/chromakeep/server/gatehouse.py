@@ -9,18 +9,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from chromakeep.access.keys import Key, Keyring
 from chromakeep.server.admission import Admission
 from chromakeep.server.answers import refusal
+from chromakeep.server.backend import Backend
 from chromakeep.server.gate import Page
 from chromakeep.server.guard import Account, Ruling
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.unlocked import Unlocked
-from chromakeep.server.upstream import Pool
 
 _UNKNOWN = refusal(503, "the keys cannot be read yet", retry_after=1.0)
 
 
 class Gatehouse:
     """``keys`` tells the ring of the moment, None while it is not known. ``closed``: without a key nobody comes in, be
-    there one or not. ``pages`` are for whoever is let in; ``foreign``: see ``Admission``."""
+    there one or not. ``pages`` are for whoever is let in; ``foreign`` and ``shielded``: see ``Admission``."""
 
     def __init__(
         self,
@@ -29,13 +29,14 @@ class Gatehouse:
         closed: bool,
         pages: Mapping[str, Callable[[], Page]] = {},
         foreign: Callable[[str, float], Key | None] | None = None,
+        shielded: bool = True,
     ) -> None:
         self._keys, self._closed = keys, closed
         self._ring = Keyring()
-        self._admission = Admission(lambda: self._ring, time.time, pages, foreign)
-        self._unlocked = Unlocked(pages)
+        self._admission = Admission(lambda: self._ring, time.time, pages, foreign, shielded=shielded)
+        self._unlocked = Unlocked(pages, shielded=shielded)
 
-    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+    def attach(self, loop: asyncio.AbstractEventLoop, pool: Backend) -> None:
         """See ``Guard``."""
         self._admission.attach(loop, pool)
 

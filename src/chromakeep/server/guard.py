@@ -11,7 +11,7 @@ from chromakeep.server.gate import Page, Refusal
 from chromakeep.server.request_head import RequestHead
 
 if TYPE_CHECKING:
-    from chromakeep.server.upstream import Pool
+    from chromakeep.server.backend import Backend
 
 
 class Watch(Protocol):
@@ -65,7 +65,7 @@ class Guard(Protocol):
         A ``Page`` is answered in the backend's place. An awaitable is cancelled when the client goes away.
         """
 
-    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+    def attach(self, loop: asyncio.AbstractEventLoop, pool: Backend) -> None:
         """Before the first request: the door's loop, and its connections to the backend."""
 
     def settle(self, account: Account) -> None:
@@ -75,7 +75,7 @@ class Guard(Protocol):
 class Plain:
     """The part of a guard that asks nobody and counts nothing."""
 
-    def attach(self, loop: asyncio.AbstractEventLoop, pool: Pool) -> None:
+    def attach(self, loop: asyncio.AbstractEventLoop, pool: Backend) -> None:
         """See ``Guard``."""
 
     def settle(self, account: Account) -> None:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from chromakeep.events import Noted, Observer
+from chromakeep.server.backend import Backend
 from chromakeep.server.cors import Cors
 from chromakeep.server.gate import Gate, Page, Refusal
 from chromakeep.server.guard import Guard, Ledger
 from chromakeep.server.limits import Limits
-from chromakeep.server.upstream import Pool
 
 if TYPE_CHECKING:
     from chromakeep.server.client_side import ClientSide
@@ -24,7 +24,7 @@ class Service(msgspec.Struct):
     """Used in the thread of ``loop`` only."""
 
     loop: asyncio.AbstractEventLoop
-    pool: Pool
+    pool: Backend
     limits: Limits
     gate: Gate | None
     reads: Callable[[], Refusal | None]

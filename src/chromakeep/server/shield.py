@@ -14,7 +14,7 @@ from chromakeep.server.collection_watch import CollectionWatch
 from chromakeep.server.filter_watch import FilterWatch
 from chromakeep.server.gate import Refusal
 from chromakeep.server.guard import Watch
-from chromakeep.server.records_watch import RecordsWatch
+from chromakeep.server.records_watch import RecordsCount, RecordsWatch
 from chromakeep.server.request_head import RequestHead
 
 # Undecoded, as Chroma's router reads them: "%61dd" is no add there.
@@ -33,6 +33,11 @@ def refuse_route(method: str, path: str) -> Refusal | None:
         return None
     parts = unquote_to_bytes(found[1]).split(b":")
     return _NO_CRN if len(parts) == 3 and all(parts) else None  # other forms it refuses itself
+
+
+def counter_for(method: str, path: str, head: RequestHead) -> Watch | None:
+    """Who only counts records: of a server that nothing ruins."""
+    return RecordsCount() if method == "POST" and head.length != 0 and _RECORDS.fullmatch(path) else None
 
 
 def watch_for(method: str, path: str, head: RequestHead) -> Watch | None:

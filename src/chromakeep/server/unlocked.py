@@ -12,10 +12,10 @@ from chromakeep.server.request_head import RequestHead
 
 
 class Unlocked(Plain):
-    """One for a door. ``pages`` are answered here."""
+    """One for a door. ``pages`` are answered here; ``shielded``: see ``Admission``."""
 
-    def __init__(self, pages: Mapping[str, Callable[[], Page]] = {}) -> None:
-        self._pages = pages
+    def __init__(self, pages: Mapping[str, Callable[[], Page]] = {}, *, shielded: bool = True) -> None:
+        self._pages, self._shielded = pages, shielded
 
     def rule(self, head: RequestHead, account: Account) -> Ruling:
         """See ``Guard``."""
@@ -25,5 +25,8 @@ class Unlocked(Plain):
             return page()
         call = call_of(head.method, path)
         account.describe(call)
+        if not self._shielded:
+            account.watch = shield.counter_for(head.method, path, head)
+            return None
         account.watch = shield.watch_for(head.method, path, head)
         return shield.refuse_route(head.method, path)

@@ -6,46 +6,25 @@ import asyncio
 import os
 import ssl
 from contextlib import suppress
-from typing import Protocol, cast
+from typing import cast
 
 import msgspec
 
-from chromakeep.server.answer_head import MOST, AnswerHead, parse_answer
-from chromakeep.server.bodies import Body, body_of
+from chromakeep.server.answer_head import MOST, parse_answer
+from chromakeep.server.backend import Carried
+from chromakeep.server.bodies import LAST_CHUNK, Body, body_of, chunk
 from chromakeep.server.fields import END, Malformed
 from chromakeep.server.limits import BUFFER
+from chromakeep.server.request_head import RequestHead
 
 _KEPT = 64  # idle connections
-
-
-class Carried(Protocol):
-    """Whose answer a connection reads: an ``Exchange``, or a question of the door's own."""
-
-    @property
-    def method(self) -> str: ...
-
-    @property
-    def holding(self) -> bool:
-        """The answer is not taken for now."""
-
-    def answer_begins(self, answer: AnswerHead) -> None: ...
-
-    def answer_goes_on(self, payload: bytes, *, last: bool) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def upstream_full(self, full: bool) -> None: ...
-
-    def upstream_lost(self, upstream: Upstream) -> None: ...
-
-    def answer_malformed(self, why: str) -> None: ...
 
 
 class Upstream(asyncio.Protocol):
     """One connection. Reads answers for the exchange it carries, and stops while that holds them back."""
 
-    __slots__ = ("_body", "_buffer", "_paused", "_pool", "_searched", "exchange", "full", "lost", "spoke", "transport",
-                 "used")  # fmt: skip
+    __slots__ = ("_body", "_buffer", "_chunked", "_lead", "_paused", "_pool", "_searched", "exchange", "full", "lost",
+                 "spoke", "transport", "used")  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
         self.exchange: Carried | None = None
@@ -59,6 +38,8 @@ class Upstream(asyncio.Protocol):
         self._searched = 0
         self._body: Body | None = None  # of the answer, once its head has come
         self._paused = False
+        self._lead = b""  # head of the request while it waits for the first bytes of the body
+        self._chunked = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -67,6 +48,24 @@ class Upstream(asyncio.Protocol):
     def carry(self, exchange: Carried) -> None:
         """Give this connection, which is idle, to an exchange."""
         self.exchange, self.spoke, self._body, self._searched = exchange, False, None, 0
+
+    def begin(self, head: RequestHead) -> None:
+        """Send a request's head; of one without a body that is all there is."""
+        if head.length == 0:
+            self.transport.write(head.forward)
+        else:
+            self._lead = head.forward  # goes with the first bytes of the body: one packet, not two
+            self._chunked = head.length is None
+
+    def send(self, payload: bytes, *, last: bool) -> None:
+        """Send some of the body."""
+        if self._chunked:
+            payload = (chunk(payload) if payload else b"") + (LAST_CHUNK if last else b"")
+        if self._lead:
+            payload = self._lead + payload
+            self._lead = b""
+        if payload:
+            self.transport.write(payload)
 
     def give_back(self, reusable: bool) -> None:
         """The exchange is over: keep the connection for another one, or close it."""

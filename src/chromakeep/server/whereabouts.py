@@ -8,7 +8,7 @@ from urllib.parse import quote
 import msgspec
 
 from chromakeep.server.asking import Unanswered, ask
-from chromakeep.server.upstream import Pool
+from chromakeep.server.backend import Backend
 
 _KEPT = 50_000
 FRESH = 5.0  # seconds for which a name is believed that another door may have changed
@@ -28,7 +28,7 @@ class Whereabouts:
     Of a collection that is not where the path says nothing is remembered: it may be made there.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Backend) -> None:
         self._pool = pool
         self._known: OrderedDict[tuple[str, str, str], tuple[str, float]] = OrderedDict()
 

@@ -273,8 +273,8 @@ class _Rank:
         several = Sequence(self)
         self._variants = Variants(
             lambda: {
-                "$abs": self, "$div": two["$div"], "$exp": self, "$knn": knn, "$log": self, "$max": several, "$min": several,
-                "$mul": several, "$sub": two["$sub"], "$sum": several, "$val": Number("f32"),
+                "$abs": self, "$div": two["$div"], "$exp": self, "$knn": knn, "$log": self, "$max": several,
+                "$min": several, "$mul": several, "$sub": two["$sub"], "$sum": several, "$val": Number("f32"),
             }
         )  # fmt: skip
 

@@ -1,0 +1,121 @@
+"""Migrating: the tables of the catalog brought to this program's version, by whichever instance comes first."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+import psycopg
+from psycopg import errors
+
+from chromakeep.errors import RefusedToServe, ServerFailed, UnsupportedFormat
+from chromakeep.events import Noted, Observer, ignore
+from chromakeep.postgres.conninfo import connection_parameters, shown
+from chromakeep.postgres.migrations import MIGRATIONS
+
+LOCK = 0x6368726F6D616B65  # "chromake": of pg_advisory_lock
+LEAST, GOOD = (0, 8, 0), (0, 8, 4)  # pgvector: iterative scans; indexes that survive a VACUUM
+
+
+class Server(msgspec.Struct, frozen=True):
+    """What a PostgreSQL has: pgvector's version, and whether there is pg_trgm."""
+
+    pgvector: tuple[int, ...]
+    trigrams: bool
+
+
+def migrate(url: str, observer: Observer = ignore) -> Server:
+    """Bring the tables up. Any number of instances may do so at once: one works, the others wait for it.
+
+    Raises ``ServerFailed`` where the server cannot be reached or lacks what is needed, ``UnsupportedFormat`` where a
+    newer chromakeep was here.
+    """
+    try:
+        with psycopg.connect(**connection_parameters(url), autocommit=True) as connection:
+            return _migrate(connection, observer)
+    except errors.InsufficientPrivilege as error:
+        raise ServerFailed(
+            f"{shown(url)}: {_said(error)}",
+            hint='as its owner: GRANT CREATE ON DATABASE; as an administrator: CREATE EXTENSION vector SCHEMA "public"',
+        ) from None
+    except psycopg.Error as error:
+        raise _unreachable(url, error) from None
+
+
+def _migrate(connection: psycopg.Connection[Any], observer: Observer) -> Server:
+    connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))  # let go of with the connection
+    version, trigrams = _vector(connection), _trigrams(connection)
+    if version < GOOD:
+        observer(
+            Noted(
+                f"pgvector {'.'.join(map(str, version))} has faults in its indexes: 0.8.4 or later is better", "warning"
+            )
+        )
+    if connection.execute("SELECT to_regclass('chromakeep.version')").fetchone() == (None,):
+        with connection.transaction():
+            connection.execute("CREATE SCHEMA IF NOT EXISTS chromakeep")
+            connection.execute("CREATE TABLE chromakeep.version (number integer NOT NULL)")
+            connection.execute("INSERT INTO chromakeep.version VALUES (0)")
+    row = connection.execute("SELECT max(number) FROM chromakeep.version").fetchone()
+    have = int(row[0] or 0) if row else 0
+    if have > len(MIGRATIONS):
+        raise UnsupportedFormat(
+            f"the tables in this database are of a newer chromakeep (version {have}, this one knows {len(MIGRATIONS)})",
+            hint="upgrade this instance",
+        )
+    for number, statements in enumerate(MIGRATIONS[have:], have + 1):
+        with connection.transaction():
+            connection.execute(statements.encode())
+            connection.execute("UPDATE chromakeep.version SET number = %s", (number,))
+    return Server(version, trigrams)
+
+
+def _vector(connection: psycopg.Connection[Any]) -> tuple[int, ...]:
+    found = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+    if found is None:
+        try:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
+        except (errors.UndefinedFile, errors.FeatureNotSupported):
+            raise ServerFailed(
+                "this PostgreSQL has no pgvector", hint="install pgvector 0.8.4 or later on the server"
+            ) from None
+        found = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'").fetchone()
+    version = tuple(int(part) for part in re.findall(r"\d+", found[0])[:3]) if found else ()
+    if version < LEAST:
+        raise RefusedToServe(
+            f"pgvector {'.'.join(map(str, version))} is too old: 0.8.0 is needed, 0.8.4 is better",
+            hint="install it on the server, then: ALTER EXTENSION vector UPDATE",
+        )
+    return version
+
+
+def _trigrams(connection: psycopg.Connection[Any]) -> bool:
+    """pg_trgm is made where the server has it and lets us; it is quicker than what we have without it."""
+    known = "SELECT installed_version FROM pg_available_extensions WHERE name = 'pg_trgm'"
+    found = connection.execute(known).fetchone()
+    if found is None or found[0] is not None:
+        return found is not None
+    try:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public")
+    except errors.InsufficientPrivilege:
+        return False
+    return True
+
+
+def _unreachable(url: str, error: psycopg.Error) -> ServerFailed:
+    said = _said(error)
+    if "read-only" in said or "read-write" in said:
+        return ServerFailed(
+            f"{shown(url)} is a replica: it takes no writes",
+            hint="name the primary, or all hosts: postgresql://USER@ONE,TWO/DATABASE",
+        )
+    if "password" in said:
+        return ServerFailed(f"{shown(url)} does not take this user and password", hint="set PGPASSWORD or PGPASSFILE")
+    return ServerFailed(f"{shown(url)}: {said}", hint="is it running, and may this machine connect?")
+
+
+def _said(error: psycopg.Error) -> str:
+    """One line of it; of several hosts that were tried the last one's."""
+    lines = (error.diag.message_primary or str(error)).strip().splitlines()
+    return lines[-1].strip() if lines else "no reason given"

@@ -1,0 +1,232 @@
+"""Pool: a bounded number of connections, and transactions that are tried again where that is safe.
+
+All connections go to a server that takes writes (``target_session_attrs=read-write``): a client reads what it wrote,
+whichever instance it asks. After a failover the URL's other hosts are tried in turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import errors
+
+from chromakeep.engine import Refused
+from chromakeep.postgres.conninfo import connection_parameters
+
+T = TypeVar("T")
+Connection = psycopg.Connection[Any]
+
+SIZE = 10
+PATIENCE = 5.0  # seconds that a request waits for a connection
+STATEMENT = 300.0  # seconds that a statement may take
+ATTEMPTS = 12  # of a transaction that deadlocked or was not serializable
+LOST = 3  # of one whose connection was lost before it was committed
+LIFETIME = 3600.0  # seconds of a connection, after which another takes its place; half as much at random
+IDLE = 300.0  # seconds after which one that nobody needs is closed
+RETRY_AFTER = 1.0
+_FULL = ("too many clients", "too many connections", "remaining connection slots")  # before there is a SQLSTATE
+
+
+class Vanished(Exception):
+    """A table that a statement named is not there, or not any more."""
+
+
+class Pool:
+    """Asked by any number of threads. ``configure`` is called once with each new connection.
+
+    Raises ``UsageError`` for a URL that is none.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        size: int = SIZE,
+        *,
+        patience: float = PATIENCE,
+        statement_timeout: float = STATEMENT,
+        configure: Callable[[Connection], None] | None = None,
+    ) -> None:
+        self._parameters = connection_parameters(url)
+        self._size, self._patience = size, patience
+        self._session = f"SET statement_timeout = {int(statement_timeout * 1000)}; SET jit = off"
+        self._configure = configure
+        self._idle: deque[_Kept] = deque()  # the last that was given back is at the right, and taken first
+        self._open = 0
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"Pool({self._parameters.get('host', '')}, {self._open} of {self._size})"  # never the password
+
+    def run(self, work: Callable[[Connection], T], *, write: bool) -> T:
+        """What ``work`` returns, done in one transaction which is committed by then. It may be called several times.
+
+        Raises ``Refused``: 503 where nothing is changed and another try may help, 504 where nobody knows whether it was
+        committed; ``Vanished``, and whatever ``work`` raises that is not psycopg's.
+        """
+        conflicts = losses = 0
+        while True:
+            kept = self._take()
+            committing = False
+            try:
+                done = work(kept.connection)
+                committing = True
+                kept.connection.commit()
+            except psycopg.Error as error:
+                lost = self._discard_if_lost(kept)
+                if lost and committing and write:
+                    raise Refused(504, "the connection to PostgreSQL was lost during a commit") from error
+                conflicts += _conflict(error)
+                losses += lost
+                if not (lost or _conflict(error)) or conflicts >= ATTEMPTS or losses >= LOST:
+                    raise refusal(error) from error
+                if conflicts:
+                    time.sleep(random.uniform(0, 0.01 * 1.6**conflicts))
+            except BaseException:
+                self._discard_if_lost(kept)
+                raise
+            else:
+                self._give(kept)
+                return done
+
+    @contextlib.contextmanager
+    def autocommit(self) -> Iterator[Connection]:
+        """A connection on which every statement is a transaction of its own and may take as long as it likes, beyond
+        those that are counted. Closed at the end. Errors are psycopg's; one to connect is ``Refused``."""
+        try:
+            connection = self._connect()
+        except psycopg.Error as error:
+            raise refusal(error) from error
+        with contextlib.closing(connection):
+            connection.autocommit = True
+            connection.execute("SET statement_timeout = 0")
+            yield connection
+
+    def close(self) -> None:
+        """Close all that are idle now, and others when they are given back; twice is once."""
+        self._closed = True
+        self._discard(*self._idle_ones())
+
+    def _take(self) -> _Kept:
+        until, full = time.monotonic() + self._patience, False
+        kept: _Kept | None
+        while True:
+            with self._changed:
+                while True:
+                    if self._closed:
+                        raise Refused(503, "this instance is stopping", retry_after=RETRY_AFTER)
+                    if self._idle:
+                        kept = self._idle.pop()
+                        break
+                    if self._open < self._size and not full:
+                        self._open += 1
+                        kept = None
+                        break
+                    if not self._changed.wait(until - time.monotonic()):
+                        said = "PostgreSQL takes no more connections" if full else "all connections are busy"
+                        raise Refused(503, said, retry_after=RETRY_AFTER)
+            if kept is not None:
+                if kept.usable():
+                    return kept
+                self._discard(kept)
+                continue
+            try:
+                return _Kept(self._connect())
+            except BaseException as error:
+                with self._changed:
+                    self._open -= 1
+                    others = self._open
+                    self._changed.notify()
+                if not isinstance(error, psycopg.Error):
+                    raise
+                full = others > 0 and any(said in str(error) for said in _FULL)
+                if not full:
+                    raise refusal(error) from error
+
+    def _connect(self) -> Connection:
+        connection = psycopg.connect(**self._parameters)
+        try:
+            connection.execute(self._session)
+            if self._configure is not None:
+                self._configure(connection)
+            connection.commit()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _give(self, kept: _Kept) -> None:
+        now = time.monotonic()
+        kept.since = now
+        with self._changed:
+            unneeded = [self._idle.popleft()] if self._idle and self._idle[0].since < now - IDLE else []
+            if self._closed or now > kept.until:
+                unneeded.append(kept)
+            else:
+                self._idle.append(kept)
+                self._changed.notify()
+        if unneeded:
+            self._discard(*unneeded)
+
+    def _discard_if_lost(self, kept: _Kept) -> bool:
+        """Undo its transaction and keep it, or close it where it is lost; True then."""
+        with contextlib.suppress(psycopg.Error):
+            kept.connection.rollback()
+        if not kept.connection.closed:
+            self._give(kept)
+            return False
+        self._discard(kept, *self._idle_ones())  # what cut this one has cut the others, too
+        return True
+
+    def _idle_ones(self) -> list[_Kept]:
+        with self._changed:
+            idle, self._idle = list(self._idle), deque()
+        return idle
+
+    def _discard(self, *several: _Kept) -> None:
+        for kept in several:
+            kept.connection.close()
+        with self._changed:
+            self._open -= len(several)
+            self._changed.notify_all()
+
+
+class _Kept:
+    """A connection, since when it is idle and until when it may live."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.since = time.monotonic()
+        self.until = self.since + LIFETIME * random.uniform(0.5, 1)
+
+    def usable(self) -> bool:
+        """False where the other side has closed it, for what an idle one has to read is its end."""
+        poll = select.poll()
+        poll.register(self.connection.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+
+def _conflict(error: psycopg.Error) -> bool:
+    return isinstance(error, (errors.SerializationFailure, errors.DeadlockDetected))
+
+
+def refusal(error: psycopg.Error) -> Exception:
+    """What a caller is told in place of psycopg's error, of a transaction that was undone."""
+    said = error.diag.message_primary or (str(error).strip().splitlines() or ["no reason given"])[0]
+    if isinstance(error, errors.UndefinedTable) or "could not open relation" in said:
+        return Vanished(said)
+    if isinstance(error, errors.QueryCanceled):
+        return Refused(504, "PostgreSQL took too long, and nothing was changed")
+    if isinstance(error, (errors.DiskFull, errors.OutOfMemory)):
+        return Refused(507, f"PostgreSQL: {said}")
+    if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)):
+        return Refused(503, f"PostgreSQL: {said}", retry_after=RETRY_AFTER)
+    return Refused(500, f"PostgreSQL: {said}")

@@ -1,0 +1,113 @@
+"""Reading: records out of the table of a collection, in the order in which they were added. Raises ``Refused``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import psycopg
+
+from chromakeep.engine import Rows, Wanted
+from chromakeep.filters import Filter
+from chromakeep.postgres import packing
+from chromakeep.postgres.clauses import clause
+from chromakeep.postgres.held import Held
+from chromakeep.postgres.numbers import shown
+from chromakeep.postgres.text import MARKS, told
+
+Connection = psycopg.Connection[Any]
+_PROBED = 512  # first records among which a filter's first matches are looked for
+_PROBE_LIMIT = 64
+
+
+def count(connection: Connection, held: Held) -> int:
+    """How many records there are."""
+    row = connection.execute(f"SELECT count(*) FROM {held.table}").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def get(
+    connection: Connection,
+    held: Held,
+    ids: Sequence[str] | None,
+    where: Filter | None,
+    limit: int | None,
+    offset: int,
+    wanted: Wanted,
+) -> Rows:
+    """Those with these ids that satisfy the filter."""
+    conditions: list[str] = []
+    parameters: list[Any] = []
+    if ids is not None:
+        conditions.append("r.key = ANY(%b::uuid[])")
+        parameters.append(packing.uuids([packing.key(one) for one in ids]))
+    if where is not None:
+        condition, values = clause(where, held, trgm=packing.server(connection).trgm)
+        conditions.append(condition)
+        parameters += values
+    condition = " AND ".join(conditions) or "true"
+    columns = ", ".join(f"r.{name}" for name in names(wanted))
+    cursor = connection.cursor(binary=True)
+    if limit is None and not offset:
+        cursor.execute(f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq", parameters)
+        return rows(cursor, held, wanted)
+    parameters += [limit, offset]
+    if where is not None and ids is None and limit is not None and limit + offset <= _PROBE_LIMIT:
+        # Where matches are many, the first of them are among the first records. Where they are few, an index finds all
+        # of them sooner than a walk in order finds the first; the planner cannot know which, so both are done
+        cursor.execute(
+            f"SELECT {columns} FROM (SELECT * FROM {held.table} ORDER BY seq LIMIT {_PROBED}) r"
+            f" WHERE {condition} ORDER BY r.seq LIMIT %s OFFSET %s",
+            parameters,
+        )
+        if cursor.rowcount == limit:
+            return rows(cursor, held, wanted)
+        cursor.execute(
+            f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq + 0 LIMIT %s OFFSET %s", parameters
+        )
+        return rows(cursor, held, wanted)
+    cursor.execute(
+        f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq LIMIT %s OFFSET %s", parameters
+    )
+    return rows(cursor, held, wanted)
+
+
+def names(wanted: Wanted) -> list[str]:
+    """The columns of ``r`` that must be selected, in this order, for ``rows``."""
+    members = ("documents", "metadatas", "embeddings", "uris")
+    return ["id", *(member.removesuffix("s") for member in members if getattr(wanted, member))]
+
+
+def rows(cursor: psycopg.Cursor[Any], held: Held, wanted: Wanted) -> Rows:
+    """What a binary cursor found: the columns that ``names`` says, others behind them are left alone."""
+    result = cursor.pgresult
+    assert result is not None
+    value, n = result.get_value, range(result.ntuples)
+    column = iter(range(1, 6))
+    found = Rows([_text(value(i, 0) or b"") for i in n])
+    if wanted.documents:
+        c = next(column)
+        found.documents = [None if (text := value(i, c)) is None else _text(text) for i in n]
+    if wanted.metadatas:
+        c = next(column)
+        found.metadatas = [None if (text := value(i, c)) is None else shown(text[1:]) for i in n]
+    if wanted.embeddings:
+        c = next(column)
+        vectors = [value(i, c) for i in n]
+        dimension = next((int.from_bytes(one[:2], "big") for one in vectors if one is not None), held.dimension or 0)
+        found.embeddings = (
+            packing.unpacked(vectors, dimension, half=held.storage == "halfvec")
+            if vectors
+            else np.zeros((0, dimension), np.float32)
+        )
+    if wanted.uris:
+        c = next(column)
+        found.uris = [None if (text := value(i, c)) is None else _text(text) for i in n]
+    return found
+
+
+def _text(held_text: bytes) -> str:
+    text = held_text.decode()
+    return told(text) if MARKS in held_text else text

@@ -1,0 +1,184 @@
+"""The pool: bounded, whole transactions, tried again where that is safe, and never psycopg's own errors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from chromakeep.engine import Refused
+from chromakeep.errors import UsageError
+from chromakeep.postgres.conninfo import connection_parameters, shown
+from chromakeep.postgres.pool import Connection, Pool, Vanished
+
+
+@pytest.fixture(scope="module", autouse=True)
+def table(pool: Pool) -> None:
+    pool.run(lambda c: c.execute("CREATE TABLE numbers (n integer PRIMARY KEY, v integer)"), write=True)
+
+
+def one(statement: str) -> Callable[[Connection], object]:
+    def work(connection: Connection) -> object:
+        row = connection.execute(statement.encode()).fetchone()
+        return row and row[0]
+
+    return work
+
+
+def do(statement: str) -> Callable[[Connection], None]:
+    return lambda connection: connection.execute(statement.encode()) and None
+
+
+def killer(database_url: str) -> Callable[[int], None]:
+    def kill(backend: int) -> None:
+        with psycopg.connect(database_url, autocommit=True) as other:
+            other.execute("SELECT pg_terminate_backend(%s, 10000)", (backend,))
+
+    return kill
+
+
+def test_what_raises_is_undone_and_the_connection_goes_on(pool: Pool) -> None:
+    def work(connection: Connection) -> None:
+        connection.execute("INSERT INTO numbers VALUES (100, 0)")
+        raise Refused(400, "no")
+
+    with pytest.raises(Refused, match="no"):
+        pool.run(work, write=True)
+    assert pool.run(one("SELECT count(*) FROM numbers WHERE n = 100"), write=False) == 0
+
+
+def test_an_error_of_a_statement_is_refused_in_one_line(pool: Pool) -> None:
+    with pytest.raises(Refused) as caught:
+        pool.run(do("SELECT 1 / 0"), write=False)
+    assert caught.value.status == 500
+    assert "\n" not in caught.value.message
+
+
+def test_a_table_that_is_not_there_has_vanished(pool: Pool) -> None:
+    with pytest.raises(Vanished):
+        pool.run(do("SELECT * FROM nowhere"), write=False)
+
+
+def test_crossing_upserts_both_come_through(pool: Pool) -> None:
+    """Two transactions take two rows in opposite order: PostgreSQL ends one of them, and it is done again."""
+    pool.run(do("INSERT INTO numbers VALUES (1, 0), (2, 0)"), write=True)
+    both = threading.Barrier(2, timeout=30)
+    attempts: list[int] = []
+
+    def crossing(first: int, second: int) -> Callable[[Connection], None]:
+        tried: list[int] = []
+
+        def work(connection: Connection) -> None:
+            attempts.append(first)
+            connection.execute("SET LOCAL deadlock_timeout = '10ms'")
+            connection.execute("UPDATE numbers SET v = v + 1 WHERE n = %s", (first,))
+            if not tried:
+                tried.append(1)
+                both.wait()
+            connection.execute("UPDATE numbers SET v = v + 1 WHERE n = %s", (second,))
+
+        return work
+
+    with ThreadPoolExecutor(2) as threads:
+        for future in [threads.submit(pool.run, crossing(*pair), write=True) for pair in ((1, 2), (2, 1))]:
+            future.result(60)
+    assert len(attempts) >= 3, "there was no deadlock"
+    assert pool.run(one("SELECT sum(v) FROM numbers WHERE n IN (1, 2)"), write=False) == 4
+
+
+def test_a_connection_lost_before_the_commit_is_tried_again_once_done(pool: Pool, database_url: str) -> None:
+    kill, killed = killer(database_url), []
+
+    def work(connection: Connection) -> None:
+        connection.execute("INSERT INTO numbers VALUES (10, 0)")
+        if not killed:
+            killed.append(1)
+            kill(connection.info.backend_pid)
+        connection.execute("INSERT INTO numbers VALUES (11, 0)")
+
+    pool.run(work, write=True)
+    assert pool.run(one("SELECT count(*) FROM numbers WHERE n IN (10, 11)"), write=False) == 2
+
+
+def test_a_connection_lost_at_the_commit_of_a_write_is_told(pool: Pool, database_url: str) -> None:
+    kill = killer(database_url)
+
+    def work(connection: Connection) -> None:
+        connection.execute("INSERT INTO numbers VALUES (12, 0)")
+        kill(connection.info.backend_pid)
+
+    with pytest.raises(Refused) as caught:
+        pool.run(work, write=True)
+    assert caught.value.status == 504
+    assert pool.run(one("SELECT count(*) FROM numbers WHERE n = 12"), write=False) == 0
+
+
+def test_idle_connections_that_the_server_closed_are_not_used(database_url: str) -> None:
+    pool, kill = Pool(database_url, 1), killer(database_url)
+    backend = pool.run(one("SELECT pg_backend_pid()"), write=False)
+    assert isinstance(backend, int)
+    kill(backend)
+    calls: list[int] = []
+    assert pool.run(lambda c: calls.append(1) or one("SELECT 7")(c), write=True) == 7
+    assert len(calls) == 1
+    pool.close()
+
+
+def test_no_connection_in_time_is_503(database_url: str) -> None:
+    pool, taken, done = Pool(database_url, 1, patience=0.05), threading.Event(), threading.Event()
+
+    def work(connection: Connection) -> None:
+        taken.set()
+        done.wait(30)
+
+    thread = threading.Thread(target=lambda: pool.run(work, write=False))
+    thread.start()
+    assert taken.wait(30)
+    with pytest.raises(Refused) as caught:
+        pool.run(do("SELECT 1"), write=False)
+    assert (caught.value.status, caught.value.retry_after) == (503, 1.0)
+    done.set()
+    thread.join()
+    pool.run(do("SELECT 1"), write=False)
+    pool.close()
+
+
+def test_a_server_that_takes_no_more_connections(postgres_url: str, database_url: str) -> None:
+    """Those that we have are waited for; with none of our own at all it is 503 at once, and passes."""
+    with psycopg.connect(postgres_url, autocommit=True) as owner:
+        owner.execute("CREATE ROLE few LOGIN PASSWORD 'few' CONNECTION LIMIT 2")
+    given = psycopg.conninfo.conninfo_to_dict(database_url)
+    few = database_url.replace(f"postgres:{given['password']}", "few:few")
+    pool, other = Pool(few, 8, patience=30), Pool(few, 2)
+    with ThreadPoolExecutor(8) as threads:
+        found = [threads.submit(pool.run, one("SELECT 1 FROM pg_sleep(0.01)"), write=False) for _ in range(64)]
+        assert [future.result(60) for future in found] == [1] * 64
+    with pytest.raises(Refused) as caught:  # the first pool holds both
+        other.run(do("SELECT 1"), write=False)
+    assert (caught.value.status, caught.value.retry_after) == (503, 1.0)
+    pool.close()
+    for _ in range(1000):  # until the server has noticed
+        try:
+            assert other.run(one("SELECT 1"), write=False) == 1
+            break
+        except Refused:
+            threading.Event().wait(0.01)
+    other.run(do("SELECT 1"), write=False)
+    other.close()
+
+
+def test_nobody_there_is_503() -> None:
+    with pytest.raises(Refused) as caught:
+        Pool("postgresql://u@127.0.0.1:1/d").run(do("SELECT 1"), write=False)
+    assert caught.value.status == 503
+
+
+def test_no_password_is_shown() -> None:
+    url = "postgresql://u:geheim@h1,h2:5433/d?password=geheim"
+    assert "geheim" not in repr(Pool(url)) + shown(url)
+    with pytest.raises(UsageError) as caught:
+        connection_parameters("postgresql://u:geheim@h:port/d?x=1")
+    assert "geheim" not in caught.value.message
