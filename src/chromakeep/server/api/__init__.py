@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 
 from chromakeep.engine import Engine, Refused
-from chromakeep.server.api.answers import TEXT, TRACE, Answer, nothing, refused
+from chromakeep.server.api.answers import TRACE, nothing, refused
 from chromakeep.server.api.handlers import HANDLERS, STREAMED, WITH_JSON, Asked
 from chromakeep.server.api.routing import V1, V1_ALLOWED, Unrouted, route, v1_allows
+from chromakeep.server.gate import Page
 
-__all__ = ["LARGEST", "Answer", "answer"]
+__all__ = ["LARGEST", "answer"]
 LARGEST = 40 << 20  # bytes of a body, as in Chroma
 _log = logging.getLogger(__name__)
 _V1_GONE = Refused(410, "The v1 API is deprecated. Please use /v2 apis", error="Unimplemented")
@@ -18,7 +19,7 @@ _TOO_LARGE = Refused(413, "Failed to buffer the request body: length limit excee
 _FAILED = Refused(500, "the engine failed over this request; its log says why")
 
 
-def answer(engine: Engine, method: str, target: str, body: bytes, content_type: str | None = None) -> Answer:
+def answer(engine: Engine, method: str, target: str, body: bytes, content_type: str | None = None) -> Page:
     """What Chroma would answer to a request, with ``engine`` behind it. Never raises.
 
     ``target``: as it was sent, with its query. ``content_type``: None where it was not sent, which is taken as JSON.
@@ -31,7 +32,7 @@ def answer(engine: Engine, method: str, target: str, body: bytes, content_type: 
                 return refused(_NOT_JSON)
             if len(body) > LARGEST:
                 if call.route in STREAMED:
-                    return Answer(413, b"Payload too large", TEXT, None, (TRACE,))
+                    return Page(b"Payload too large", "", 413, fields=(TRACE,))
                 return refused(_TOO_LARGE)
         return HANDLERS[call.route](engine, Asked(call, query, body))
     except Refused as error:

@@ -5,39 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import msgspec
 import orjson
 
 from chromakeep.engine import CollectionShown, Database, Indexed, Refused, Rows
+from chromakeep.server.gate import Page
 
-JSON, TEXT = "application/json", "text/plain; charset=utf-8"
 TRACE = ("chroma-trace-id", "0" * 32)  # what Chroma says where nobody traces
 DISTANCES, DOCUMENTS, EMBEDDINGS, METADATAS, URIS = "distances", "documents", "embeddings", "metadatas", "uris"
 
 
-class Answer(msgspec.Struct, frozen=True):
-    """An HTTP answer. ``content_type`` "": there is no body. ``fields``: further ones, in lower case."""
-
-    status: int
-    body: bytes = b""
-    content_type: str = JSON
-    retry_after: float | None = None
-    fields: tuple[tuple[str, str], ...] = ()
+EMPTY = Page(b"{}")
+CREATED = Page(b"{}", status=201)
 
 
-EMPTY = Answer(200, b"{}")
-CREATED = Answer(201, b"{}")
-
-
-def shown(value: Any, status: int = 200) -> Answer:
+def shown(value: Any, status: int = 200) -> Page:
     """A value as JSON. Arrays of numpy must be contiguous."""
-    return Answer(status, orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY))
+    return Page(orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY), status=status)
 
 
-def refused(error: Refused) -> Answer:
+def refused(error: Refused) -> Page:
     """An error as Chroma writes it."""
     body = orjson.dumps({"error": error.error, "message": clean(error.message)})
-    return Answer(error.status, body, JSON, error.retry_after, (TRACE,))
+    return Page(body, status=error.status, retry_after=error.retry_after, fields=(TRACE,))
 
 
 def clean(text: str) -> str:
@@ -45,9 +34,9 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def nothing(status: int, allowed: str = "") -> Answer:
+def nothing(status: int, allowed: str = "") -> Page:
     """An answer without a body: what Chroma's router says. ``allowed``: methods."""
-    return Answer(status, b"", "", None, (TRACE, ("allow", allowed)) if allowed else (TRACE,))
+    return Page(b"", "", status, fields=(TRACE, ("allow", allowed)) if allowed else (TRACE,))
 
 
 def collection(found: CollectionShown) -> dict[str, Any]:
@@ -80,7 +69,7 @@ def indexed(found: Indexed) -> dict[str, Any]:
     }
 
 
-def got(rows: Rows, include: Sequence[str]) -> Answer:
+def got(rows: Rows, include: Sequence[str]) -> Page:
     """The answer to a get."""
     return shown({
         "ids": rows.ids,
@@ -92,7 +81,7 @@ def got(rows: Rows, include: Sequence[str]) -> Answer:
     })  # fmt: skip
 
 
-def queried(found: Sequence[Rows], include: Sequence[str]) -> Answer:
+def queried(found: Sequence[Rows], include: Sequence[str]) -> Page:
     """The answer to a query: every member is a list with an element for each vector."""
     return shown({
         "ids": [rows.ids for rows in found],
@@ -105,7 +94,7 @@ def queried(found: Sequence[Rows], include: Sequence[str]) -> Answer:
     })  # fmt: skip
 
 
-def searched(found: Sequence[Rows], selected: Sequence[Sequence[str]]) -> Answer:
+def searched(found: Sequence[Rows], selected: Sequence[Sequence[str]]) -> Page:
     """The answer to a search: what a search did not select is null there."""
     both = list(zip(found, selected, strict=True))
     fields = [[name for name in select if not name.startswith("#") or name == "#metadata"] for select in selected]

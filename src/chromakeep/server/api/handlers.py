@@ -14,7 +14,6 @@ from chromakeep.server.api import payloads
 from chromakeep.server.api.answers import (
     CREATED,
     EMPTY,
-    Answer,
     collection,
     database,
     got,
@@ -31,6 +30,7 @@ from chromakeep.server.api.metadata import Invalid, Metadata, of_collection
 from chromakeep.server.api.names import SHORT_DATABASE, fault_of_name, fault_of_tenant
 from chromakeep.server.api.query_string import check_level, page
 from chromakeep.server.api.records import added, updated, upserted
+from chromakeep.server.gate import Page
 
 _NO_UUID = "Collection ID is not a valid UUIDv4"
 _NO_FUNCTIONS = (
@@ -73,52 +73,52 @@ class Asked(msgspec.Struct, frozen=True):
         return Target(self.tenant, database, self.call.id)
 
 
-Handler = Callable[[Engine, Asked], Answer]
+Handler = Callable[[Engine, Asked], Page]
 
 
-def _heartbeat(engine: Engine, asked: Asked) -> Answer:
+def _heartbeat(engine: Engine, asked: Asked) -> Page:
     return shown({"nanosecond heartbeat": time.time_ns()})
 
 
-def _healthcheck(engine: Engine, asked: Asked) -> Answer:
+def _healthcheck(engine: Engine, asked: Asked) -> Page:
     ready = engine.ready()
     return shown({"is_executor_ready": ready, "is_log_client_ready": ready}, 200 if ready else 503)
 
 
-def _version(engine: Engine, asked: Asked) -> Answer:
+def _version(engine: Engine, asked: Asked) -> Page:
     return shown("1.0.0")
 
 
-def _pre_flight(engine: Engine, asked: Asked) -> Answer:
+def _pre_flight(engine: Engine, asked: Asked) -> Page:
     return shown({"max_batch_size": MAX_BATCH, "supports_base64_encoding": True})
 
 
-def _identity(engine: Engine, asked: Asked) -> Answer:
+def _identity(engine: Engine, asked: Asked) -> Page:
     return shown({"user_id": "", "tenant": TENANT, "databases": [DATABASE]})
 
 
-def _reset(engine: Engine, asked: Asked) -> Answer:
+def _reset(engine: Engine, asked: Asked) -> Page:
     engine.reset()
     return shown(True)
 
 
-def _create_tenant(engine: Engine, asked: Asked) -> Answer:
+def _create_tenant(engine: Engine, asked: Asked) -> Page:
     name = loose(payloads.TENANT, asked.body)["name"]
     _raise(joined({"name": fault_of_tenant(name)}))
     engine.create_tenant(name)
     return EMPTY
 
 
-def _tenant(engine: Engine, asked: Asked) -> Answer:
+def _tenant(engine: Engine, asked: Asked) -> Page:
     return shown({"name": asked.tenant, "resource_name": engine.tenant(asked.tenant)})
 
 
-def _update_tenant(engine: Engine, asked: Asked) -> Answer:
+def _update_tenant(engine: Engine, asked: Asked) -> Page:
     engine.update_tenant(asked.tenant, loose(payloads.TENANT_CHANGE, asked.body)["resource_name"])
     return EMPTY
 
 
-def _create_database(engine: Engine, asked: Asked) -> Answer:
+def _create_database(engine: Engine, asked: Asked) -> Page:
     name = loose(payloads.DATABASE, asked.body)["name"]
     if fault := fault_of_name(name):
         raise Refused(400, fault)
@@ -126,21 +126,21 @@ def _create_database(engine: Engine, asked: Asked) -> Answer:
     return EMPTY
 
 
-def _databases(engine: Engine, asked: Asked) -> Answer:
+def _databases(engine: Engine, asked: Asked) -> Page:
     limit, offset = page(asked.query)
     return shown([database(one) for one in engine.databases(asked.tenant, limit, offset)])
 
 
-def _database(engine: Engine, asked: Asked) -> Answer:
+def _database(engine: Engine, asked: Asked) -> Page:
     return shown(database(engine.database(asked.tenant, asked.database)))
 
 
-def _drop_database(engine: Engine, asked: Asked) -> Answer:
+def _drop_database(engine: Engine, asked: Asked) -> Page:
     engine.drop_database(asked.tenant, asked.call.database or "")
     return EMPTY
 
 
-def _create_collection(engine: Engine, asked: Asked) -> Answer:
+def _create_collection(engine: Engine, asked: Asked) -> Page:
     sent = loose(payloads.CREATE, asked.body)
     check_configuration(sent.get("configuration"))
     database = asked.database
@@ -153,27 +153,27 @@ def _create_collection(engine: Engine, asked: Asked) -> Answer:
     return shown(collection(engine.create_collection(asked.tenant, database, wanted)))
 
 
-def _collections(engine: Engine, asked: Asked) -> Answer:
+def _collections(engine: Engine, asked: Asked) -> Page:
     limit, offset = page(asked.query)
     return shown([collection(one) for one in engine.collections(asked.tenant, asked.database, limit, offset)])
 
 
-def _count_collections(engine: Engine, asked: Asked) -> Answer:
+def _count_collections(engine: Engine, asked: Asked) -> Page:
     return shown(engine.count_collections(asked.tenant, asked.database))
 
 
-def _collection(engine: Engine, asked: Asked) -> Answer:
+def _collection(engine: Engine, asked: Asked) -> Page:
     return shown(collection(engine.collection(asked.tenant, asked.database, asked.name)))
 
 
-def _collection_by_id(engine: Engine, asked: Asked) -> Answer:
+def _collection_by_id(engine: Engine, asked: Asked) -> Page:
     database = asked.database
     if asked.call.id is None:
         raise Refused(400, "Validation error: collection_id: Invalid collection ID format, expected UUID")
     return shown(collection(engine.collection_by_id(Target(asked.tenant, database, asked.call.id))))
 
 
-def _collection_by_crn(engine: Engine, asked: Asked) -> Answer:
+def _collection_by_crn(engine: Engine, asked: Asked) -> Page:
     if asked.call.tenant is None:
         raise Refused(
             400,
@@ -183,7 +183,7 @@ def _collection_by_crn(engine: Engine, asked: Asked) -> Answer:
     return shown(collection(engine.collection(asked.tenant, asked.call.database or "", asked.name)))
 
 
-def _modify(engine: Engine, asked: Asked) -> Answer:
+def _modify(engine: Engine, asked: Asked) -> Page:
     sent = loose(payloads.MODIFY, asked.body)
     target = asked.target
     check_configuration(sent.get("new_configuration"))
@@ -195,12 +195,12 @@ def _modify(engine: Engine, asked: Asked) -> Answer:
     return EMPTY
 
 
-def _drop_collection(engine: Engine, asked: Asked) -> Answer:
+def _drop_collection(engine: Engine, asked: Asked) -> Page:
     engine.drop_collection(asked.tenant, asked.database, asked.name)
     return EMPTY
 
 
-def _add(engine: Engine, asked: Asked) -> Answer:
+def _add(engine: Engine, asked: Asked) -> Page:
     records = added(asked.body)
     if records.ids:
         engine.add(asked.target, records)
@@ -209,7 +209,7 @@ def _add(engine: Engine, asked: Asked) -> Answer:
     return CREATED
 
 
-def _upsert(engine: Engine, asked: Asked) -> Answer:
+def _upsert(engine: Engine, asked: Asked) -> Page:
     records = upserted(asked.body)
     if records.ids:
         engine.upsert(asked.target, records)
@@ -218,7 +218,7 @@ def _upsert(engine: Engine, asked: Asked) -> Answer:
     return EMPTY
 
 
-def _update(engine: Engine, asked: Asked) -> Answer:
+def _update(engine: Engine, asked: Asked) -> Page:
     records = updated(asked.body)
     if records.ids:
         engine.update(asked.target, records)
@@ -227,7 +227,7 @@ def _update(engine: Engine, asked: Asked) -> Answer:
     return EMPTY
 
 
-def _delete(engine: Engine, asked: Asked) -> Answer:
+def _delete(engine: Engine, asked: Asked) -> Page:
     what = read_delete(asked.body)
     if what.ids is None and what.where is None:
         _there(engine, asked)
@@ -235,18 +235,18 @@ def _delete(engine: Engine, asked: Asked) -> Answer:
     return shown({"deleted": engine.delete(asked.target, what.ids, what.where, what.limit)})
 
 
-def _count(engine: Engine, asked: Asked) -> Answer:
+def _count(engine: Engine, asked: Asked) -> Page:
     check_level(asked.query)
     return shown(engine.count(asked.target))
 
 
-def _get(engine: Engine, asked: Asked) -> Answer:
+def _get(engine: Engine, asked: Asked) -> Page:
     what = read_get(asked.body)
     rows = engine.get(asked.target, what.ids, what.where, what.limit, what.offset, wanted(what.include))
     return got(rows, what.include)
 
 
-def _query(engine: Engine, asked: Asked) -> Answer:
+def _query(engine: Engine, asked: Asked) -> Page:
     what = read_query(asked.body)
     if what.vectors is None:
         _there(engine, asked)
@@ -255,7 +255,7 @@ def _query(engine: Engine, asked: Asked) -> Answer:
     return queried(found, what.include)
 
 
-def _search(engine: Engine, asked: Asked) -> Answer:
+def _search(engine: Engine, asked: Asked) -> Page:
     searches = read_searches(asked.body)
     if not searches:
         _there(engine, asked)
@@ -263,33 +263,33 @@ def _search(engine: Engine, asked: Asked) -> Answer:
     return searched(found, [search.select for search in searches])
 
 
-def _indexing_status(engine: Engine, asked: Asked) -> Answer:
+def _indexing_status(engine: Engine, asked: Asked) -> Page:
     return shown(indexed(engine.indexing_status(asked.target)))
 
 
-def _fork(engine: Engine, asked: Asked) -> Answer:
+def _fork(engine: Engine, asked: Asked) -> Page:
     name = loose(payloads.FORK, asked.body)["new_name"]
     target = asked.target
     _raise(joined({"new_name": fault_of_name(name)}))
     return shown(collection(engine.fork(target, name)))
 
 
-def _fork_count(engine: Engine, asked: Asked) -> Answer:
+def _fork_count(engine: Engine, asked: Asked) -> Page:
     return shown({"count": engine.count_forks(asked.target)})
 
 
-def _attach(engine: Engine, asked: Asked) -> Answer:
+def _attach(engine: Engine, asked: Asked) -> Page:
     loose(payloads.ATTACH, asked.body)
     _there(engine, asked)
     raise Refused(501, _NO_FUNCTIONS)
 
 
-def _function(engine: Engine, asked: Asked) -> Answer:
+def _function(engine: Engine, asked: Asked) -> Page:
     _there(engine, asked)
     raise Refused(404, "Attached function not found")
 
 
-def _detach(engine: Engine, asked: Asked) -> Answer:
+def _detach(engine: Engine, asked: Asked) -> Page:
     loose(payloads.DETACH, asked.body)
     _there(engine, asked)
     raise Refused(501, _NO_DETACHING)
