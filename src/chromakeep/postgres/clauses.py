@@ -110,7 +110,7 @@ class _Clauses:
         return "r.metadata @> ANY(%b::jsonb[])", [packing.jsonbs(wanted)]
 
     def _matches(self, filter: Matches) -> Clause:
-        if (DOCUMENT, "Fts") in self._held.unindexed:
+        if not self._held.filterable(DOCUMENT, "Fts"):
             raise Refused(400, "Cannot filter using full-text search because FTS indexing is disabled")
         negated = filter.operator in ("$not_contains", "$not_regex")
         if filter.operator in ("$contains", "$not_contains"):
@@ -131,7 +131,7 @@ class _Clauses:
 
     def _allowed(self, key: str, value: Scalar) -> None:
         kind = {str: "Str", bool: "Bool", int: "Int", float: "Float"}[type(value)]
-        if key == DOCUMENT or (key, kind) in self._held.unindexed:
+        if key == DOCUMENT or not self._held.filterable(key, kind):
             raise Refused(
                 400, f"Cannot filter using metadata key '{key}' with type '{kind}' because indexing is disabled"
             )

@@ -134,3 +134,10 @@ def _understood(
     lines.append(b"\r\n")
     keep = modern and b"close" not in words
     return RequestHead(method, target, tuple(fields), length, modern, keep, bool(expects) and modern, b"".join(lines))
+
+
+def retraced(forward: bytes, context: bytes) -> bytes:
+    """A head for the backend with the trace ``context`` (lines of it, each with its end) in place of the client's."""
+    lines = forward[:-2].splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith((b"traceparent:", b"tracestate:"))]
+    return b"".join(kept) + context + b"\r\n"
