@@ -46,7 +46,7 @@ class Measure(msgspec.Struct, frozen=True):
     def distance(self, query: str) -> str:
         """The distance that Chroma tells, always of the vectors themselves; no index orders by it."""
         if self.space == "l2":
-            return f"l2_squared_distance(embedding, {query})"
+            return f"{self.kind}_l2_squared_distance(embedding, {query})"
         if self.space == "ip":
             return f"1 + (embedding <#> {query})"
         return f"coalesce(nullif(embedding <=> {query}, 'NaN'), 1)"
