@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+UNINDEXABLE = 1 << 62  # added to the place of a vector that no index holds: zeros, under cosine. It lies behind all
+
 
 class Segment(msgspec.Struct, frozen=True):
     """An index of vectors stands for the records with ``low < place <= high``. Its name says of what kind it is:

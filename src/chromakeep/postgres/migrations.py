@@ -48,6 +48,7 @@ MIGRATIONS: tuple[str, ...] = (
         low bigint NOT NULL,   -- exclusive
         high bigint NOT NULL,  -- inclusive
         index text COLLATE "C" NOT NULL,
+        built bigint NOT NULL, -- records that it was built with
         PRIMARY KEY (collection, low)
     );
     CREATE TABLE chromakeep.keys (  -- of the metadata of its records, and of which kinds values were

@@ -118,9 +118,10 @@ def _knn(operand: object) -> Knn:
         if key != EMBEDDING:
             raise Refused(400, f"A dense $knn is on {EMBEDDING}, not on {key!r:.60}")
         return Knn(tuple(map(float, query)), key, limit, default, as_rank)
+    by = sparse(query)
     if key == EMBEDDING:
         raise Refused(400, f"A sparse $knn is on a key of the metadata, not on {EMBEDDING}")
-    return Knn(sparse(query), key, limit, default, as_rank)
+    return Knn(by, key, limit, default, as_rank)
 
 
 def sparse(value: object) -> Sparse:

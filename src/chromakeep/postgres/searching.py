@@ -15,13 +15,13 @@ import orjson
 import psycopg
 from numpy.typing import NDArray
 
-from chromakeep.engine import Rows, Search, Vectors, Wanted
+from chromakeep.engine import Refused, Rows, Search, Vectors, Wanted
 from chromakeep.filters import Filter
 from chromakeep.postgres import grouping, packing
 from chromakeep.postgres.clauses import clause
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.nearest import query
-from chromakeep.postgres.ranking import Floats, Knn, Sparse, evaluate, knns, malformed
+from chromakeep.postgres.ranking import Floats, Knn, Sparse, evaluate, knns
 from chromakeep.postgres.reading import get
 from chromakeep.postgres.text import held as held_text
 from chromakeep.postgres.text import told
@@ -46,7 +46,7 @@ def _search(connection: Connection, held: Held, asked: Search) -> Rows:
     )
     if asked.rank is None:
         if grouped is not None:
-            raise malformed("group_by requires rank expression to be specified")
+            raise Refused(400, "group_by requires rank expression to be specified")
         found = get(connection, held, None, asked.filter, asked.limit, asked.offset, wanted)
         scores = np.zeros(len(found.ids), np.float32)
     else:

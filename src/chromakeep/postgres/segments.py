@@ -16,14 +16,13 @@ import msgspec
 import psycopg
 from psycopg import errors
 
-from chromakeep.postgres.held import Held, Segment
+from chromakeep.postgres.held import UNINDEXABLE, Held, Segment
 from chromakeep.postgres.measures import measure
 
 Connection = psycopg.Connection[Any]
 BLOCK = 65_536  # places of one batch
-UNINDEXABLE = 1 << 62  # places from here on are of vectors that no index holds: zeros, under cosine
 TAIL = 5_000  # records behind all segments that make another one worth while; fewer are searched one by one
-GROWTH = 2  # a segment is made anew with its successor when it has fewer than so many times as many records
+GROWTH = 3  # a segment is made anew with its successor when it has fewer than so many times as many records
 WASTE = 0.5  # of a segment's entries dead: it is made anew
 SECONDARY = 2_000  # records of a collection from which on filters have indexes
 
@@ -71,15 +70,17 @@ def plan(standing: Sequence[Standing], tail: float, high: int, *, at_rest: bool 
 
 def standings(connection: Connection, held: Held) -> list[Standing]:
     """From the statistics of the last ANALYZE: no table is read."""
-    found = []
-    for segment in held.segments:
-        row = connection.execute(
-            "SELECT reltuples FROM pg_class WHERE relnamespace = 'chromakeep'::regnamespace AND relname = %s",
-            (segment.index,),
-        ).fetchone()
-        alive = estimated(connection, held, f"place > {segment.low} AND place <= {segment.high}")
-        found.append(Standing(segment, float(row[0]) if row else 0.0, alive))
-    return found
+    built = dict(
+        connection.execute("SELECT index, built FROM chromakeep.segments WHERE collection = %s", (held.id,)).fetchall()
+    )
+    return [
+        Standing(
+            segment,
+            float(built.get(segment.index, 0)),
+            estimated(connection, held, f"place > {segment.low} AND place <= {segment.high}"),
+        )
+        for segment in held.segments
+    ]
 
 
 def estimated(connection: Connection, held: Held, condition: str) -> float:
@@ -127,12 +128,16 @@ def build(connection: Connection, held: Held, wanted: Range) -> Segment:
         drop(connection, name)
         connection.execute("SET max_parallel_maintenance_workers = 0")
         connection.execute(statement)
+    row = connection.execute(
+        "SELECT reltuples::bigint FROM pg_class WHERE oid = %s::regclass", (f'chromakeep."{name}"',)
+    ).fetchone()
     with connection.transaction():
         connection.execute("SELECT FROM chromakeep.collections WHERE id = %s FOR KEY SHARE", (held.id,))
         for old in wanted.replaced:
             connection.execute("DELETE FROM chromakeep.segments WHERE collection = %s AND low = %s", (held.id, old.low))
         connection.execute(
-            "INSERT INTO chromakeep.segments VALUES (%s, %s, %s, %s)", (held.id, *msgspec.structs.astuple(made))
+            "INSERT INTO chromakeep.segments (collection, low, high, index, built) VALUES (%s, %s, %s, %s, %s)",
+            (held.id, made.low, made.high, name, row[0] if row else 0),
         )
     for old in wanted.replaced:
         drop(connection, old.index)

@@ -6,6 +6,7 @@ to say where; and only if it is small, for that is slow.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -64,7 +65,12 @@ def decoded(shape: Shape, body: bytes, decode: Callable[[bytes], T]) -> T:
 def loose(shape: Shape, body: bytes) -> dict[str, Any]:
     """A small body as decoded JSON that fits. Raises ``Refused``."""
     with read(shape, body):
-        value = orjson.loads(body)
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            if found := mistake(shape, body) or (len(body) > EXPLAINED and mistake(shape, body, error)):
+                raise found from None
+            value = json.loads(body.decode("utf-8", "replace"))  # Chroma does not look at texts that it ignores
         if not shape.fits(value):
             raise _Unfit
     assert isinstance(value, dict)

@@ -142,7 +142,7 @@ def _u32(shape: Shape, body: bytes, number: float | None) -> int | None:
 def _filter(shape: Shape, body: bytes, sent: Any) -> Filter | None:
     """Of ``where`` and ``where_document``."""
     try:
-        where, document = orjson.loads(sent.where), orjson.loads(sent.where_document)
+        where, document = orjson.loads(bytes(sent.where)), orjson.loads(bytes(sent.where_document))
     except orjson.JSONDecodeError as error:
         raise mistake(shape, body, error) or Refused(400, str(error)) from None
     try:

@@ -55,9 +55,10 @@ V1_ALLOWED = ",".join(_METHODS)
 
 
 def _fit(own: list[str], parts: list[str]) -> bool:
-    return len(own) == len(parts) and all(
-        bool(part) if mine.startswith("{") else mine == part for mine, part in zip(own, parts, strict=True)
-    )
+    """A name may be empty, but not at the end."""
+    if len(own) != len(parts) or not parts[-1]:
+        return False
+    return all(mine.startswith("{") or mine == part for mine, part in zip(own, parts, strict=True))
 
 
 def _call(endpoint: Endpoint, own: list[str], parts: list[str]) -> Call:

@@ -212,7 +212,7 @@ class Record:
 
     def _by_position(self, reader: JsonReader) -> object:
         left = list(self._order)
-        short = f"expected {self.name} with {len(left)} elements"
+        short = f"expected {self.name} with {len(left)} element{'s' if len(left) != 1 else ''}"
 
         def item() -> object:
             if not left:
