@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from chromakeep.changes import Position
 from chromakeep.errors import RepositoryBusy, UsageError
 from chromakeep.operations.place import write_whole
 from chromakeep.operations.tracked import Key, Options, Tracked
@@ -95,7 +96,8 @@ class Entry(msgspec.Struct):
 
 
 class State(msgspec.Struct):
-    """All of it, as it is in the file. ``seen``: the state of the source that the target was last brought up to."""
+    """All of it, as it is in the file. ``seen``: the state of the source that the target was last brought up to;
+    ``position``: of a directory how far its queue was read then, None where records are to be compared."""
 
     version: int
     source: str = msgspec.field(name="from")
@@ -114,6 +116,7 @@ class State(msgspec.Struct):
     seen: str
     work: str
     history: list[Entry]
+    position: Position | None = None
 
 
 _DECODER = msgspec.json.Decoder(State)
