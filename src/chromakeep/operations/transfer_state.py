@@ -63,7 +63,8 @@ class Verified(msgspec.Struct):
 class Switch(msgspec.Struct):
     """A switch that is under way or done. ``step``: ``stopping`` (from here on writes may be stopped), ``writing`` (the
     env file is as it was or as it is to be), ``written``, ``done``. ``old_line``: what stood in the env file before,
-    None if nothing did; ``had_file``: whether there was such a file."""
+    None if nothing did; ``had_file``: whether there was such a file. ``door``: of the source, at which writes are
+    stopped."""
 
     at: str
     step: str
@@ -75,6 +76,7 @@ class Switch(msgspec.Struct):
     hook: str | None
     old_line: str | None = None
     had_file: bool = True
+    door: str | None = None
 
 
 class RolledBack(msgspec.Struct):
@@ -268,6 +270,7 @@ def _switch_options(switch: Switch | None) -> list[str]:
     if switch is None:
         return ["--stop-writes", "COMMAND", "--resume-writes", "COMMAND", "--env-file", "FILE"]
     named: list[tuple[str, Any]] = [
+        ("--door", switch.door),
         ("--stop-writes", switch.stop_writes),
         ("--resume-writes", switch.resume_writes),
         ("--env-file", switch.env_file),
