@@ -15,6 +15,7 @@ from chromakeep.operations.books import Books
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.ship import Shipping
 from chromakeep.operations.sighting import Sighting
+from chromakeep.operations.writes import Writes
 
 if TYPE_CHECKING:
     from chromakeep.access.keys import Key, Keyring
@@ -38,6 +39,7 @@ class Duty:
         self.durability = durability
         self.standby: Standby | None = None  # of an instance that waits
         self.sighting = Sighting()
+        self.writes = Writes()  # what the operator says of them
         self.trouble: str | None = None  # with a server that is not ours
         self._role = STARTING
         self._keeping = keeping
@@ -107,7 +109,7 @@ class Duty:
     def status(self) -> dict[str, object]:
         """What there is to know, for a page: role, durability, how far the log is (``ship.Standing``) or a standby."""
         known: dict[str, object] = {"role": self.role, "durability": self.durability}
-        if why := self.refusal():
+        if why := self.writes.refusal() or self.refusal():
             known["refuses_writes"] = why.message
         if gone := self.sighting.gone:
             known["missing"] = gone

@@ -23,17 +23,20 @@ from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.gatehouse import Gatehouse
 from chromakeep.server.inside import Answering
+from chromakeep.server.ledgers import several
 from chromakeep.server.limits import Limits
 from chromakeep.server.tls import Tls, context_of, fingerprint
 from chromakeep.server.unlocked import Unlocked
 from chromakeep.server.upstream import Remote
 from chromakeep.server.visit import Closed, Desk
+from chromakeep.server.writes_desk import Underway, WritesDesk
 
 POLL = 0.02  # seconds between two questions while a write is held
 PATIENCE = 30.0  # seconds for which an answer waits for the bucket
 BEFORE_DELETING = 2.0  # seconds for which the deletion of a collection waits for what it held to be in the bucket
 RETRY = 1.0  # seconds after which a client is told to try again
 MOST_BODY = 40 << 20  # bytes that an engine here is sent, as Chroma takes them
+LATER = 30.0  # where it was told to take no writes, which may never pass
 DONE = 504  # of a write that was passed on: a proxy repeats 503 elsewhere, which promises that nothing was done
 
 
@@ -49,7 +52,7 @@ class DutyGate:
 
         What a collection held when it is deleted goes into the log first, so that one can go back to just before.
         """
-        refused = await self._allowed(self._hold)
+        refused = await self._allowed(self._hold) or self._closed()
         if request.method == "DELETE" or request.path.endswith("/reset"):
             self._duty.sighting.deleting()
         if refused is None and request.method == "DELETE":
@@ -79,6 +82,11 @@ class DutyGate:
                 return _undecided(why) if done else _refused(why)
             await asyncio.sleep(POLL)
         return None
+
+    def _closed(self) -> Refusal | None:
+        """Asked last, so that no write is admitted after it was said."""
+        why = self._duty.writes.refusal()
+        return refusal(503, why.message, retry_after=LATER) if why else None
 
     async def _shipped(self) -> None:
         ticket: Future[None] | None
@@ -135,7 +143,7 @@ def _self_signed(front: Front) -> Tls:
 def open_door(front: Front) -> BookedDoor:
     """The door of a run. ``/healthz``: this process lives; ``/readyz``: it serves; ``/readyz/reads``: it answers reads,
     as a standby does; ``/_keep/status``: how it stands; ``/metrics``: that and more for Prometheus; below
-    ``/_keep/receive``: see ``ReceivingDesk``.
+    ``/_keep/receive``: see ``ReceivingDesk``; ``/_keep/writes``: see ``WritesDesk``.
 
     Raises ``UsageError`` as ``check`` does; files of a certificate are read when the door starts.
     """
@@ -171,8 +179,14 @@ def open_door(front: Front) -> BookedDoor:
         "/api/v1/heartbeat": beating,
     }
     books = Bookkeeping(front, public)
+    underway = Underway()
     inner = {"/_keep/status": status, METRICS: books.metrics}  # names of collections and of keys among them
     shielded = front.engine is None  # an engine of ours is not ruined by what it is asked
+    guard = (
+        Gatehouse(front.keys, closed=front.closed, pages=inner, foreign=front.foreign, shielded=shielded)
+        if front.keys
+        else Unlocked(inner, shielded=shielded)
+    )
     also = front.audit.refusal if front.audit else lambda: None
     door = Door(
         front.host,
@@ -181,11 +195,9 @@ def open_door(front: Front) -> BookedDoor:
         gate=DutyGate(duty, front.hold, also),
         reads=reads,
         pages=public,
-        desk=desk,
-        ledger=books.ledger,
-        guard=Gatehouse(front.keys, closed=front.closed, pages=inner, foreign=front.foreign, shielded=shielded)
-        if front.keys
-        else Unlocked(inner, shielded=shielded),
+        desk=WritesDesk(duty.writes, underway, guard, desk),
+        ledger=several(books.ledger, underway),
+        guard=guard,
         tls=_self_signed(front) if front.facing.self_signed else _tls(front.facing),
         cors=cors_of(front.facing.origins),
         remote=_remote(front),
