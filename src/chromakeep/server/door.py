@@ -19,6 +19,7 @@ from chromakeep.server.gate import Gate, Page, Refusal
 from chromakeep.server.guard import Guard, Ledger
 from chromakeep.server.limits import Limits
 from chromakeep.server.reception import Reception
+from chromakeep.server.relay import Relay
 from chromakeep.server.service import Service
 from chromakeep.server.tls import Certificates, Tls
 from chromakeep.server.upstream import Pool, Remote
@@ -44,6 +45,7 @@ class Door:
     ``desk`` answers requests with a body; its own paths are never passed on.
     ``guard`` is asked who may come in, ``ledger`` is told of every request.
     ``tls``: clients speak TLS. When its files change, new connections get what is in them, and none that there is ends.
+    ``relay`` says where writes go on to while the gate would refuse them all.
     ``cors`` says which pages of browsers may ask; without one nothing is said about that, as Chroma does.
     ``observer`` is told in that thread about failures of the gate, of pages and of the backend's HTTP.
     """
@@ -61,6 +63,7 @@ class Door:
         guard: Guard | None = None,
         ledger: Ledger | None = None,
         remote: Remote | None = None,
+        relay: Relay | None = None,
         tls: Tls | None = None,
         cors: Cors | None = None,
         limits: Limits = _DEFAULT,
@@ -70,7 +73,7 @@ class Door:
         self._backend, self._gate, self._pages, self._observer = backend, gate, dict(pages), observer
         self._limits, self._reads, self._desk = limits, reads, desk
         self._guard, self._ledger, self._remote = guard, ledger, remote
-        self._tls, self._cors = tls, cors
+        self._tls, self._cors, self._relay = tls, cors, relay
         self._certificates: Certificates | None = None
         self._sockets: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -142,7 +145,10 @@ class Door:
             self._guard,
             self._ledger,
             self._cors,
+            self._relay,
         )
+        if self._relay:
+            self._relay.attach(loop, limits.connect)
         if self._guard:
             self._guard.attach(loop, pool)
         self._stopping = stopping = asyncio.Event()
@@ -173,6 +179,8 @@ class Door:
         for client in list(service.clients):
             client.cut()
         pool.close()
+        if self._relay:
+            self._relay.close()
         for work in works:
             work.cancel()
         for _ in range(3):  # transports tell of their end in a later round of the loop
@@ -189,6 +197,8 @@ async def _sweep(service: Service) -> None:
         now = service.loop.time()
         for client in list(service.clients):
             client.expire(now)
+        if service.relay:
+            service.relay.look()
 
 
 async def _watch(certificates: Certificates, service: Service) -> None:

@@ -1,7 +1,8 @@
 """One request and its answer: gate, backend, body one way, answer the other way.
 
 Of a write with a gate: ``admit`` is asked before a connection to the backend is taken; when the head of the answer has
-come it is held back, and with it all that follows, until ``acknowledge`` has said yes.
+come it is held back, and with it all that follows, until ``acknowledge`` has said yes. A write that another instance
+takes goes on to that one's door instead (``relay``), whose gate is asked.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from chromakeep.server.bodies import LAST_CHUNK, chunk
 from chromakeep.server.cors import ours_only
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.guard import Account, Ruling
-from chromakeep.server.request_head import RequestHead
+from chromakeep.server.request_head import RequestHead, forwarded
 from chromakeep.server.routes import is_safe, is_write
 from chromakeep.server.service import Service
-from chromakeep.server.upstream import Upstream
+from chromakeep.server.upstream import Pool, Upstream
 
 if TYPE_CHECKING:
     from chromakeep.server.client_side import ClientSide
@@ -29,8 +30,8 @@ class Exchange:
     """Begins with ``begin`` and ends with one call of ``ClientSide.answered``, or by ``abort``."""
 
     __slots__ = (
-        "_account", "_answer", "_client", "_close", "_gate", "_head", "_lead", "_out", "_request", "_retried",
-        "_sent_all", "_service", "_task", "_upstream", "holding", "method", "over", "started", "taking",
+        "_account", "_answer", "_client", "_close", "_gate", "_head", "_lead", "_out", "_relay", "_request",
+        "_retried", "_sent_all", "_service", "_task", "_upstream", "holding", "method", "over", "started", "taking",
     )  # fmt: skip
 
     def __init__(self, service: Service, client: ClientSide, head: RequestHead, account: Account) -> None:
@@ -44,6 +45,7 @@ class Exchange:
         write = service.gate is not None and is_write(head.method, head.target.partition("?")[0])
         self._gate = service.gate if write else None
         self._request = Request(head.method, head.target, True, head.fields, client.peer) if write else None
+        self._relay: Pool | None = None  # connections to the instance that takes this write
         self._upstream: Upstream | None = None
         self._task: asyncio.Task[None] | None = None
         self._lead = b""  # head of the request while it waits for the first bytes of the body
@@ -58,6 +60,9 @@ class Exchange:
     def begin(self) -> None:
         """Ask the guard, then the gate, or go on."""
         guard = self._service.guard
+        if self._gate and self._service.relay:
+            self._relay = self._service.relay.pool(self._head)
+            self._account.elsewhere = self._relay is not None
         try:
             ruling = guard.rule(self._head, self._account) if guard else None
         except Exception as error:  # a fault of ours lets nobody in
@@ -76,6 +81,8 @@ class Exchange:
     def _ruled(self, ruling: Ruling) -> None:
         if ruling is not None:
             self._refuse(ruling)
+        elif self._relay:
+            self._connect()
         elif self._gate:
             self._run(self._admit)
         elif refusal := self._service.reads():
@@ -84,7 +91,7 @@ class Exchange:
             self._connect()
 
     def _connect(self) -> None:
-        upstream = None if self._retried else self._service.pool.take()
+        upstream = None if self._retried else (self._relay or self._service.pool).take()
         if upstream:
             self._use(upstream)
         else:
@@ -92,22 +99,34 @@ class Exchange:
 
     async def _dial(self) -> None:
         try:
-            upstream = await self._service.pool.open()
+            upstream = await (self._relay or self._service.pool).open()
         except OSError:
-            self._refuse(answers.BACKEND_DOWN)
+            await self._not_there()
             return
         if self.over:  # the cancellation came too late to stop the dialling
             upstream.give_back(False)
         else:
             self._use(upstream)
 
+    async def _not_there(self) -> None:
+        """Nothing was sent yet. What would have gone elsewhere may be held, and be taken here: this may be the next."""
+        if self._relay is None:
+            self._refuse(answers.BACKEND_DOWN)
+        elif self._account.unplaced:  # our own guard has not seen all of it
+            self._refuse(answers.HOLDER_AWAY)
+        else:
+            self._relay, self._account.elsewhere = None, False
+            await self._admit()
+
     def _use(self, upstream: Upstream) -> None:
         self._upstream = upstream
         upstream.carry(self)
+        relayed = self._relay and self._relay.authority
+        head = forwarded(self._head, relayed) if relayed else self._head.forward
         if self._sent_all:
-            upstream.transport.write(self._head.forward)
+            upstream.transport.write(head)
         else:
-            self._lead = self._head.forward  # goes with the first bytes of the body: one packet, not two
+            self._lead = head  # goes with the first bytes of the body: one packet, not two
             self.taking = True
             self._client.body_wanted()
 
@@ -139,7 +158,7 @@ class Exchange:
         if self.taking:  # a backend that answers before the body has ended wants no more of it
             self.taking = False
             self._client.body_unwanted()
-        if self._gate:
+        if self._gate and not self._relay:
             self.holding = True
             self._run(self._acknowledge)
         else:
@@ -191,6 +210,8 @@ class Exchange:
         if stale and is_safe(self.method) and self._head.length == 0:
             self._retried = True  # it was closing the idle connection when we took it
             self._connect()
+        elif self._relay:
+            self._fail(answers.HOLDER_BROKE)
         elif upstream.spoke:
             self._fail(answers.BACKEND_CUT)
         else:
@@ -198,8 +219,9 @@ class Exchange:
 
     def answer_malformed(self, why: str) -> None:
         """The backend's answer cannot be passed on (any further)."""
-        self._service.warn(f"door: Chroma's answer to {self.method} is not HTTP as it should be: {why}")
-        self._fail(answers.BACKEND_ODD)
+        whose = "the answer of the instance that takes the writes" if self._relay else "Chroma's answer"
+        self._service.warn(f"door: {whose} to {self.method} is not HTTP as it should be: {why}")
+        self._fail(answers.HOLDER_ODD if self._relay else answers.BACKEND_ODD)
 
     # The gate
 

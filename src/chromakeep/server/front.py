@@ -12,15 +12,17 @@ from contextlib import suppress
 
 from msgspec.structs import replace
 
-from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
+from chromakeep.errors import ChromakeepError, LeaseLost, NotNow, UsageError
 from chromakeep.events import Noted
 from chromakeep.operations.duty import EXCHANGING, Duty, Facing, Front
+from chromakeep.operations.elsewhere import Forwarding
 from chromakeep.server.answers import refusal
 from chromakeep.server.bookkeeping import METRICS, BookedDoor, Bookkeeping
 from chromakeep.server.cors import cors_of
 from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.gatehouse import Gatehouse
+from chromakeep.server.relay import Relay
 from chromakeep.server.tls import Tls, context_of, fingerprint
 from chromakeep.server.unlocked import Unlocked
 from chromakeep.server.upstream import Remote
@@ -110,6 +112,17 @@ def _remote(front: Front) -> Remote | None:
     return Remote(front.authority.encode(), ssl.create_default_context() if front.secure else None)
 
 
+def trust(forwarding: Forwarding) -> ssl.SSLContext:
+    """Whom the door of another instance is believed to be. Raises ``UsageError`` for a file that cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=forwarding.authority)
+    except (OSError, ValueError) as error:  # ``SSLError`` is an OSError
+        why = "no certificate of an authority in it" if isinstance(error, ssl.SSLError) else str(error.args[-1]).lower()
+        raise UsageError(f"{forwarding.authority}: {why}", hint="it must be PEM") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 def _self_signed(front: Front) -> Tls:
     from chromakeep.server.self_signed import self_signed
 
@@ -176,6 +189,9 @@ def open_door(front: Front) -> BookedDoor:
         tls=_self_signed(front) if front.facing.self_signed else _tls(front.facing),
         cors=cors_of(front.facing.origins),
         remote=_remote(front),
+        relay=Relay(lambda: duty.elsewhere, trust(front.forwarding), also, front.observer)
+        if front.forwarding
+        else None,
         observer=front.observer,
     )
     return BookedDoor(door, books)
