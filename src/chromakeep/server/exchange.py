@@ -109,14 +109,22 @@ class Exchange:
             self._use(upstream)
 
     async def _not_there(self) -> None:
-        """Nothing was sent yet. What would have gone elsewhere may be held, and be taken here: this may be the next."""
+        """Nothing was sent yet. What would have gone elsewhere is held as long as the gate holds a write, and goes to
+        whoever takes writes then: this instance may be that."""
         if self._relay is None:
             self._refuse(answers.BACKEND_DOWN)
         elif self._account.unplaced:  # our own guard has not seen all of it
             self._refuse(answers.HOLDER_AWAY)
         else:
-            self._relay, self._account.elsewhere = None, False
-            await self._admit()
+            away, self._relay = self._relay, None
+            refused = await self._ask(self._gate.admit, self._request) if self._gate and self._request else None
+            if refused and self._service.relay:
+                again = self._service.relay.pool(self._head)
+                self._relay = again if again is not away else None  # of another reign
+            if refused and not self._relay:
+                self._refuse(refused)
+            else:
+                self._connect()
 
     def _use(self, upstream: Upstream) -> None:
         self._upstream = upstream

@@ -71,10 +71,13 @@ class DutyGate:
 
     async def _allowed(self, patience: float, *, done: bool = False) -> Refusal | None:
         end = asyncio.get_running_loop().time() + patience
+        before = self._duty.elsewhere
         while (why := self._duty.refusal() or (None if done else self._also())) is not None:
             gone = done and self._duty.role == EXCHANGING  # with the directory that it was written to
             if gone or isinstance(why, LeaseLost) or asyncio.get_running_loop().time() > end:
                 return _undecided(why) if done else _refused(why)
+            if not done and self._duty.elsewhere not in (None, before):  # by now another one takes it
+                return _refused(why)
             await asyncio.sleep(POLL)
         return None
 
