@@ -42,7 +42,7 @@ def door_at(url: str, epoch: int = 0) -> Elsewhere:
     found = _URL.fullmatch(url) if len(url) <= _LONGEST else None
     if not found or not 0 < int(found[3] or 1) < 1 << 16:
         raise UsageError(
-            f"{url[:80]!r}: not the URL of an instance",
+            f"{url.rpartition('@')[2][:80]!r}: not the URL of an instance",
             hint="write http://host:8000 or https://host, without a path, a name or a password",
         )
     secure = found[1] == "https"
