@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from chromakeep.access.keys import Keyring, mint
 from chromakeep.chroma.server import free_port
@@ -22,7 +23,7 @@ from chromakeep.server.front import trust
 from chromakeep.server.limits import BUFFER
 from chromakeep.server.relay import Relay
 from server.certificates import Authority
-from server.wires import OK, Backend, C, Wire, post
+from server.wires import OK, Backend, C, Scripted, Wire, post
 
 Open = Callable[..., Door]
 Knock = Callable[[Door], Wire]
@@ -143,6 +144,42 @@ def test_what_cannot_go_on_is_refused_as_before(where: Where, holder: Backend, o
         assert (answer.status, answer.fields["retry-after"]) == (503, "1")
         assert b"this one stands by" in answer.body
         where.why = None
+    assert holder.unasked()
+
+
+def test_what_is_held_goes_to_whoever_takes_writes_then(
+    where: Where, holder: Backend, backend: Backend, open_door: Open, knock: Knock
+) -> None:
+    """Nobody listens where the lease points to; while the gate holds the write, another one takes over, or this one
+    does: then its own gate acknowledges. A third reign whose holder is away, too, is asked and then refused."""
+    nobody = door_at(f"http://127.0.0.1:{free_port()}", 1)
+    there = where.at
+
+    def move(at: Elsewhere | None, refused: Refusal | None) -> Callable[[], Refusal | None]:
+        def moved() -> Refusal | None:
+            where.at = at
+            return refused
+
+        return moved
+
+    refused = Refusal(503, "ChromaError", "this one stands by", 1.0)
+    gate = Scripted()
+    door = open_door(gate=gate, relay=where.relay())
+    for then, taking in ((move(there, refused), holder), (move(None, None), backend)):
+        where.at, gate.on_admit = nobody, then
+        client = knock(door)
+        client.send(post())
+        wire = taking.accept()
+        assert (b"chromakeep-forwarded" in wire.until()) == (taking is holder)
+        wire.send(OK)
+        assert client.answer().status == 200
+    assert len(gate.admitted) == 2
+    assert len(gate.acknowledged) == 1
+    where.at = nobody
+    gate.on_admit = move(replace(nobody, epoch=2), refused)
+    client = knock(door)
+    client.send(post())
+    assert client.answer().status == 503
     assert holder.unasked()
 
 

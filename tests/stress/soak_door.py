@@ -69,11 +69,11 @@ class World:
         with self._lock:
             self.counts[what] += 1
 
-    def outcome(self, begun: float, what: str, status: int) -> None:
+    def outcome(self, begun: float, what: str, status: int, said: bytes = b"") -> None:
         """Of a request. What was answered with 5xx may have been so only while Chroma was gone."""
         self.count(f"{what} {status}")
         if status >= 500 and status != 505:  # which is the right answer to a version that nobody speaks
-            self.failed.append((begun, time.monotonic(), f"{what}: {status}"))
+            self.failed.append((begun, time.monotonic(), f"{what}: {status} {said[:500]!r}"))
 
     def unexcused(self) -> list[str]:
         """Requests that failed though Chroma was there all the time."""
@@ -114,7 +114,7 @@ class Client(threading.Thread):
         self._connection.request(method, path, None if body is None else json.dumps(body), fields)
         answer = self._connection.getresponse()
         said = answer.read()
-        self.world.outcome(begun, what, answer.status)
+        self.world.outcome(begun, what, answer.status, said)
         if answer.status in (502, 503, 504):
             self.world.over.wait(0.1)
         if self.random.random() < 0.02:
@@ -324,13 +324,8 @@ def kill_chroma(world: World, data: Path) -> None:
 
 
 def resident(pid: int) -> float:
-    """MB in RAM, the median of some looks."""
-    found = []
-    for _ in range(7):
-        status = Path(f"/proc/{pid}/status").read_text()
-        found.append(int(status.partition("VmRSS:")[2].split()[0]) / 1024)
-        time.sleep(0.5)
-    return statistics.median(found)
+    """MB of a process in RAM, without what is of files."""
+    return int(Path(f"/proc/{pid}/status").read_text().partition("RssAnon:")[2].split()[0]) / 1024
 
 
 def logged(folder: Path) -> tuple[int, int]:
@@ -375,7 +370,7 @@ def soak(place: Path, minutes: float, seed: int) -> list[str]:
         begun = time.monotonic()
         length = minutes * 60
         kills = sorted(choice.uniform(0.1, 0.9) * length for _ in range(KILLS))
-        third = 0.0
+        seen: list[tuple[float, float]] = []  # seconds, MB of the door
         with load(world) as clients:
             turn = begun + TURN
             while (now := time.monotonic() - begun) < length:
@@ -383,8 +378,7 @@ def soak(place: Path, minutes: float, seed: int) -> list[str]:
                 if kills and now > kills[0]:
                     kills.pop(0)
                     kill_chroma(world, data)
-                if not third and now > length / 3:
-                    third = resident(run.pid)
+                seen.append((now, resident(run.pid)))
                 if begun + now > turn:
                     turn = begun + now + TURN
                     rotate_all(world, keys, authority)
@@ -392,7 +386,6 @@ def soak(place: Path, minutes: float, seed: int) -> list[str]:
                 if status != 200 or b"chromakeep_http_requests_total" not in metrics:
                     world.wrong.append(f"metrics: {status}")
                 time.sleep(1.0)
-            end = resident(run.pid)
         alive = [client for client in clients if client.is_alive()]
         writers = [client for client in clients if isinstance(client, Writer)]
         records = sum(writer.check() for writer in writers)
@@ -401,6 +394,10 @@ def soak(place: Path, minutes: float, seed: int) -> list[str]:
                 world.wrong.append(f"{dropped}: some")
         run.terminate()
         assert run.wait(90) == 0, log.read_text()[-5000:]
+    third, end = (
+        statistics.median(mb for at, mb in seen if abs(at - length * part) < length / 20) for part in (0.33, 0.95)
+    )
+    print("MB of the door:", *(f"{mb:.0f}" for _, mb in seen[:: max(1, len(seen) // 40)]))
     writes = sum(writer.writes for writer in writers)
     said = verify([logs / "audit.log"], {str(keep): repository})
     in_access, in_audit = logged(logs)
