@@ -12,6 +12,7 @@ import msgspec
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
 from chromakeep.events import Observer, ignore
 from chromakeep.operations.books import Books
+from chromakeep.operations.elsewhere import Elsewhere, Forwarding
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.ship import Shipping
 from chromakeep.operations.sighting import Sighting
@@ -38,6 +39,7 @@ class Duty:
     def __init__(self, durability: str, keeping: Keeping | None) -> None:
         self.durability = durability
         self.standby: Standby | None = None  # of an instance that waits
+        self.elsewhere: Elsewhere | None = None  # the door that takes the writes while this instance waits
         self.sighting = Sighting()
         self.writes = Writes()  # what the operator says of them
         self.trouble: str | None = None  # with a server that is not ours
@@ -156,7 +158,8 @@ class Front(msgspec.Struct, frozen=True):
     it makes for itself. ``books`` says which are kept of the requests; ``audit`` is the log for them, ``read`` gives
     the numbers of the run. ``keys`` are those of the moment, ``foreign`` tells
     what a token of others gives (see ``Entrance``); ``closed``: nobody comes in without
-    one, be there one or not. ``authority`` is the name of a server that is not ours, which is ``secure`` over TLS.
+    one, be there one or not. ``forwarding``: writes go on to the instance that takes them.
+    ``authority`` is the name of a server that is not ours, which is ``secure`` over TLS.
     ``engine`` answers in the place of a server: it is asked by so many ``threads`` at a time.
     """
 
@@ -176,6 +179,7 @@ class Front(msgspec.Struct, frozen=True):
     keys: Callable[[], Keyring | None] | None = None
     foreign: Callable[[str, float], Key | None] | None = None
     closed: bool = False
+    forwarding: Forwarding | None = None
     authority: str | None = None
     secure: bool = False
     engine: Engine | None = None

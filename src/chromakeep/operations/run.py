@@ -171,6 +171,7 @@ class _Service:
             self.duty,
             self.settings.open_repository,
             make_server=self._new_server if self.settings.door else None,
+            address=self.settings.forwarding.url if self.settings.door and self.settings.forwarding else None,
             observer=self.observer,
             stop=self.stop,
         )

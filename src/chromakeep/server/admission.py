@@ -155,7 +155,11 @@ class Admission:
             try:
                 found = await self._places.find(tenant, database, identity, now)
             except Unanswered as error:
+                if account.elsewhere:
+                    return self._unplaced(account)
                 return refusal(503, f"Chroma does not answer: {error}", retry_after=1.0)
+            if found is None and account.elsewhere:
+                return self._unplaced(account)
             if found is None:
                 return refusal(404, f"Collection [{identity}] does not exist.")
             if call.route == "collection.modify":
@@ -163,6 +167,11 @@ class Admission:
             return self._named(key, call, found, account)
 
         return look()
+
+    @staticmethod
+    def _unplaced(account: Account) -> None:
+        """It may have been made a moment ago there, where it is looked up again."""
+        account.unplaced = True
 
     @staticmethod
     def _named(key: Key, call: Call, name: str, account: Account) -> Ruling:

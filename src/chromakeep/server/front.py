@@ -13,9 +13,10 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
+from chromakeep.errors import ChromakeepError, LeaseLost, NotNow, UsageError
 from chromakeep.events import Noted
 from chromakeep.operations.duty import EXCHANGING, Duty, Facing, Front
+from chromakeep.operations.elsewhere import Forwarding
 from chromakeep.server.answers import refusal
 from chromakeep.server.bookkeeping import METRICS, BookedDoor, Bookkeeping
 from chromakeep.server.cors import cors_of
@@ -25,6 +26,7 @@ from chromakeep.server.gatehouse import Gatehouse
 from chromakeep.server.inside import Answering
 from chromakeep.server.ledgers import several
 from chromakeep.server.limits import Limits
+from chromakeep.server.relay import Relay
 from chromakeep.server.tls import Tls, context_of, fingerprint
 from chromakeep.server.unlocked import Unlocked
 from chromakeep.server.upstream import Remote
@@ -76,10 +78,13 @@ class DutyGate:
 
     async def _allowed(self, patience: float, *, done: bool = False) -> Refusal | None:
         end = asyncio.get_running_loop().time() + patience
+        before = self._duty.elsewhere
         while (why := self._duty.refusal() or (None if done else self._also())) is not None:
             gone = done and self._duty.role == EXCHANGING  # with the directory that it was written to
             if gone or isinstance(why, LeaseLost) or asyncio.get_running_loop().time() > end:
                 return _undecided(why) if done else _refused(why)
+            if not done and self._duty.elsewhere not in (None, before):  # by now another one takes it
+                return _refused(why)
             await asyncio.sleep(POLL)
         return None
 
@@ -128,6 +133,17 @@ def _answering(front: Front) -> Answering | None:
     from chromakeep.server.api import answer
 
     return partial(answer, front.engine)
+
+
+def trust(forwarding: Forwarding) -> ssl.SSLContext:
+    """Whom the door of another instance is believed to be. Raises ``UsageError`` for a file that cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=forwarding.authority)
+    except (OSError, ValueError) as error:  # ``SSLError`` is an OSError
+        why = "no certificate of an authority in it" if isinstance(error, ssl.SSLError) else str(error.args[-1]).lower()
+        raise UsageError(f"{forwarding.authority}: {why}", hint="it must be PEM") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
 
 
 def _self_signed(front: Front) -> Tls:
@@ -204,6 +220,9 @@ def open_door(front: Front) -> BookedDoor:
         answering=_answering(front),
         limits=Limits() if shielded else Limits(body_bytes=MOST_BODY),
         threads=front.threads,
+        relay=Relay(lambda: duty.elsewhere, trust(front.forwarding), also, front.observer)
+        if front.forwarding
+        else None,
         observer=front.observer,
     )
     return BookedDoor(door, books)
