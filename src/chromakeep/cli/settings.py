@@ -81,6 +81,12 @@ KEYS = {
             ("async", "sync", "snapshots"),
         ),
         Key("hold_writes", "duration", "How long a write waits where it cannot be taken at the moment.", 0.0),
+        Key(
+            "advertise", "text", "URL at which other instances reach this one: writes are forwarded to who takes them."
+        ),
+        Key(
+            "advertise_ca", "path", "Authority (PEM) that signed their certificates; those of the system unless given."
+        ),
         Key("grace", "duration", "Time from SIGTERM to the end, the last snapshot included.", 10.0),
         Key("ephemeral", "flag", "Accept that everything is lost when the container stops.", False),
         Key("open", "flag", "Accept that whoever reaches the port may do everything: no key is needed.", False),

@@ -20,6 +20,7 @@ from chromakeep.operations.duty import SERVING, SNAPSHOTS, Duty, Facing, Front, 
 from chromakeep.operations.entrance import Entrance
 from chromakeep.operations.fronts import audit_of
 from chromakeep.operations.key_places import opener
+from chromakeep.operations.writes import Writes
 
 if TYPE_CHECKING:
     from chromakeep.operations.issuer import OidcSettings
@@ -78,7 +79,8 @@ class Elsewhere:
 class ServeSettings(msgspec.Struct, frozen=True):
     """What is behind the door, and who may come in.
 
-    The keys lie in the repository, or in ``data`` where there is none; ``open``: nobody needs one.
+    The keys lie in the repository, or in ``data`` where there is none; ``open``: nobody needs one. ``writes``: where it
+    is written down that writes are refused; None: it is forgotten at the end.
     """
 
     host: str
@@ -92,6 +94,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
     facing: Facing = Facing()
     books: Books = Books()
     drain: float = 2.0
+    writes: Path | None = None
 
 
 class ServeResult(msgspec.Struct, frozen=True):
@@ -110,6 +113,9 @@ def serve(
     """
     started = time.monotonic()
     duty = Duty(SNAPSHOTS, None)
+    duty.writes = Writes(settings.writes)
+    if why := duty.writes.refusal():
+        observer(Noted(f"{why.message}, since {duty.writes.said.since}", "warning"))
     duty.role, duty.trouble = SERVING, "the server behind was not asked yet"
     place = opener(settings.open_repository, settings.data, observer)
     entrance = Entrance(place, settings.host, env, accepted=settings.open, oidc=settings.oidc, observer=observer)

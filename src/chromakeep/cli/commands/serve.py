@@ -68,6 +68,7 @@ def serve(call: Call, url: str | None) -> Reply:
             open=bool(settings.value("open")),
             oidc=oidc_of(settings),
             facing=facing_of(settings),
+            writes=local_path(data) if data else None,
             books=books(settings, local_path(data) if data else None),
         ),
         observer=call.observer,
