@@ -102,13 +102,15 @@ def grown(schema: Mapping[str, Any], seen: Iterable[tuple[str, str]]) -> Json:
 
 def filterable(schema: Mapping[str, Any]) -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]:
     """The (key, kind) that the schema has no index for, and those that it expressly has one for. A key ``""`` stands
-    for all that it does not name."""
+    for all that it does not name, the kind ``fts`` for the text of documents."""
     off: set[tuple[str, str]] = set()
     on: set[tuple[str, str]] = set()
     for key, kinds in [("", schema["defaults"]), *schema["keys"].items()]:
         for kind, index in INDEXES.items():
             if key != DOCUMENT and (asked := kinds.get(kind, {}).get(index)):
                 (on if asked["enabled"] else off).add((key, kind))
+    if not _enabled(schema["keys"].get(DOCUMENT), "string", "fts_index"):
+        off.add((DOCUMENT, "fts"))
     return frozenset(off), frozenset(on - {("", kind) for kind in INDEXES})
 
 
