@@ -26,8 +26,6 @@ INDEXES = {
 }
 """The index of each kind of metadata value."""
 
-_FILTERED = {"string": "Str", "int": "Int", "float": "Float", "bool": "Bool"}
-
 HNSW: Json = {
     "ef_construction": 100,
     "max_neighbors": 16,
@@ -103,17 +101,17 @@ def grown(schema: Mapping[str, Any], seen: Iterable[tuple[str, str]]) -> Json:
 
 
 def filterable(schema: Mapping[str, Any]) -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]:
-    """The (key, kind) that the schema has no index for, and those that it expressly has one for; kinds as of
-    ``Held.filterable``. A key ``""`` stands for all that it does not name."""
+    """The (key, kind) that the schema has no index for, and those that it expressly has one for. A key ``""`` stands
+    for all that it does not name, the kind ``fts`` for the text of documents."""
     off: set[tuple[str, str]] = set()
     on: set[tuple[str, str]] = set()
     for key, kinds in [("", schema["defaults"]), *schema["keys"].items()]:
         for kind, index in INDEXES.items():
             if key != DOCUMENT and (asked := kinds.get(kind, {}).get(index)):
-                (on if asked["enabled"] else off).add((key, _FILTERED[kind]))
-    if not schema["keys"][DOCUMENT]["string"]["fts_index"]["enabled"]:
-        off.add((DOCUMENT, "Fts"))
-    return frozenset(off), frozenset(one for one in on if one[0])
+                (on if asked["enabled"] else off).add((key, kind))
+    if not _enabled(schema["keys"].get(DOCUMENT), "string", "fts_index"):
+        off.add((DOCUMENT, "fts"))
+    return frozenset(off), frozenset(on - {("", kind) for kind in INDEXES})
 
 
 def _default() -> Json:
