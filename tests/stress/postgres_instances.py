@@ -1,0 +1,142 @@
+"""Instances of ``serve --engine`` on one PostgreSQL, under writers that never rest, while what can end is ended.
+
+    python tests/stress/postgres_instances.py [--seconds 120] [--writers 8] [--only killed ...] [--seed 0]
+
+Three instances behind the shipped nginx configuration; each client sends a request once more when it got no answer,
+502, 503 or 504, after the time that Retry-After says. One scene after the other:
+
+    killed      an instance gets SIGKILL every few seconds and is started again
+    restarted   PostgreSQL ends, fast or as in a crash, every ten seconds, and is away for up to two
+    full        PostgreSQL takes fewer connections than the instances want
+    failover    the primary is killed for good; its synchronous standby is promoted (one after the other, each the
+                standby of the one before)
+
+At the end of each scene every record that was ever written is read through each instance: what was acknowledged is
+there, whole, and what was not is whole or not there; what was refused with 503 is not there. While instances are
+killed, 99.9 % of the requests must succeed with one try more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+from postgres.instances import Instance, Tally, Writer, create, eventually, stop  # noqa: E402
+from servers.nginx import nginx  # noqa: E402
+from servers.postgresql import PostgreSQL  # noqa: E402
+
+Scene = Callable[["World"], str]
+
+
+class World:
+    """Three instances, and who writes to them."""
+
+    def __init__(self, base: Path, server: PostgreSQL, url: str, seed: int, seconds: float, *more: str) -> None:
+        self.base, self.server, self.url, self.seconds = base, server, url, seconds
+        self.random = random.Random(seed)
+        self.instances = [Instance(base / f"instance-{n}", url, *more) for n in range(3)]
+        for one in self.instances:
+            one.ready()
+        self.tally = Tally()
+        self.writers: list[Writer] = []
+
+    @contextmanager
+    def written(self, writers: int) -> Iterator[None]:
+        """Writers through nginx; at the end all is compared."""
+        with nginx(self.base / "nginx", [one.port for one in self.instances]) as (balanced, _):
+            paths = [create(balanced, f"shared-{n}", configuration={"hnsw": {"space": "l2"}}) for n in range(3)]
+            self.writers = [Writer(self.tally, balanced, n, paths) for n in range(writers)]
+            for one in self.writers:
+                one.start()
+            try:
+                yield
+            finally:
+                stop(self.tally, self.writers)
+        for instance in self.instances:
+            eventually(instance.is_ready, f"instance {instance.port}")
+            for one in self.writers:
+                one.check_all(instance.port)
+
+    @property
+    def acknowledged(self) -> int:
+        return sum(one.acknowledged for one in self.writers)
+
+    def until(self) -> Iterator[None]:
+        """Turns until the time is over."""
+        end = time.monotonic() + self.seconds
+        while time.monotonic() < end:
+            yield
+
+
+def killed(world: World) -> str:
+    kills = 0
+    for _ in world.until():
+        time.sleep(world.random.uniform(0.5, 3))
+        one = world.random.choice(world.instances)
+        one.kill()
+        kills += 1
+        time.sleep(world.random.uniform(0, 1))
+        one.start()
+        one.ready()
+    assert world.tally.succeeded >= 0.999, f"{world.tally}: {world.tally.failed[:20]}"
+    return f"{kills} kills"
+
+
+def restarted(world: World) -> str:
+    restarts = 0
+    for _ in world.until():
+        time.sleep(world.random.uniform(1, 8))
+        world.server.restart(world.random.choice(["fast", "immediate"]), away=world.random.uniform(0, 2))
+        restarts += 1
+    return f"{restarts} restarts"
+
+
+def full(world: World) -> str:
+    for _ in world.until():
+        time.sleep(1)
+    return ""
+
+
+def failover(world: World) -> str:
+    raise NotImplementedError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--writers", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    scenes: dict[str, Scene] = {one.__name__: one for one in (killed, restarted, full, failover)}
+    parser.add_argument("--only", nargs="*", choices=scenes, default=list(scenes))
+    options = parser.parse_args()
+    wrong = 0
+    for name in options.only:
+        base = Path(tempfile.mkdtemp(prefix=f"postgres-{name}-"))
+        base.chmod(0o755)
+        with ExitStack() as stack:
+            server = PostgreSQL(base / "postgresql", **({"max_connections": "14"} if name == "full" else {})).make()
+            stack.callback(lambda server=server: server.end("immediate"))
+            world = World(base, server, server.database("chroma"), options.seed, options.seconds)
+            stack.callback(lambda world=world: [one.kill() for one in world.instances])
+            with world.written(options.writers):
+                said = scenes[name](world)
+            print(f"{name}: {said}; {world.acknowledged} writes acknowledged; {world.tally}", flush=True)
+            for problem in world.tally.wrong[:20] + world.tally.failed[:5]:
+                print(f"    {problem}", flush=True)
+            wrong += len(world.tally.wrong)
+        if not world.tally.wrong:
+            shutil.rmtree(base)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
