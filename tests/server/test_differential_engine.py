@@ -32,9 +32,8 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if request.param == "memory":
         yield MemoryEngine()
         return
-    from chromakeep.postgres.engine import PostgresEngine
-
     from chromakeep.postgres.embedded import Embedded
+    from chromakeep.postgres.engine import PostgresEngine
 
     server = Embedded(tmp_path_factory.mktemp("postgresql"), memory=1 << 30)
     server.start()
