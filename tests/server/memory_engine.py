@@ -241,9 +241,10 @@ class MemoryEngine:
         if records.metadatas and records.metadatas[i]:
             merged = {**(record.metadata or {}), **(records.metadatas[i] or {})}
             record.metadata = {key: value for key, value in merged.items() if value is not None} or None
-            one.seen |= {
-                (key, KINDS[type(value)]) for key, value in (record.metadata or {}).items() if type(value) in KINDS
-            }
+            for key, value in (record.metadata or {}).items():
+                kind = type(value[0] if isinstance(value, list) else value)
+                if kind in KINDS:
+                    one.seen.add((key, KINDS[kind]))
 
     def _dimension(self, one: Collection, dimension: int) -> None:
         if one.shown.dimension is None:

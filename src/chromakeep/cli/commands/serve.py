@@ -35,7 +35,7 @@ ENGINE_KEYS = ("engine", "engine_storage", "engine_connections", "allow_reset")
 )
 @click.argument("url", required=False)
 def serve(call: Call, url: str | None) -> Reply:
-    """Put a closed door before a Chroma, or serve collections in PostgreSQL.
+    """Put a closed door before a Chroma, or be one on PostgreSQL.
 
     Clients of Chroma connect to it as to the server itself, with a key (see `keys`) in the headers that they send
     anyway. The keys are those of --repository, or of --data: a directory for nothing else will do. What ruins a

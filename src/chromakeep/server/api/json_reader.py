@@ -16,6 +16,7 @@ _SPACE = frozenset(b" \t\n\r")
 _DIGITS = frozenset(b"0123456789")
 _HEX = re.compile(rb"[0-9a-fA-F]{4}")
 _PLAIN = re.compile(rb'[^"\\\x00-\x1f]*')
+_NAMED = {"\0": "\\0", "\t": "\\t", "\r": "\\r", "\n": "\\n", '"': '\\"', "\\": "\\\\"}
 _ESCAPES = dict(zip(b'"\\/bfnrt', '"\\/\b\f\n\r\t', strict=True))
 
 
@@ -269,8 +270,12 @@ class JsonReader:
 
     def close(self, bracket: int) -> None:
         """After a mistake within: what Chroma still reads before it says where."""
-        if self.peek() == bracket:
+        byte = self.peek()
+        if byte == bracket:
             self.at += 1
+        elif byte == 0x2C and bracket == 0x5D:
+            self.at += 1
+            self.peek()
 
     def skip(self) -> object:
         """A value that nobody wants: any depth, and its strings need not be text."""
@@ -316,7 +321,18 @@ def show(value: object) -> str:
         return f"integer `{value}`"
     if isinstance(value, float):
         return f"floating point `{float_shown(value)}`"
-    return f"string {json.dumps(value, ensure_ascii=False)}"
+    return f"string {debug(str(value))}"
+
+
+def debug(text: str) -> str:
+    """A text as Rust shows it in quotes."""
+    return '"' + "".join(map(_shown, text)) + '"'
+
+
+def _shown(letter: str) -> str:
+    if letter in _NAMED:
+        return _NAMED[letter]
+    return letter if letter.isprintable() else f"\\u{{{ord(letter):x}}}"
 
 
 def float_shown(value: float) -> str:

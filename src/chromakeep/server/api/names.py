@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from ipaddress import AddressValueError, IPv4Address
+
+from chromakeep.server.api.json_reader import debug
 
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{1,510}[a-zA-Z0-9]")
 _EXPECTED = (
@@ -38,4 +39,4 @@ def fault_of_tenant(name: str) -> str | None:
     """What is wrong with a tenant's name: only that it is short."""
     if len(name) >= 3:
         return None
-    return f'Validation error: length [{{"min": Number(3), "value": String({json.dumps(name, ensure_ascii=False)})}}]'
+    return f'Validation error: length [{{"min": Number(3), "value": String({debug(name)})}}]'
