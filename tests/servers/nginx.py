@@ -11,7 +11,8 @@ from pathlib import Path
 
 from servers.process import Process, free_port, listens
 
-SHIPPED = Path(__file__).parents[2] / "docs" / "deploy" / "nginx.conf"
+DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
+SHIPPED, ENGINE = DEPLOY / "nginx.conf", DEPLOY / "nginx-engine.conf"
 PROGRAM = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 WHOLE = """
 daemon off;
@@ -37,18 +38,18 @@ def readdressed(shipped: Path, instances: Sequence[int]) -> str:
     """A configuration with three ports of this machine in the place of its instances."""
     text = shipped.read_text()
     for number, port in enumerate(instances, 1):
-        assert text.count(f"10.0.0.{number}:8000") == 2
+        assert f"10.0.0.{number}:8000" in text
         text = text.replace(f"10.0.0.{number}:8000", f"127.0.0.1:{port}")
     return text
 
 
 @contextmanager
-def nginx(base: Path, instances: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Its two ports, 8000 and 8001 in the file, in front of three ports of this machine."""
+def nginx(base: Path, instances: Sequence[int], shipped: Path = SHIPPED) -> Iterator[tuple[int, int]]:
+    """Its two ports, 8000 and 8001 in the file, in front of three ports of this machine. ``ENGINE`` has only one."""
     assert PROGRAM, "nginx is not installed: run tools/packages.sh nginx (make test does)"
     base.mkdir(parents=True, exist_ok=True)
     balanced, latest = free_port(), free_port()
-    text = readdressed(SHIPPED, instances)
+    text = readdressed(shipped, instances)
     text = text.replace("listen 8000;", f"listen 127.0.0.1:{balanced};").replace("    8001 0;", f"    {latest} 0;")
     text = text.replace("listen 8001;", f"listen 127.0.0.1:{latest};")
     (base / "chromakeep.conf").write_text(text)

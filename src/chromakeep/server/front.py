@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow, UsageError
 from chromakeep.events import Noted
-from chromakeep.operations.duty import EXCHANGING, Duty, Facing, Front
+from chromakeep.operations.duty import EXCHANGING, SNAPSHOTS, Duty, Facing, Front
 from chromakeep.operations.elsewhere import Forwarding
 from chromakeep.server.answers import refusal
 from chromakeep.server.bookkeeping import METRICS, BookedDoor, Bookkeeping
@@ -57,7 +57,7 @@ class DutyGate:
         refused = await self._allowed(self._hold) or self._closed()
         if request.method == "DELETE" or request.path.endswith("/reset"):
             self._duty.sighting.deleting()
-        if refused is None and request.method == "DELETE":
+        if refused is None and request.method == "DELETE" and self._duty.durability != SNAPSHOTS:
             with suppress(asyncio.TimeoutError, ChromakeepError):  # a bucket that is away keeps nobody from deleting
                 await asyncio.wait_for(self._shipped(), BEFORE_DELETING)
         return refused
