@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from chromakeep.server import Door, Page, Refusal
+import pytest
+
+from chromakeep.server import Door, Page, Refusal, inside
 from chromakeep.server.limits import Limits
 from server.wires import C, Scripted, Wire, post
 
@@ -105,6 +107,27 @@ def test_a_client_that_goes_away_takes_nobody_with_it(open_door: Open, knock: Kn
         other.send(post(b"next"))
         assert other.answer("POST").status == 200
     assert told.asked[0][2] == b"slow"
+
+
+def test_what_waits_too_long_for_its_turn_is_not_done(
+    open_door: Open, knock: Knock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 with Retry-After; its connection is good for the next one."""
+    monkeypatch.setattr(inside, "PATIENCE", 0.1)
+    told = Told()
+    told.go.clear()
+    door = open_door(answering=told, threads=1)
+    first, second = knock(door), knock(door)
+    first.send(post(b"slow"))
+    assert told.begun.wait(20)
+    second.send(post(b"late"))
+    refused = second.answer("POST")
+    assert (refused.status, refused.fields["retry-after"]) == (503, "1")
+    told.go.set()
+    assert first.answer("POST").status == 200
+    second.send(post(b"next"))
+    assert second.answer("POST").status == 200
+    assert [body for _, _, body in told.asked] == [b"slow", b"next"]
 
 
 def test_a_failure_of_ours_is_an_answer(open_door: Open, knock: Knock) -> None:

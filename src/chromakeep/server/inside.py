@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
@@ -15,13 +15,16 @@ from chromakeep.server.backend import Carried
 from chromakeep.server.gate import Page
 from chromakeep.server.request_head import RequestHead
 
+PATIENCE = 10.0  # seconds for which a request waits for its turn
+_BUSY = answers.refusal(503, "too many requests at a time; nothing was done", retry_after=1.0)
+
 Answering = Callable[[str, str, bytes, "str | None"], Page]
 """Method, target, body and content type of a request, in one of several threads; never raises."""
 
 
 class Inside:
-    """See ``Backend``. ``threads`` requests are worked on at a time, others wait for their turn. A body has at most
-    ``most`` bytes."""
+    """See ``Backend``. ``threads`` requests are worked on at a time, others wait for their turn, not for ever. A body
+    has at most ``most`` bytes."""
 
     authority: bytes | None = None
 
@@ -45,7 +48,7 @@ class Inside:
 class Inward:
     """See ``Line``: one request to the engine."""
 
-    __slots__ = ("_answer", "_body", "_exchange", "_head", "_inside", "lost", "spoke", "used")
+    __slots__ = ("_answer", "_body", "_exchange", "_future", "_head", "_inside", "_timer", "lost", "spoke", "used")
 
     def __init__(self, inside: Inside) -> None:
         self.used = self.spoke = self.lost = False
@@ -54,6 +57,8 @@ class Inward:
         self._head: RequestHead | None = None
         self._body = bytearray()
         self._answer: Page | None = None
+        self._future: Future[Page] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def carry(self, exchange: Carried) -> None:
         """See ``Line``."""
@@ -83,16 +88,25 @@ class Inward:
         kind = next((value.decode("latin-1") for name, value in self._head.fields if name == b"content-type"), None)
         work = partial(self._inside.answering, self._head.method, self._head.target, body, kind)
         try:
-            future = self._inside.executor.submit(work)
+            future = self._future = self._inside.executor.submit(work)
         except RuntimeError:  # the door closes
             self._inside.loop.call_soon(self._lose)
             return
         loop = self._inside.loop
+        self._timer = loop.call_later(PATIENCE, self._late)
         future.add_done_callback(lambda done: _told(loop, partial(self._done, done)))
 
-    def _done(self, done: object) -> None:
+    def _late(self) -> None:
+        """Answer what has not had its turn yet: it will have none."""
+        if self._future is not None and self._future.cancel():
+            self._answered(answers.page_of(_BUSY))
+
+    def _done(self, done: Future[Page]) -> None:
+        self._let_go()
+        if self._answer is not None:  # it was too late
+            return
         try:
-            answer = done.result()  # type: ignore[attr-defined]
+            answer = done.result()
         except BaseException:  # never, by its promise
             self._lose()
         else:
@@ -139,8 +153,16 @@ class Inward:
         """The answer is given away in one piece."""
 
     def give_back(self, reusable: bool) -> None:
-        """A thread that works on it ends its work; what it says is dropped."""
+        """A thread that works on it ends its work; what it says is dropped. What has not begun does not begin."""
         self._exchange = None
+        if self._future is not None:
+            self._future.cancel()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._future = None
 
 
 def _told(loop: asyncio.AbstractEventLoop, step: Callable[[], None]) -> None:
