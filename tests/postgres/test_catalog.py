@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
 
 from chromakeep.engine import Change, CollectionShown, CollectionWanted, Refused, Target
 from chromakeep.postgres import catalog, tenancy
-from chromakeep.postgres.pool import Pool, Vanished
+from chromakeep.postgres.pool import Connection, Pool, Vanished
 
 T = TypeVar("T")
 TENANT, DATABASE = "default_tenant", "default_database"
@@ -248,3 +249,25 @@ def test_no_name_is_read_as_sql(here: Here, name: str) -> None:
     assert here.do(catalog.collections, TENANT, DATABASE, None, 0) == [made]
     here.drop(name)
     assert here.refused(catalog.collection, name, name, name)[0] == 404
+
+
+def test_a_drop_meets_a_rename(here: Here) -> None:
+    """What was renamed before the drop could be is not dropped: both said what they did."""
+    shown = here.create("before")
+    waiting = "SELECT FROM pg_locks WHERE NOT granted AND locktype IN ('transactionid', 'tuple')"
+    with ThreadPoolExecutor(1) as threads:
+
+        def rename(connection: Connection) -> None:
+            catalog.modify(connection, of(shown), Change(name="after"))
+            dropping.append(threads.submit(here.refused, catalog.drop_collection, TENANT, DATABASE, "before"))
+            deadline = time.monotonic() + 30
+            while here.do(lambda other: other.execute(waiting).fetchone()) is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+        dropping: list[Future[tuple[int, str]]] = []
+        here.do(rename)
+        assert dropping[0].result(30)[0] == 404
+    assert here.do(catalog.collection, TENANT, DATABASE, "after").id == shown.id
+    assert here.do(catalog.orphans) == []
+    here.do(lambda connection: connection.execute(f"SELECT FROM {catalog.held(connection, of(shown)).table}"))

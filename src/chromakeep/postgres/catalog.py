@@ -210,7 +210,10 @@ def drop_collection(connection: Connection, tenant: str, database: str, name: st
         raise missing
     number, relation = found
     drop_tables(connection, [relation])
-    if not connection.execute("DELETE FROM chromakeep.collections WHERE id = %s", (number,)).rowcount:
+    # Not if it has got another name since: then there is none of this name to drop.
+    if not connection.execute(
+        "DELETE FROM chromakeep.collections WHERE id = %s AND name = %s", (number, as_held(name))
+    ).rowcount:
         raise missing
     return str(number)
 
