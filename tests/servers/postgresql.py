@@ -46,6 +46,10 @@ class PostgreSQL:
         hosts = ",".join(one.host for one in (self, *others))
         return f"postgresql://postgres:{PASSWORD}@{hosts}/{database}"
 
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
     def make(self) -> PostgreSQL:
         """Its files, anew, and start it."""
         word = self.directory / "password"
@@ -97,7 +101,7 @@ class PostgreSQL:
 
     def end(self, how: str = "fast") -> None:
         """Return when it is gone. ``how``: smart, fast, immediate (as after a crash), kill."""
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None and self.running:
             self._process.send_signal(ENDS[how])
             try:
                 self._process.wait(30)
