@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from postgres.instances import (
@@ -148,16 +149,43 @@ def test_postgresql_takes_fewer_connections_than_they_want(world: World) -> None
     world.server.settings["max_connections"] = "7"
     world.server.restart()
     try:
+        first = psycopg.connect(world.server.url(), autocommit=True)
         holder = world.instances[0].port
         eventually(lambda: ask(holder, "GET", COLLECTIONS)[0] == 200, "it answers")
         writers = world.writers(tally, 24, [holder, *world.ports], tries=20)
         more(writers, 2)
         stop(tally, writers)
+        taken = taken_up(world.server, first)
+        for port in world.ports:
+            client = Client(port)
+            for method in ("GET", "POST"):
+                status, said = client.ask(method, COLLECTIONS, {"name": "not-made"} if method == "POST" else None)
+                assert (status, client.fields["retry-after"]) == (503, "1"), said
+        for connection in taken:
+            connection.close()
+        for port in world.ports:
+            eventually(lambda port=port: ask(port, "GET", COLLECTIONS)[0] == 200, "it answers again")
     finally:
         world.server.settings["max_connections"] = "100"
         world.server.restart()
     world.verdict(tally, writers)
     assert tally.slowest < 30
+
+
+def taken_up(server: PostgreSQL, first: psycopg.Connection[Any]) -> list[psycopg.Connection[Any]]:
+    """All connections that it takes, while no instance has one."""
+    ends = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'chromakeep'"
+    taken = [first]
+
+    def all_ours() -> bool:
+        try:
+            while True:
+                taken.append(psycopg.connect(server.url(), autocommit=True))
+        except psycopg.OperationalError:
+            return not first.execute(ends).fetchall()
+
+    eventually(all_ours, "all connections")
+    return taken
 
 
 def test_many_write_the_same_ids_through_all_instances(world: World) -> None:
