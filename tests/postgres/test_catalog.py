@@ -146,7 +146,7 @@ def test_the_schema_grows_with_the_keys_of_records(here: Here) -> None:
     on = {"string": {"string_inverted_index": {"enabled": True, "config": {}}}}
     made = here.create("docs", schema={"defaults": off, "keys": {"yes": on}})
     held = here.do(catalog.held, of(made))
-    assert [held.filterable(*one) for one in (("yes", "Str"), ("no", "Str"), ("no", "Int"))] == [
+    assert [held.filterable(*one) for one in (("yes", "string"), ("no", "string"), ("no", "int"))] == [
         True,
         False,
         True,

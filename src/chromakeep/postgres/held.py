@@ -51,7 +51,6 @@ class Held(msgspec.Struct, frozen=True):
         return f'chromakeep."{self.relation}"'
 
     def filterable(self, key: str, kind: str) -> bool:
-        """Whether the schema lets one filter by values of this kind (Str, Int, Float, Bool) of this key, or search for
-        text in it (Fts)."""
+        """Whether the schema lets one filter by values of this kind (string, int, float, bool) of this key."""
         named = (key, kind)
         return named not in self.unindexed and (("", kind) not in self.unindexed or named in self.indexed)

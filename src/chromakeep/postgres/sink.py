@@ -55,7 +55,7 @@ class PostgresSink:
         """``quickly``: the first index is one that stands soon (see ``upkeep.settle``); else the final one."""
         self.pool, self.tenant, self.database = pool, tenant, database
         self._storage, self._quickly, self._observer = storage, quickly, observer
-        self._run = ""
+        self.run = ""  # what marks those of its collections that are not published yet
         self._stack = ExitStack()  # what holds the run's lock
         self.places: set[tuple[str, str]] = set()  # tenants and databases that collections were begun in
 
@@ -90,12 +90,12 @@ class PostgresSink:
         wanted = self._wanted(definition)
 
         def begin(connection: psycopg.Connection[Any]) -> Held:
-            held = arrivals.begin(connection, self._run, definition, wanted, self._storage)
-            arrivals.expect(connection, self._run, held, definition, replaces=conflict == "replace")
+            held = arrivals.begin(connection, self.run, definition, wanted, self._storage)
+            arrivals.expect(connection, self.run, held, definition, replaces=conflict == "replace")
             return held
 
         held = self.ask(begin, write=True)
-        return PostgresIntake(self, held, "add", {"run": self._run, "id": held.id}, arriving=True)
+        return PostgresIntake(self, held, "add", {"run": self.run, "id": held.id}, arriving=True)
 
     def delete(self, definition: Definition, ids: Sequence[str]) -> None:
         """Take records away. When it returns they are gone; ids that are not there change nothing."""
@@ -110,8 +110,8 @@ class PostgresSink:
 
     def publish(self) -> None:
         """All that are finished become visible in one transaction."""
-        if self._run:
-            for name, kept in self.ask(lambda connection: arrivals.publish(connection, self._run), write=True):
+        if self.run:
+            for name, kept in self.ask(lambda connection: arrivals.publish(connection, self.run), write=True):
                 self._observer(
                     Noted(f"the collection that was {name} is kept as {kept}; delete it when you do not need it")
                 )
@@ -153,7 +153,7 @@ class PostgresSink:
         )
 
     def _hold(self, run: str) -> None:
-        if self._run:
+        if self.run:
             return
         try:
             connection = self._stack.enter_context(self.pool.autocommit())
@@ -161,7 +161,7 @@ class PostgresSink:
             raise ServerAnswered(error.status, f"PostgreSQL: {error.message}") from None
         # Of a run that is gone on with PostgreSQL may not have noticed yet that the process before is gone.
         arrivals.hold(connection, run)
-        self._run = run
+        self.run = run
 
     def _resumed(self, definition: Definition, conflict: str, mark: Mark) -> PostgresIntake:
         try:

@@ -36,6 +36,12 @@ _COLLECTIONS = """
         AND (%(database)s::text IS NULL OR d.name = %(database)s)
     ORDER BY d.tenant, d.name, c.name
 """
+# What a copy has written and not published yet, as it is going to be.
+_ARRIVING = """
+    SELECT c.id::text, a.tenant, a.database, a.name, c.dimension, c.metadata, c.configuration, c.schema
+    FROM chromakeep.arriving a JOIN chromakeep.collections c ON c.id = a.collection
+    WHERE a.run = %s ORDER BY a.tenant, a.database, a.name
+"""
 # A row's xmin is the transaction that wrote it: what is added, changed or deleted changes one of the two.
 _STATE = "SELECT count(*), coalesce(sum(xmin::text::bigint), 0) FROM {table}"
 _PAGE = """
@@ -68,14 +74,23 @@ class PostgresSource:
     """Collections of ``tenant`` and ``database``; where these are None, of all. For one thread at a time."""
 
     def __init__(
-        self, connect: Callable[[], psycopg.Connection[Any]], tenant: str | None = None, database: str | None = None
+        self,
+        connect: Callable[[], psycopg.Connection[Any]],
+        tenant: str | None = None,
+        database: str | None = None,
+        *,
+        run: str = "",
     ) -> None:
-        """``connect``: a connection of its own. Raises what that raises, and ``SourceError``."""
+        """``connect``: a connection of its own. ``run``: with what this run of a copy has not published yet, in the
+        place of what it is going to replace. Raises what ``connect`` raises, and ``SourceError``."""
         self._connection = connect()
         self._connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         self._connection.read_only = True
         place = {"tenant": tenant and held(tenant), "database": database and held(database)}
-        found = [_definition(row) for row in self._rows(_COLLECTIONS, place)]
+        arriving = [_definition(row) for row in self._rows(_ARRIVING, (run,))] if run else []
+        places = {each.place for each in arriving}
+        visible = [_definition(row) for row in self._rows(_COLLECTIONS, place)]
+        found = arriving + [each for each in visible if each.place not in places]
         self._tables = {
             identity: f'chromakeep."{relation}"'
             for identity, relation in self._rows("SELECT id::text, relation FROM chromakeep.collections")

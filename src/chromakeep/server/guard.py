@@ -31,14 +31,17 @@ class Watch(Protocol):
 class Account:
     """What one request was: filled in while it passes, told when it is over."""
 
-    __slots__ = ("begun", "collection", "context", "database", "identity", "key", "method", "peer", "received", "route",
-                 "sent", "span", "state", "status", "taken", "target", "tenant", "trace", "watch")  # fmt: skip
+    __slots__ = ("begun", "collection", "context", "database", "elsewhere", "identity", "key", "method", "peer",
+                 "received", "route", "sent", "span", "state", "status", "taken", "target", "tenant", "trace",
+                 "unplaced", "watch")  # fmt: skip
 
     def __init__(self, head: RequestHead, peer: str, begun: float) -> None:
         self.begun = begun  # by the loop's clock, in seconds
         self.method, self.target, self.peer = head.method, head.target, peer
         self.key = ""  # the name of the key it came with; "" where there was none, or a wrong one
         self.identity = ""  # the id of that key
+        self.elsewhere = False  # it goes on to another door, whose guard is asked as well
+        self.unplaced = False  # it was let pass for that reason, although nobody here knows the collection
         self.taken = False  # it counts against that key's allowance until it is over
         self.route = ""  # the template of its path, such as ``collection.query``; "" where it is none that is known
         self.tenant = self.database = self.collection = ""
