@@ -24,6 +24,7 @@ Clause = tuple[str, list[Any]]
 _NUMBER = "CASE jsonb_typeof({column} -> {key}) WHEN 'number' THEN ({column} -> {key})::numeric END"
 _OPERATORS = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _LOOKED_UP = 32  # values of $in that are each looked up in the index; more are hashed, and all records read
+_KINDS = {"Str": "string", "Bool": "bool", "Int": "int", "Float": "float"}  # in a message, in a schema
 _PENDING = 1024  # KiB of a GIN index that are searched one by one
 
 
@@ -110,7 +111,7 @@ class _Clauses:
         return "r.metadata @> ANY(%b::jsonb[])", [packing.jsonbs(wanted)]
 
     def _matches(self, filter: Matches) -> Clause:
-        if (DOCUMENT, "Fts") in self._held.unindexed:
+        if (DOCUMENT, "fts") in self._held.unindexed:
             raise Refused(400, "Cannot filter using full-text search because FTS indexing is disabled")
         negated = filter.operator in ("$not_contains", "$not_regex")
         if filter.operator in ("$contains", "$not_contains"):
@@ -131,7 +132,7 @@ class _Clauses:
 
     def _allowed(self, key: str, value: Scalar) -> None:
         kind = {str: "Str", bool: "Bool", int: "Int", float: "Float"}[type(value)]
-        if key == DOCUMENT or (key, kind) in self._held.unindexed:
+        if key == DOCUMENT or not self._held.filterable(key, _KINDS[kind]):
             raise Refused(
                 400, f"Cannot filter using metadata key '{key}' with type '{kind}' because indexing is disabled"
             )

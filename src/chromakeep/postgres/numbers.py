@@ -86,9 +86,3 @@ def shown(text: bytes) -> bytes:
         kept = [_encode(key) + b": " + bytes(value) for key, value in members.items() if not key.startswith("chroma:")]
         text = b"{" + b", ".join(kept) + b"}"
     return text
-
-
-def decoded(text: bytes) -> dict[str, Any]:
-    """The values of what ``encoded`` wrote."""
-    values: dict[str, Any] = msgspec.json.decode(shown(text), type=dict[str, Any])
-    return values

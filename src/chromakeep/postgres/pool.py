@@ -57,6 +57,7 @@ class Pool:
         self._parameters = connection_parameters(url)
         self._size, self._patience = size, patience
         self._session = f"SET statement_timeout = {int(statement_timeout * 1000)}; SET jit = off"
+        self._session += "; SET plan_cache_mode = force_custom_plan"  # a filter's values decide which index answers it
         self._configure = configure
         self._idle: deque[_Kept] = deque()  # the last that was given back is at the right, and taken first
         self._open = 0
@@ -225,6 +226,8 @@ def refusal(error: psycopg.Error) -> Exception:
         return Vanished(said)
     if isinstance(error, errors.QueryCanceled):
         return Refused(504, "PostgreSQL took too long, and nothing was changed")
+    if isinstance(error, errors.InvalidRegularExpression):  # one that is right, but too large for PostgreSQL
+        return Refused(400, f"Regex cannot be answered by PostgreSQL: {said}")
     if isinstance(error, (errors.DiskFull, errors.OutOfMemory)):
         return Refused(507, f"PostgreSQL: {said}")
     if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)):

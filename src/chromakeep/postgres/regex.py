@@ -103,6 +103,8 @@ def _char(code: int) -> str:
 
 
 def _brackets(ranges: Set) -> str:
+    if not ranges:
+        raise Refused(400, "Byte pattern is not allowed")  # so Chroma calls what matches no character
     if ranges == ch.ALL:
         return "."
     if ranges[0][0] == 0:  # U+0000 is held as another

@@ -5,6 +5,9 @@ Unicode that Python does not know.
 
 from __future__ import annotations
 
+import re
+import string
+
 import msgspec
 
 from chromakeep.engine import Refused
@@ -19,6 +22,13 @@ _WORDS = {
     "start": "word_start", "end": "word_end", "start-half": "word_start_half", "end-half": "word_end_half",
 }  # fmt: skip
 _SPACE = " \t\n\r\v\f\x85\u200e\u200f\u2028\u2029"
+_UNCLOSED = "special word boundary assertion is either unclosed or contains an invalid character"
+_BEGINNING = (
+    "found either the beginning of a special word boundary or a bounded repetition on a \\b with an opening brace, "
+    "but no closing brace"
+)
+_UNKNOWN = "unrecognized special word boundary assertion, valid choices are: start, end, start-half or end-half"
+_INCOMPLETE = "incomplete escape sequence, reached end of pattern prematurely"
 _LOOK = "look-around, including look-ahead and look-behind, is not supported"
 
 
@@ -35,6 +45,7 @@ class Parser:
 
     def __init__(self, pattern: str) -> None:
         self._text, self._at, self._flags, self._depth = pattern, 0, _Flags(), 0
+        self._open = 0  # where the innermost class that is open begins
         self._names: dict[str, int] = {}
 
     def parse(self) -> Node:
@@ -75,8 +86,12 @@ class Parser:
         self._at = at
         return found
 
-    def _error(self, message: str, start: int, stop: int | None = None) -> Refused:
+    def _error(self, message: str, start: int, stop: int | None = None, *, first: int | None = None) -> Refused:
+        """``start`` to ``stop``: what is wrong; ``first``: where there was the same before."""
         marks = " " * start + "^" * max(1, (start + 1 if stop is None else stop) - start)
+        if first is not None:
+            again = len(marks.lstrip())
+            marks = marks[:first] + "^" * again + marks[first + again :]
         return Refused(400, f"Regex syntax errror: regex parse error:\n    {self._text}\n    {marks}\nerror: {message}")
 
     # expressions
@@ -178,8 +193,6 @@ class Parser:
         return Char(code)
 
     def _chars(self, ranges: Set) -> Node:
-        if not ranges:
-            raise Refused(400, "Byte pattern is not allowed")  # so Chroma calls what matches no character
         return Char(ranges[0][0]) if len(ranges) == 1 and ranges[0][0] == ranges[0][1] else Chars(ranges)
 
     def _group(self) -> Node | None:
@@ -212,12 +225,13 @@ class Parser:
         if not (name[0] == "_" or name[0].isalpha()) or not all(c in "_.[]" or c.isalnum() for c in name):
             raise self._error("invalid capture group character", start, end)
         if name in self._names:
-            raise self._error("duplicate capture group name", start, end)
+            raise self._error("duplicate capture group name", start, end, first=self._names[name])
         self._names[name] = start
         self._at = end + 1
 
     def _read_flags(self, start: int) -> None:
-        value, seen, negated = True, set(), False
+        value, negated = True, False
+        seen: dict[str, int] = {}
         while True:
             c = self._peek()
             if c == "":
@@ -225,15 +239,16 @@ class Parser:
             if c in ":)":
                 break
             if c == "-":
-                if not value:
-                    raise self._error("flag negation operator repeated", self._at)
+                if "-" in seen:
+                    raise self._error("flag negation operator repeated", self._at, first=seen["-"])
                 value, negated = False, True
+                seen["-"] = self._at
             elif c not in "imsxRUu":
                 raise self._error("unrecognized flag", self._at)
             elif c in seen:
-                raise self._error("duplicate flag", self._at)
+                raise self._error("duplicate flag", self._at, first=seen[c])
             else:
-                seen.add(c)
+                seen[c] = self._at
                 negated = False
                 if c == "u" and not value:
                     raise Refused(400, "Byte pattern is not allowed")
@@ -250,12 +265,12 @@ class Parser:
         start = self._at
         c = self._peek(1)
         if c == "":
-            raise self._error("incomplete escape sequence, reached end of pattern prematurely", start)
+            raise self._error(_INCOMPLETE, start)
         self._at += 2
         if c in "0123456789":
             raise self._error("backreferences are not supported", start, self._at)
         if c in _HEX:
-            return self._literal(self._hex(c, start))
+            return self._literal(self._hex(c))
         if c in "pP":
             return self._property(c, start)
         if c in "dswDSW":
@@ -276,31 +291,38 @@ class Parser:
 
     def _place(self, c: str, start: int) -> Place:
         kind = {"A": "start", "z": "end", "B": "not_word", "b": "word", "<": "word_start", ">": "word_end"}[c]
-        if c == "b" and self._peek() == "{" and (self._peek(1).isalpha() or self._peek(1) == "-"):
-            end = self._text.find("}", self._at)
-            name = self._text[self._at + 1 : end] if end >= 0 else ""
+        if c == "b" and self._peek() == "{" and self._peek(1) in ("", "-", *string.ascii_letters):
+            begin = self._at + 1
+            found = re.compile("[A-Za-z-]*").match(self._text, begin)
+            assert found is not None
+            name, end = found[0], found.end()
+            if self._text[end : end + 1] != "}":
+                raise self._error(_UNCLOSED if end > begin else _BEGINNING, start if end == begin else self._at, end)
             if name not in _WORDS:
-                raise self._error("unrecognized special word boundary assertion", start, max(end, start) + 1)
+                raise self._error(_UNKNOWN, begin, end)
             kind, self._at = _WORDS[name], end + 1
         return Place(kind)
 
-    def _hex(self, c: str, start: int) -> int:
+    def _hex(self, c: str) -> int:
         if self._take("{"):
-            end = self._text.find("}", self._at)
+            begin, end = self._at, self._text.find("}", self._at)
             if end < 0:
-                raise self._error("incomplete escape sequence, reached end of pattern prematurely", start)
-            digits, self._at = self._text[self._at : end].strip(), end + 1
-            if not digits:
-                raise self._error("hexadecimal literal empty", start, self._at)
+                raise self._error(_INCOMPLETE, len(self._text))
+            self._at = end + 1
+            if begin == end:
+                raise self._error("hexadecimal literal empty", begin - 1, end + 1)
         else:
-            digits, self._at = self._text[self._at : self._at + _HEX[c]], self._at + _HEX[c]
-            if len(digits) < _HEX[c]:
-                raise self._error("incomplete escape sequence, reached end of pattern prematurely", start)
-        if any(one not in "0123456789abcdefABCDEF" for one in digits):
-            raise self._error("invalid hexadecimal digit", start, self._at)
+            begin, end = self._at, self._at + _HEX[c]
+            self._at = end
+        digits = self._text[begin:end]
+        for at, one in enumerate(digits, begin):
+            if one not in string.hexdigits:
+                raise self._error("invalid hexadecimal digit", at)
+        if len(digits) < end - begin:
+            raise self._error(_INCOMPLETE, len(self._text))
         code = int(digits, 16)
         if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
-            raise self._error("hexadecimal literal is not a Unicode scalar value", start, self._at)
+            raise self._error("hexadecimal literal is not a Unicode scalar value", begin, end)
         return code
 
     def _property(self, c: str, start: int) -> Set:
@@ -308,12 +330,12 @@ class Parser:
         if self._take("{"):
             end = self._text.find("}", self._at)
             if end < 0:
-                raise self._error("incomplete escape sequence, reached end of pattern prematurely", start)
+                raise self._error(_INCOMPLETE, len(self._text))
             name, self._at = self._text[self._at : end], end + 1
         else:
+            if self._at >= len(self._text):
+                raise self._error(_INCOMPLETE, self._at)
             name, self._at = self._peek(), self._at + 1
-        if name.startswith("^"):
-            name, negated = name[1:], not negated
         for sign in ("!=", ":", "="):
             if sign in name:
                 kind, name = name.split(sign, 1)
@@ -355,9 +377,11 @@ class Parser:
         if not ranges and self._peek() == "]":
             ranges.append((93, 93))
             self._at += 1
+        if self._at >= len(self._text):
+            raise self._error("unclosed character class", start, self._at)
         while True:
             self._skip()
-            c = self._peek()
+            c, self._open = self._peek(), start
             if c == "":
                 raise self._error("unclosed character class", start)
             if c == "[":
@@ -391,20 +415,21 @@ class Parser:
     def _range(self) -> Set:
         start = self._at
         low = self._item()
+        end = self._at
         self._skip()
         if self._peek() != "-" or self._after_blanks() in ("]", "-"):
             return self._folded(low)
         if self._at + 1 >= len(self._text):
-            raise self._error("unclosed character class", start)
+            raise self._error("unclosed character class", self._open)
         self._at += 1
         self._skip()
         second = self._at
         if second >= len(self._text):
-            raise self._error("unclosed character class", start)
+            raise self._error("unclosed character class", self._open)
         high = self._item()
-        for item, begin, end in ((low, start, second - 1), (high, second, self._at)):
+        for item, begin, behind in ((low, start, end), (high, second, self._at)):
             if isinstance(item, tuple):
-                raise self._error("invalid range boundary, must be a literal", begin, end)
+                raise self._error("invalid range boundary, must be a literal", begin, behind)
         assert isinstance(low, int) and isinstance(high, int)
         if low > high:
             raise self._error("invalid character class range, the start must be <= the end", start, self._at)

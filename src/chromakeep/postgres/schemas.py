@@ -46,6 +46,7 @@ LEGACY = {
     "hnsw:sync_threshold": "sync_threshold",
     "hnsw:resize_factor": "resize_factor",
 }
+_LEAST = {"batch_size": 2, "sync_threshold": 2}
 _OFF: Json = {"enabled": False, "config": {}}
 _ON: Json = {"enabled": True, "config": {}}
 _UNRECONCILED = "Failed to reconcile schema"
@@ -102,13 +103,15 @@ def grown(schema: Mapping[str, Any], seen: Iterable[tuple[str, str]]) -> Json:
 
 def filterable(schema: Mapping[str, Any]) -> tuple[frozenset[tuple[str, str]], frozenset[tuple[str, str]]]:
     """The (key, kind) that the schema has no index for, and those that it expressly has one for. A key ``""`` stands
-    for all that it does not name."""
+    for all that it does not name, the kind ``fts`` for the text of documents."""
     off: set[tuple[str, str]] = set()
     on: set[tuple[str, str]] = set()
     for key, kinds in [("", schema["defaults"]), *schema["keys"].items()]:
         for kind, index in INDEXES.items():
             if key != DOCUMENT and (asked := kinds.get(kind, {}).get(index)):
                 (on if asked["enabled"] else off).add((key, kind))
+    if not _enabled(schema["keys"].get(DOCUMENT), "string", "fts_index"):
+        off.add((DOCUMENT, "fts"))
     return frozenset(off), frozenset(on - {("", kind) for kind in INDEXES})
 
 
@@ -207,11 +210,12 @@ def _settings(metadata: Mapping[str, Any], configuration: Mapping[str, Any]) -> 
         raise Refused(400, "Multiple vector index configurations provided")
     if spann is not None:
         return {"space": spann.get("space") or "l2", "hnsw": dict(HNSW)}
+    legacy = _legacy(metadata)  # what is wrong with it is told even where something else counts
     asked = _floated(_given(hnsw))
     made = {"space": asked.pop("space", "l2"), "hnsw": HNSW | asked}
     if made != {"space": "l2", "hnsw": HNSW}:
         return made
-    return _legacy(metadata)
+    return legacy
 
 
 def _legacy(metadata: Mapping[str, Any]) -> Json:
@@ -225,7 +229,7 @@ def _legacy(metadata: Mapping[str, Any]) -> Json:
             made["space"] = value
         elif name == "resize_factor" and (whole or isinstance(value, float)):
             made["hnsw"][name] = float(value)
-        elif name is not None and name != "resize_factor" and whole and value >= (2 if "h_" in name else 0):
+        elif name is not None and name != "resize_factor" and whole and value >= _LEAST.get(name, 0):
             made["hnsw"][name] = value
         else:
             raise Refused(400, "Failed to parse hnsw parameters from segment metadata")
