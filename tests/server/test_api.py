@@ -178,6 +178,19 @@ def test_another_tenants_collection_is_not_there() -> None:
         assert ask(engine, "PUT", foreign, {"new_name": "mine"})[0] == 404
 
 
+def test_of_a_collection_that_is_not_there_that_is_told_first() -> None:
+    """Before what is wrong with a request, but after what is wrong with its JSON."""
+    engine = MemoryEngine()
+    for method, path, body in (
+        ("PUT", NONE, {"new_name": "x"}),
+        ("POST", f"{NONE}/add", {"ids": [""], "embeddings": [[1]]}),
+        ("POST", f"{NONE}/get", {"where": {}}),
+        ("POST", f"{NONE}/query", {"query_embeddings": [[1], [1, 2]]}),
+    ):
+        assert ask(engine, method, path, body)[0] == 404
+    assert answer(engine, "POST", f"{NONE}/get", b"{").status == 400
+
+
 @pytest.mark.parametrize("name", ["abc", "a" * 512, "topo+name", "a.b", "1.2.3"])
 def test_good_names(name: str) -> None:
     assert fault_of_name(name) is None
