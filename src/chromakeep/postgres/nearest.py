@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from chromakeep.engine import Refused, Rows, Vectors, Wanted
 from chromakeep.filters import Filter
-from chromakeep.postgres import packing, reading
+from chromakeep.postgres import demand, packing, reading
 from chromakeep.postgres.clauses import clause
 from chromakeep.postgres.estimates import Estimates
 from chromakeep.postgres.held import Held
@@ -100,6 +100,7 @@ def scope_of(
         conditions.append("r.key = ANY(%b::uuid[])")
         parameters.append(packing.uuids([packing.key(one) for one in ids]))
     if where is not None:
+        demand.asked(held, where)
         condition, values = clause(where, held, trgm=packing.server(connection).trgm)
         conditions.append(f"({condition})")
         parameters += values
