@@ -21,7 +21,8 @@ help:
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make bench   the figures, against restic, tar and plain chroma run'
 	@echo 'make stress  $(SNAPSHOTS) snapshots under live writers, each compared exactly, kills, lost disks,'
-	@echo '             instances that take over from each other;  make soak'
+	@echo '             instances that take over from each other'
+	@echo 'make soak    ten minutes of everything at once at the door; ten times the snapshots of stress'
 	@echo 'make clean   remove what these made, ./data and ./keep too'
 
 # The shell that becomes chromakeep starts the loader first, so Ctrl-C reaches both; the loader ends when it is gone.
@@ -56,6 +57,7 @@ stress: $(VENV)/.dev servers
 	DIFFERENTIAL_EXAMPLES=500 $(BIN)/python -m pytest -q --timeout 3600 tests/server/test_differential*.py
 
 soak: $(VENV)/.dev
+	$(BIN)/python tests/stress/soak_door.py --minutes 10
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)0 --seed $$(date +%j)
 
 clean:

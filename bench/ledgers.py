@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import time
 
-from chromakeep.server.access_log import AccessLog, Stdout
+from chromakeep.operations.outputs import Stream
+from chromakeep.server.access_log import AccessLog
 from chromakeep.server.auditing import Auditing
 from chromakeep.server.guard import Account, Ledger
 from chromakeep.server.ledgers import Several
@@ -34,7 +35,7 @@ def of(ledger: Ledger, verb: bytes) -> float:
 
 
 def main() -> None:
-    metrics, log, audit = Metrics(), AccessLog(Stdout()), Auditing(lambda fields: None)
+    metrics, log, audit = Metrics(), AccessLog(Stream(1)), Auditing(lambda fields: None)
     log._scribe._most = 1 << 30
     print(f"metrics             {of(metrics, b'query'):6.2f} us")
     print(f"access log          {of(log, b'query'):6.2f} us")

@@ -10,6 +10,7 @@
 ``memory://name``                           objects in this process, gone when it ends
 ``http://host:8000/tenant/database``        a Chroma server, or one database of it
 ``chroma-cloud://tenant/database``          Chroma Cloud
+``postgresql://user@host:5432/database``    a PostgreSQL with pgvector, as in libpq's URLs (``?sslmode=verify-full``)
 =========================================== ============================================================
 
 A snapshot in a repository is ``ADDRESS@SELECTOR``; see ``split_selector``. Credentials are never part of an address:
@@ -36,8 +37,15 @@ OPTIONS: dict[str, frozenset[str]] = {
 }
 """The kinds of object storage, and the query parameters each understands."""
 
-CLOUD = "chroma-cloud"
-KNOWN = "a local path, file://, s3://, r2://, spaces://, gs://, az://, memory://, http://, https://, chroma-cloud://"
+CLOUD, POSTGRES = "chroma-cloud", "postgresql"
+KNOWN = (
+    "a local path, file://, s3://, r2://, spaces://, gs://, az://, memory://, http://, https://, chroma-cloud://, "
+    "postgresql://"
+)
+POSTGRES_OPTIONS = frozenset(
+    {"host", "port", "service", "target_session_attrs", "connect_timeout", "application_name", "channel_binding"}
+    | {"sslmode", "sslrootcert", "sslcert", "sslkey", "sslnegotiation"}
+)
 
 # One slash is enough to be taken for a URL (a path normaliser makes ``s3:/b`` of ``s3://b``); a single letter is not a
 # scheme, and a path that really begins so can be written ``./data:/x``.
@@ -47,15 +55,17 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SEGMENT = re.compile(r"[A-Za-z0-9!$&'()+,.:;=@_ -]{1,255}")  # what every store takes as it is, without escapes
 _SELECTOR = re.compile(r"[A-Za-z0-9][A-Za-z0-9.:+_-]{0,127}")
 _URL = re.compile(r"(https?)://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
+_POSTGRES_HOSTS = re.compile(r"([A-Za-z0-9._%+-]+@)?[A-Za-z0-9._:,\[\]-]*")
+_POSTGRES_VALUE = re.compile(r"[A-Za-z0-9/._,~ -]{1,255}")
 _SECRETIVE = re.compile(r"secret|passw|pwd|token|key|credential|^sas|sig", re.IGNORECASE)
 
 
 class Address(msgspec.Struct, frozen=True):
     """A place. Values are plain and already checked; ``parse(str(address)) == address``.
 
-    ``kind`` is ``path``, ``http``, ``chroma-cloud`` or one of ``OPTIONS``; ``place`` the path as given, the bucket or
-    container, the name in memory, the tenant, or ``scheme://host:port``; ``prefix`` what follows it, without slashes at
-    its ends.
+    ``kind`` is ``path``, ``http``, ``chroma-cloud``, ``postgresql`` or one of ``OPTIONS``; ``place`` the path as given,
+    the bucket or container, the name in memory, the tenant, ``scheme://host:port`` or ``user@host:port``; ``prefix``
+    what follows it, without slashes at its ends.
     """
 
     kind: str
@@ -91,12 +101,15 @@ def parse(text: str) -> Address:
     rest = text[scheme.end() :]
     if kind == "file":
         return Address("path", _file_path(rest))
-    if kind not in OPTIONS and kind not in ("http", "https", CLOUD):
+    kind = POSTGRES if kind == "postgres" else kind
+    if kind not in OPTIONS and kind not in ("http", "https", CLOUD, POSTGRES):
         raise UsageError(f"{kind}:// is not a kind of address that is known", hint=f"known are {KNOWN}")
     if not rest.startswith("/"):
         raise UsageError(f"after {kind}: there are two slashes", hint=f"write {kind}://...")
     rest, _, query = rest[1:].partition("?")
     place, _, prefix = rest.partition("/")
+    if kind == POSTGRES:
+        return _postgres(place, prefix, query)
     if "@" in place or (kind in OPTIONS and ":" in place):
         raise _holds_credentials(kind)
     if kind in ("http", "https"):
@@ -182,6 +195,22 @@ def _cloud(tenant: str, database: str, query: str) -> Address:
     return Address(CLOUD, tenant, database)
 
 
+def _postgres(place: str, database: str, query: str) -> Address:
+    if ":" in place.rpartition("@")[0]:
+        raise _holds_credentials(POSTGRES)
+    if not _POSTGRES_HOSTS.fullmatch(place) or not _WORD.fullmatch(database):
+        raise UsageError(
+            f"{POSTGRES}:// names a host and a database", hint=f"write {POSTGRES}://USER@HOST:PORT/DATABASE"
+        )
+    return Address(POSTGRES, place, database, _options(POSTGRES, query))
+
+
+def without_password(url: str) -> str:
+    """A libpq URL for eyes, wherever it is from: user, hosts and database, nothing else."""
+    user, at, hosts = url.partition("://")[2].partition("?")[0].rpartition("@")
+    return f"{POSTGRES}://{user.partition(':')[0]}{at}{hosts}"
+
+
 def _clean_prefix(kind: str, prefix: str) -> str:
     prefix = prefix.strip("/")
     for segment in prefix.split("/") if prefix else ():
@@ -195,19 +224,21 @@ def _clean_prefix(kind: str, prefix: str) -> str:
 
 def _options(kind: str, query: str) -> tuple[tuple[str, str], ...]:
     options: dict[str, str] = {}
+    known = POSTGRES_OPTIONS if kind == POSTGRES else OPTIONS[kind]
     for name, value in parse_qsl(query, keep_blank_values=True):
-        if name not in OPTIONS[kind]:
+        if name not in known:
             if _SECRETIVE.search(name):
                 raise _holds_credentials(kind)
-            takes = ", ".join(sorted(OPTIONS[kind])) or "none"
+            takes = ", ".join(sorted(known)) or "none"
             shown = name if _WORD.fullmatch(name) else "?"
             raise UsageError(f"{kind}:// does not understand the parameter {shown!r}", hint=f"it takes {takes}")
         if name in options:
             raise UsageError(f"the parameter {name!r} is given twice")
-        if not (_URL if name == "endpoint" else _WORD).fullmatch(value):
+        form = _POSTGRES_VALUE if kind == POSTGRES else _URL if name == "endpoint" else _WORD
+        if not form.fullmatch(value):
             like = "http://host:port or https://host" if name == "endpoint" else "letters, digits and ._-"
             raise UsageError(f"the parameter {name!r} of {kind}:// is not well formed", hint=f"it takes {like}")
-        options[name] = value.rstrip("/")
+        options[name] = value.rstrip("/") or value
     return tuple(sorted(options.items()))
 
 
@@ -218,6 +249,7 @@ def _holds_credentials(kind: str) -> UsageError:
         "http": "CHROMA_TOKEN",
         "https": "CHROMA_TOKEN",
         CLOUD: "CHROMA_API_KEY",
+        POSTGRES: "PGPASSWORD or PGPASSFILE",
     }
     return UsageError(
         f"a {kind}:// address seems to hold credentials, which would end up in logs and histories",

@@ -26,6 +26,14 @@ class Row(NamedTuple):
     metadata: bytes | None
 
 
+class Position(msgspec.Struct, frozen=True):
+    """How far a queue was read: ``rows`` has by collection the last row of its own, ``last`` the number and topic of
+    the last one of all."""
+
+    rows: dict[str, int]
+    last: tuple[int, str] | None = None
+
+
 class Moment(NamedTuple):
     """Something worth going back to: a collection created, deleted or renamed, or how many rows of which kind it got.
 

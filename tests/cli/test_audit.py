@@ -106,3 +106,19 @@ def test_a_run_refuses_logs_that_it_could_not_keep(cli: Cli) -> None:
         told = cli(*run, f"--{log}-log", f"nowhere/{log}.log")
         assert told.returncode == 2
         assert "No such file or directory" in told.stderr
+
+
+def test_old_records_are_removed_from_the_repository(cli: Cli, log: Path) -> None:
+    """What stays verifies, alone and with the files; no setting that is meant for snapshots removes any."""
+    kept = cli.json("audit", "prune", "keep", "--keep-within", "1h", env={"CHROMAKEEP_KEEP_WITHIN": "0s"})
+    assert (kept["chains"], kept["deleted_objects"]) == ([], 0)
+    assert "keep-within" in cli.fails(2, "audit", "prune", "keep", env={"CHROMAKEEP_KEEP_WITHIN": "0s"})
+    for options in (("--dry-run",), ()):
+        done = cli.json("audit", "prune", "keep", "--keep-within", "0s", *options)
+        same_fields(done, documented("audit prune"))
+        assert [(c["first"], c["last"]) for c in done["chains"]] == [(1, 4)]
+    shown = cli.json("audit", "verify", "keep")
+    assert [(c["first"], c["last"]) for c in shown["chains"]] == [(5, 4)]
+    assert cli.json("audit", "verify", *sorted(p.name for p in cli.cwd.glob("audit.log*")), "keep")["problems"] == []
+    assert cli.json("audit", "show", "keep")["records"] == []
+    assert cli.json("check", "keep")["problems"] == []

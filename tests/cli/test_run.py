@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from chromakeep.cli.doors import forwarding_of
+from chromakeep.cli.settings import Settings
+from chromakeep.errors import UsageError
 from cli.documentation import documented, same_fields
 
 if TYPE_CHECKING:
@@ -152,6 +156,29 @@ def test_what_cannot_serve_says_so_before_anything_starts(cli: Cli) -> None:
     assert not (cli.cwd / ".new.chromakeep").exists()
     assert "--data" in cli.fails(2, "run", "--data", "data", "--ephemeral", "--", "--path", "elsewhere")
     assert not (cli.cwd / "data" / "chroma.sqlite3").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "given"),
+    [
+        ("--advertise-ca without", {"advertise_ca": "no.pem"}),
+        ("no log", {"advertise": "http://h", "repository": None}),
+        ("no log", {"advertise": "http://h", "durability": "snapshots"}),
+        ("do not go together", {"advertise": "http://h", "tls_client_ca": "no.pem"}),
+        ("'h:8000': not the URL", {"advertise": "h:8000"}),
+        ("'h': not the URL", {"advertise": "http://user:password@h"}),
+        ("no.pem: no certificate of an authority", {"advertise": "https://h", "advertise_ca": "no.pem"}),
+        ("not.pem: no such file", {"advertise": "https://h", "advertise_ca": "not.pem"}),
+    ],
+)
+def test_what_cannot_be_forwarded_is_told(
+    said: str, given: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("no.pem").write_text("no certificate")
+    with pytest.raises(UsageError, match=re.escape(said)):
+        forwarding_of(Settings({"repository": "keep", **given}, {}))
+    assert forwarding_of(Settings({"repository": "keep", "advertise": "http://h:8000"}, {}))
 
 
 def test_a_loader_without_a_server_gives_up(cli: Cli) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import subprocess
@@ -79,6 +80,46 @@ def test_a_door_before_a_server_that_is_not_ours(cli: Cli, tmp_path: Path, where
         finally:
             running.kill()
             running.wait()
+
+
+def test_writes_stay_refused_over_a_restart(cli: Cli, tmp_path: Path) -> None:
+    """What an admin has said is kept where the keys are; nothing but the door is needed to say it."""
+    place, port = tmp_path / "keys", free_port()
+    place.mkdir()
+    token = cli("keys", "create", "boss", "--role", "admin", "--data", str(place)).stdout.strip()
+
+    def at_the_door(allow: bool | None) -> bool:
+        """Of one life of the door: say it, or ask."""
+        words = cli.command("serve", "http://127.0.0.1:1", "--data", place, "--port", port)
+        running = subprocess.Popen(words, cwd=cli.cwd, env=cli.environ, stdout=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 60
+            while not healthy(port):
+                assert running.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+            body = None if allow is None else json.dumps({"allow": allow, "reason": "moved"})
+            headers = {"x-chroma-token": token, "content-type": "application/json"}
+            connection.request("POST" if body else "GET", "/_keep/writes", body, headers)
+            answer = json.loads(connection.getresponse().read())
+            connection.close()
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(30) == 0
+            return bool(answer["allow"])
+        finally:
+            running.kill()
+            running.wait()
+
+    assert at_the_door(False) is False
+    assert at_the_door(None) is False
+    assert at_the_door(True) is True
+
+
+def healthy(port: int) -> bool:
+    try:
+        return asked(port, "/healthz") == 200
+    except OSError:
+        return False
 
 
 def test_what_is_wrong_is_told(cli: Cli, tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from chromakeep.events import Event, Noted
 from chromakeep.operations.audit import MOST, Audit
 from chromakeep.operations.audit_chain import LONGEST, NOTHING, forge
 from chromakeep.operations.audit_file import AuditFile, files
-from chromakeep.operations.audit_shipping import AuditShipping, name_of, objects
+from chromakeep.operations.audit_objects import name_of, shelf_of
+from chromakeep.operations.audit_shipping import AuditShipping
 from chromakeep.operations.audit_verify import VerifyReport, records, verify
 from chromakeep.operations.check import check
 from chromakeep.operations.prune import Retention, prune
@@ -347,7 +348,7 @@ def test_shipping_takes_up_where_it_was(tmp_path: Path, repository: Repository) 
         ship(path, file, repository)
         ship(path, file, repository)
         path.write_bytes(path.read_bytes() + b'{"number":')
-    names = objects(repository)[file.instance]
+    names = shelf_of(repository, file.instance).names
     assert len(names) == 4
     report = verify(files(path), {"r": repository})
     assert not report.problems
@@ -419,9 +420,12 @@ def test_what_a_file_cannot_show_by_itself_the_repository_does(tmp_path: Path, r
     for _ in range(2):
         ship(path, write(path, 5), repository)
     assert not verify([path], {"r": repository}).problems
-    repository.store.delete(objects(repository)[file.instance][1])
+    repository.store.delete(shelf_of(repository, file.instance).names[1])
     (problem,) = verify([], {"r": repository}).problems
     assert "is missing before it" in problem.what
+    repository.store.delete(shelf_of(repository, file.instance).names[0])
+    (problem,) = verify([], {"r": repository}).problems
+    assert "where the chain begins with record 1" in problem.what
 
 
 @pytest.mark.parametrize("more", [1, 2, 3])
@@ -437,7 +441,7 @@ def test_a_copied_log_or_an_older_one_puts_nothing_among_the_other_ones_objects(
     for _ in range(2):
         with pytest.raises(VerificationFailed, match="does not go on from record 6"):
             ship(tmp_path / "b", file, repository)
-    assert len(objects(repository)[file.instance]) == 1
+    assert len(shelf_of(repository, file.instance).names) == 1
     assert not verify([tmp_path / "a"], {"r": repository}).problems
     assert verify([tmp_path / "b"], {"r": repository}).problems
 

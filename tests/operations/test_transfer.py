@@ -25,6 +25,7 @@ from chromakeep.errors import (
 )
 from chromakeep.events import Event, Noted
 from chromakeep.operations.compare import compare_places
+from chromakeep.operations.doors import Doors
 from chromakeep.operations.env_file import EnvFile
 from chromakeep.operations.standing import Standing
 from chromakeep.operations.switch import How, rollback, switch
@@ -62,6 +63,8 @@ class World:
         self.read = 0  # how often the source was opened
         self.captured: Memory | None = None
         self.kill_at, self.effects, self.dead = 0, 0, False
+        self.doors = WorldDoors(self)
+        self.refusing = False  # the door of A
         self.on_command: Callable[[str], None] = lambda name: None
         self.on_verify: Callable[[], None] = lambda: None
 
@@ -127,10 +130,12 @@ class World:
 
     def switch(self, **how: Any) -> Standing:
         chosen = How(**{"env_file": self.env, **SWITCH, **how})
-        return switch(self.file(), self.ends, chosen, run=self.run, sleep=self.sleep, observer=self.observe)
+        return switch(
+            self.file(), self.ends, chosen, run=self.run, doors=self.doors, sleep=self.sleep, observer=self.observe
+        )
 
     def rollback(self, **extra: Any) -> Standing:
-        return rollback(self.file(), self.ends, run=self.run, observer=self.observe, **extra)
+        return rollback(self.file(), self.ends, run=self.run, doors=self.doors, observer=self.observe, **extra)
 
     def cleanup(self, **extra: Any) -> Standing:
         return cleanup(self.file(), **extra)
@@ -164,6 +169,23 @@ class World:
     def ran(self) -> list[str]:
         """The commands, by their first words."""
         return [words[0] for words in self.commands]
+
+
+class WorldDoors(Doors):
+    """The door of A, what is said at which leaves a trace."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world, self.closed = world, False
+
+    def put(self, url: str, *, allow: bool, reason: str = "") -> None:
+        def said() -> None:
+            if self.closed:
+                raise ServerFailed(f"{url} does not answer")
+            self.world.refusing = not allow
+
+        assert url == "http://door"
+        self.world.effect(said)
 
 
 class Traced(StateFile):
@@ -579,7 +601,26 @@ def test_switching_without_anything_to_run(world: World) -> None:
     world.write()
     found = world.switch(stop_writes=None, resume_writes=None, env_file=None, hook=None)
     assert (found.phase, world.commands, world.same) == ("switched", [], True)
-    assert any("no --stop-writes" in each for each in world.told)
+    assert any("neither --stop-writes" in each for each in world.told)
+
+
+def test_a_door_that_does_not_answer(world: World) -> None:
+    """Nothing is switched, and since it cannot be told whether writes are refused, that is said until it answers."""
+    world.start()
+    world.follow()
+    world.doors.closed = True
+    with pytest.raises(ChromakeepError, match="and then http://door does not answer: writes may still be stopped"):
+        world.switch(door="http://door")
+    assert world.status().phase == "switching"
+    assert "--door http://door" in world.status().next_steps[0]
+    with pytest.raises(ServerFailed):
+        world.rollback()
+    world.doors.closed = False
+    assert world.rollback().phase == "copied"
+    world.statuses = {"stop": 3}
+    with pytest.raises(ChromakeepError, match="status 3"):
+        world.switch(door="http://door")
+    assert (world.status().phase, world.refusing) == ("copied", False)
 
 
 # -- rolling back -----------------------------------------------------------------------------------------------------
@@ -637,11 +678,12 @@ def life(world: World) -> None:
     assert world.same
     world.again(world.verify)
     world.write(1)
-    world.again(world.switch)
-    assert world.same
+    world.again(lambda: world.switch(door="http://door"))
+    assert (world.same, world.refusing) == (True, True)
     assert world.env.read_text() == "A=1\nCHROMA_URL=http://b\nB=2\n"
     world.b.collections[BOOKS.place].records["id-3"] = records(3, 4, salt=5)
     world.again(world.rollback)
+    assert not world.refusing
     assert world.env.read_text() == "A=1\nCHROMA_URL=http://a\nB=2\n"
     assert world.status().rolled_back.differing == 1  # type: ignore[union-attr]
     world.again(world.cleanup)

@@ -213,9 +213,11 @@ class Running:
 
 
 @contextmanager
-def running(data: Path, repository: Path | None = None, **settings: object) -> Iterator[Running]:
+def running(
+    data: Path, repository: Path | None = None, *, port: int | None = None, **settings: object
+) -> Iterator[Running]:
     """A run on ``data`` with a repository in a folder, both made where they are missing."""
-    port = free_port()
+    port = port or free_port()
     if repository is not None:
         settings.setdefault("open_repository", lambda: Repository.open(LocalStore(repository)))
         settings.setdefault("create_repository", lambda: Repository.create(LocalStore(repository)))
@@ -241,10 +243,11 @@ def process(
     every: float = 1.0,
     grace: float = 10.0,
     durability: str = "async",
+    port: int | None = None,
     more: tuple[str, ...] = (),
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """``chromakeep run`` as a process of its own, its port, and the file its output goes to."""
-    port = free_port()
+    port = port or free_port()
     log = data.with_name("run.log")
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [

@@ -18,7 +18,7 @@ from chromakeep.operations.keep import Keeping
 from chromakeep.operations.reign import reign
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository import Repository
-from chromakeep.repository.lease import Lease
+from chromakeep.repository.lease import Lease, holder
 from chromakeep.store.memory import MemoryStore
 from run.running import eventually
 
@@ -69,3 +69,18 @@ def test_one_that_was_frozen_is_not_sure(repository: Repository, monkeypatch: py
     assert held.sure
     monkeypatch.setattr(tenure, "LAPSE", 0.0)
     assert not held.sure
+
+
+def test_the_address_goes_on_with_every_beat_and_into_the_next_reign(repository: Repository) -> None:
+    """Those who forward writes find it there at any time, and a reign of the same instance has it too."""
+    first = reign(repository, stop=threading.Event(), address="http://a:8000")
+    assert first
+    eventually(lambda: (found := holder(repository, 1)) and found.beat > 1, "beats")
+    after = first.succeeded()
+    try:
+        for epoch in (1, 2):
+            found = holder(repository, epoch)
+            assert found
+            assert found.address == "http://a:8000"
+    finally:
+        after.end()

@@ -12,9 +12,10 @@ import pytest
 
 from chromakeep.errors import UsageError
 from chromakeep.events import Event, Noted
+from chromakeep.operations.outputs import Rotated
 from chromakeep.operations.scribe import Scribe
 from chromakeep.server import Door
-from chromakeep.server.access_log import AccessLog, Rotated, line_of
+from chromakeep.server.access_log import AccessLog, line_of
 from server.accounts import COLLECTION, account
 from server.wires import PATIENCE, Backend, Wire
 

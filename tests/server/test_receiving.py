@@ -14,6 +14,7 @@ from chromakeep.errors import DiskFull, LeaseLost, NotNow, RepositoryBusy, Verif
 from chromakeep.events import Event
 from chromakeep.operations import incoming, manifest
 from chromakeep.operations.duty import EXCHANGING, SERVING
+from chromakeep.operations.writes import Writes
 from chromakeep.server import Door, Limits, Request, receiving
 from chromakeep.server.front import DutyGate
 from chromakeep.server.receiving import ReceivingDesk
@@ -273,7 +274,7 @@ def test_a_body_that_does_not_come_is_408(told: Told, open_door: Open, knock: Kn
 class Exchanging:
     """A duty whose directory is being replaced."""
 
-    role, sync = EXCHANGING, False
+    role, sync, writes = EXCHANGING, False, Writes()
 
     def refusal(self) -> NotNow | None:
         return NotNow("this instance is exchanging") if self.role == EXCHANGING else None

@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from chromakeep.errors import UsageError
 from chromakeep.server import Door
+from chromakeep.server.metrics import Metrics
 from chromakeep.server.tracing import Tracing
 from chromakeep.server.unlocked import Unlocked
 from server.wires import Backend, C, Wire
@@ -52,7 +53,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 def test_a_span_for_each_request(
     backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire], spans: list[Any]
 ) -> None:
-    """Within the client's trace, with what became of it; what Chroma is told of the trace is what the client said."""
+    """Within the client's trace, with what became of it; Chroma is told that it is the parent."""
     tracing = Tracing()
     door = open_door(guard=Unlocked(), ledger=tracing)
     wire = knock(door)
@@ -61,7 +62,7 @@ def test_a_span_for_each_request(
     fields = f"host: h\r\ntraceparent: 00-{TRACE}-{PARENT}-01\r\ncontent-length: 2"
     wire.send(f"POST {path}?secret=1 HTTP/1.1\r\n{fields}\r\n\r\n{{}}".encode())
     behind = backend.accept()
-    assert f"traceparent: 00-{TRACE}-{PARENT}-01".encode() in behind.until()
+    told_on = behind.until()
     behind.send(b"HTTP/1.1 500 Oh\r\ncontent-length: 3\r\n\r\nbad")
     assert wire.until().startswith(b"HTTP/1.1 500")
     wire.exactly(3)
@@ -71,6 +72,8 @@ def test_a_span_for_each_request(
     tracing.close()
     first, second = spans
     assert (first.name, first.trace_id.hex(), first.parent_span_id.hex()) == ("POST collection.query", TRACE, PARENT)
+    assert told_on.count(b"traceparent:") == 1
+    assert f"\r\ntraceparent: 00-{TRACE}-{first.span_id.hex()}-01\r\n".encode() in told_on
     told = {a.key: a.value.string_value or a.value.int_value for a in first.attributes}
     assert told["http.response.status_code"] == 500
     assert told["url.path"] == path
@@ -86,3 +89,98 @@ def test_without_the_library_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UsageError, match="library") as error:
         Tracing()
     assert "chromakeep[otel]" in (error.value.hint or "")
+
+
+def passed_on(behind: Wire) -> tuple[bytes, dict[str, list[str]]]:
+    """The request line that the backend got, and its fields by name."""
+    line, *fields = behind.until().removesuffix(b"\r\n\r\n").split(b"\r\n")
+    found: dict[str, list[str]] = {}
+    for field in fields:
+        name, _, value = field.decode("latin-1").partition(": ")
+        found.setdefault(name, []).append(value)
+    return line, found
+
+
+@pytest.mark.parametrize(
+    ("sent", "trace", "state"),
+    [
+        ([f"traceparent: 00-{TRACE}-{PARENT}-01"], TRACE, []),
+        ([f"Traceparent: 00-{TRACE}-{PARENT}-00", "TraceState: a=1"], TRACE, ["a=1"]),
+        ([f"traceparent: 00-{TRACE}-{PARENT}-01", "tracestate: a=1,b=2", "tracestate: c=3"], TRACE, ["a=1,b=2,c=3"]),
+        ([f"traceparent: cc-{TRACE}-{PARENT}-01-more", "tracestate: a=1"], TRACE, ["a=1"]),
+        ([f"traceparent: 00-{TRACE}-{PARENT}-01-more", "tracestate: a=1"], None, []),
+        ([f"traceparent: ff-{TRACE}-{PARENT}-01"], None, []),
+        ([f"traceparent: 00-{'0' * 32}-{PARENT}-01"], None, []),
+        ([f"traceparent: 00-{TRACE.upper()}-{PARENT}-01", "tracestate: a=1"], None, []),
+        ([f"traceparent: 00-{TRACE}-{PARENT}-01", f"traceparent: 00-{TRACE}-{PARENT}-01"], None, []),
+        ([f"traceparent: {'x' * 9000}"], None, []),
+        ([f"traceparent: 00-{TRACE}-{PARENT}-01", f"tracestate: a={'x' * 9000}"], TRACE, []),
+        ([f"traceparent: 00-{TRACE}-{PARENT}-01", "tracestate: \xff=\xfe"], TRACE, []),
+        ([], None, []),
+        (["tracestate: a=1"], None, []),
+    ],
+)
+def test_what_the_backend_is_told_of_a_trace(
+    backend: Backend,
+    open_door: Callable[..., Door],
+    knock: Callable[[Door], Wire],
+    spans: list[Any],
+    capsys: pytest.CaptureFixture[str],
+    sent: list[str],
+    trace: str | None,
+    state: list[str],
+) -> None:
+    """Our span, in the client's trace where that is one; nothing else of the head changes, and no log is filled."""
+    tracing = Tracing()
+    wire = knock(open_door(guard=Unlocked(), ledger=tracing))
+    head = "\r\n".join(["GET /api/v2/heartbeat?x=traceparent HTTP/1.1", "host: h", *sent, "x-a: b"])
+    wire.send(head.encode("latin-1") + b"\r\n\r\n")
+    behind = backend.accept()
+    line, fields = passed_on(behind)
+    behind.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+    assert wire.until().startswith(b"HTTP/1.1 200")
+    wire.exactly(2)
+    tracing.close()
+    assert line == b"GET /api/v2/heartbeat?x=traceparent HTTP/1.1"
+    (parent,) = fields.pop("traceparent")
+    version, trace_id, span_id, flags = parent.split("-")
+    assert (version, len(trace_id), len(span_id)) == ("00", 32, 16)
+    assert (trace_id == trace) if trace else trace_id not in (TRACE, "0" * 32)
+    assert span_id not in (PARENT, "0" * 16)
+    assert fields.pop("tracestate", []) == state
+    assert fields == {"host": ["h"], "x-a": ["b"]}
+    sampled = int(flags, 16) & 1
+    assert [(s.trace_id.hex(), s.span_id.hex()) for s in spans] == [(trace_id, span_id)] * sampled
+    assert bool(sampled) != any(one.endswith("-00") for one in sent)
+    told = capsys.readouterr()
+    assert told.out + told.err == ""
+
+
+def test_without_traces_both_go_on_as_they_were_sent(
+    backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+) -> None:
+    """Another ledger changes nothing of them."""
+    wire = knock(open_door(guard=Unlocked(), ledger=Metrics()))
+    wire.send(
+        b"GET /api/v2/heartbeat HTTP/1.1\r\nhost: h\r\ntraceparent: odd\r\ntracestate: a=1\r\ntracestate: b\r\n\r\n"
+    )
+    behind = backend.accept()
+    assert passed_on(behind)[1] == {"host": ["h"], "traceparent": ["odd"], "tracestate": ["a=1", "b"]}
+
+
+def test_a_disabled_library_leaves_the_client_s_context_alone(
+    backend: Backend,
+    open_door: Callable[..., Door],
+    knock: Callable[[Door], Wire],
+    spans: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By OpenTelemetry's own variable."""
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    tracing = Tracing()
+    wire = knock(open_door(guard=Unlocked(), ledger=tracing))
+    wire.send(f"GET /api/v2/heartbeat HTTP/1.1\r\nhost: h\r\ntraceparent: 00-{TRACE}-{PARENT}-01\r\n\r\n".encode())
+    behind = backend.accept()
+    assert passed_on(behind)[1]["traceparent"] == [f"00-{TRACE}-{PARENT}-01"]
+    tracing.close()
+    assert spans == []

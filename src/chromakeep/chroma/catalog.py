@@ -109,6 +109,22 @@ class Catalog:
             self.close()
             raise
 
+    @classmethod
+    def within(cls, directory: Path, connection: sqlite3.Connection) -> Catalog:
+        """What a transaction sees that the caller holds, of a directory in use. Not to be closed, nor connected to."""
+        self = cls.__new__(cls)
+        self.directory, self.database, self.connection, self._scratch = (
+            directory,
+            directory / DATABASE,
+            connection,
+            None,
+        )
+        with untrusted_rows():
+            self._refuse_strangers()
+            self.version = self._version()
+            self.entries = self._entries()
+        return self
+
     def __enter__(self) -> Catalog:
         return self
 

@@ -41,9 +41,7 @@ class DirectorySource:
 
     def definitions(self) -> Sequence[Definition]:
         """Every collection, in order of creation. ``count`` is exact unless writes are queued."""
-        with untrusted_rows():
-            metadata = self._metadata()
-            return [self._definition(entry, metadata.get(entry.id)) for entry in self.catalog.entries]
+        return definitions_of(self.catalog)
 
     def batches(
         self, definition: Definition, *, after: Mark = None, where: Where | None = None
@@ -77,34 +75,46 @@ class DirectorySource:
         with suppress(sqlite3.Error):
             self.catalog.close()
 
-    def _definition(self, entry: Entry, metadata: dict[str, Any] | None) -> Definition:
-        (count,) = self.catalog.connection.execute(
-            "SELECT count(*) FROM embeddings WHERE segment_id = ?", (entry.metadata_segment,)
-        ).fetchone()
-        return Definition(
-            entry.name,
-            entry.id,
-            entry.tenant,
-            entry.database,
-            entry.dimension,
-            metadata,
-            entry.configuration.shown(),
-            entry.configuration.schema or None,
-            int(count),
-        )
 
-    def _metadata(self) -> dict[str, dict[str, Any]]:
-        """The metadata of collections that have any, as the API shows it."""
-        flag = "bool_value" if "bool_value" in self.catalog.columns("collection_metadata") else "NULL"
-        found: dict[str, dict[str, Any]] = {}
-        for id_, key, text, integer, real, truth in self.catalog.connection.execute(
-            f"SELECT collection_id, key, str_value, int_value, float_value, {flag} FROM collection_metadata "
-            "ORDER BY rowid"
-        ):
-            value = next((v for v in (text, integer, real) if v is not None), None if truth is None else bool(truth))
-            if value is not None:
-                found.setdefault(id_, {})[key] = value
-        return found
+def definitions_of(catalog: Catalog, *, counted: bool = True) -> list[Definition]:
+    """Every collection, in order of creation. ``counted``: with the number of records, which takes a pass over the
+    index of their ids. Raises ``SourceBroken``."""
+    with untrusted_rows():
+        metadata = _metadata(catalog)
+        return [
+            Definition(
+                entry.name,
+                entry.id,
+                entry.tenant,
+                entry.database,
+                entry.dimension,
+                metadata.get(entry.id),
+                entry.configuration.shown(),
+                entry.configuration.schema or None,
+                _count(catalog, entry) if counted else None,
+            )
+            for entry in catalog.entries
+        ]
+
+
+def _count(catalog: Catalog, entry: Entry) -> int:
+    (count,) = catalog.connection.execute(
+        "SELECT count(*) FROM embeddings WHERE segment_id = ?", (entry.metadata_segment,)
+    ).fetchone()
+    return int(count)
+
+
+def _metadata(catalog: Catalog) -> dict[str, dict[str, Any]]:
+    """The metadata of collections that have any, as the API shows it."""
+    flag = "bool_value" if "bool_value" in catalog.columns("collection_metadata") else "NULL"
+    found: dict[str, dict[str, Any]] = {}
+    for id_, key, text, integer, real, truth in catalog.connection.execute(
+        f"SELECT collection_id, key, str_value, int_value, float_value, {flag} FROM collection_metadata ORDER BY rowid"
+    ):
+        value = next((v for v in (text, integer, real) if v is not None), None if truth is None else bool(truth))
+        if value is not None:
+            found.setdefault(id_, {})[key] = value
+    return found
 
 
 def state_of(directory: Path) -> str:

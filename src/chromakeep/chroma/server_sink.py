@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec.structs import replace
@@ -21,9 +22,13 @@ from chromakeep.chroma.fetch import MOST, Fetcher
 from chromakeep.chroma.naming import LONGEST, check_name, is_left, settle, temporary
 from chromakeep.chroma.outline import differences, outline, own_metadata, space_of
 from chromakeep.chroma.server_intake import ADD, REPLACE, ServerIntake
+from chromakeep.chroma.server_patch import ServerPatch
 from chromakeep.errors import ServerAnswered, ServerFailed, TargetNotEmpty, UsageError
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.records import CONFLICTS, Definition, Mark
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TENANT = "default_tenant"
 IDS = 1000  # that are deleted in one request
@@ -123,6 +128,21 @@ class ServerSink:
             body = msgspec.json.encode({"ids": list(ids[at : at + most])})
             slow = self.connection.slow
             self.connection.request("POST", f"{ref.path}/delete", body, decoder=ANYTHING, timeout=slow, stop=self._stop)
+
+    def present(self, definition: Definition, ids: Sequence[str]) -> set[str]:
+        """Those of the ids that a collection has; ``definition`` is the sink's own."""
+        return self._patch(definition).present(ids)
+
+    def patch(self, definition: Definition, records: pa.RecordBatch) -> list[str]:
+        """Make records what these are in all but their vectors; ``definition`` is the sink's own. The ids of those that
+        it cannot: they are not there, or would lose a text. Twice is once."""
+        return self._patch(definition).write(records)
+
+    def _patch(self, definition: Definition) -> ServerPatch:
+        ref = Ref(definition.id, definition.name, definition.tenant, definition.database)
+        fetcher = Fetcher(self.connection, ref, definition.dimension, most=MOST, stop=self._stop)
+        most = self._quotas.results if self._quotas else IDS
+        return ServerPatch(self.connection, ref, fetcher, most, self._stop)
 
     def drop(self, definition: Definition) -> None:
         """Take a whole collection away; one of that name that was made since stays."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,24 @@ _COLUMNS = "seq_id, created_at, operation, topic, CAST(id AS BLOB), vector, enco
 
 Rows = dict[int, tuple[Any, ...]]  # of a table, by row number
 Tables = dict[str, tuple[tuple[str, ...], Rows]]  # columns and rows
+Also = Callable[[sqlite3.Connection, tuple[Row, ...]], object]
+"""Reads more in the transaction of a look, whose rows it is given."""
 
 
 class Tail:
     """Looks at one database, which must be in rollback mode. Not for several threads."""
 
-    def __init__(self, database: Path, applied: dict[str, int] | None = None, *, since: datetime | None = None) -> None:
+    def __init__(
+        self,
+        database: Path,
+        applied: Mapping[str, int] | None = None,
+        *,
+        last: tuple[int, str] | None = None,
+        since: datetime | None = None,
+    ) -> None:
         """``applied`` gives by topic the last row that the other side has; of topics it does not name it has none.
+        ``last``: number and topic of the last row of an earlier tail with the same ``applied`` (see ``position``): as
+        long as it is there, nothing before it is read again.
 
         Times of changes rise from one to the next, whatever the clock does, and are after ``since``.
         The first change is ``whole``. Raises what ``LiveDatabase`` raises, and ``SourceError`` for WAL mode.
@@ -61,7 +73,7 @@ class Tail:
                 raise SourceBusy(f"{database}: its writer died in a transaction") from None
             raise
         self._seen = dict(applied or {})
-        self._last: tuple[int, str] | None = None
+        self._last = last
         self._tables: Tables = {}
         self._looked: tuple[Stamp | None, bytes] | None = None
         self._time, self._counter = since or datetime.fromtimestamp(0, timezone.utc), -1
@@ -76,24 +88,32 @@ class Tail:
         """Whether anything may have been committed since the last look. Costs one ``fstat``."""
         return self._more or self._looked is None or self._live.stamp() != self._looked
 
-    def look(self, *, final: bool = False) -> Change | None:
+    @property
+    def position(self) -> tuple[dict[str, int], tuple[int, str] | None]:
+        """``applied`` and ``last`` for a tail that is to go on behind the last look."""
+        return dict(self._seen), self._last
+
+    def look(self, *, final: bool = False, also: Also | None = None) -> Change | None:
         """The next change; None if there is none. After one with ``more`` look again at once.
 
-        ``final``: a commit that changed nothing here still gives a change, so that its counter is known.
+        ``final``: a commit that changed nothing here still gives a change, so that its counter is known. ``also``: is
+        called in the same transaction; what it raises comes through, and the look has not been.
 
         Raises ``SourceBusy`` (also while a writer that died left a transaction to be undone by the next one),
         ``SourceError``, ``SourceBroken``.
         """
         try:
-            return self._look(final)
+            return self._look(final, also)
         except HotJournal:
             raise SourceBusy(f"{self._path}: its writer died in a transaction") from None
 
-    def _look(self, final: bool) -> Change | None:
+    def _look(self, final: bool, also: Also | None) -> Change | None:
         with self._live.shared(time.monotonic() + BUSY) as connection:
             found = self._live.stamp()
             counter = int.from_bytes(found[1], "big")
             rows, more = self._rows(connection)
+            if also is not None:
+                also(connection, rows)
             self._counts.update((row.topic, row.operation) for row in rows)
             self._time = max(self._time + TICK, datetime.now(timezone.utc))
             moment = self._time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

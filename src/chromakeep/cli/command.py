@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from chromakeep.addresses import parse
-from chromakeep.cli import output, progress
+from chromakeep.cli import failures, log, output, progress
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS, Settings
 from chromakeep.errors import UsageError
 
 if TYPE_CHECKING:
+    from chromakeep.cli.failures import Failure
+    from chromakeep.cli.log import Log
     from chromakeep.events import Observer
     from chromakeep.repository import Repository
 
@@ -137,19 +139,30 @@ COMMON = (
 def command(
     name: str, *, example: str, keys: tuple[str, ...] = (), service: bool = False, **extra: Any
 ) -> Callable[[Callable[..., Reply]], Command]:
-    """Make a command of ``function(call, **arguments) -> Reply``; its docstring is the help, ``keys`` its settings."""
+    """Make a command of ``function(call, **arguments) -> Reply``; its docstring is the help, ``keys`` its settings.
+
+    A ``service`` runs until it is told to stop, and may have a log.
+    """
 
     def decorate(function: Callable[..., Reply]) -> Command:
         @click.pass_context
         def body(ctx: click.Context, /, as_json: bool, debug: bool, config: str | None, **given: Any) -> None:
             flags = {key: given.pop(key) for key in list(given) if key in KEYS}
             settings = Settings(flags, os.environ, config)
-            shown = progress.choose(settings.text("progress") or "auto", service=service)
+            name = ctx.command_path.removeprefix("chromakeep ")
+            kept = log.wanted(settings) if service else None
+            shown = kept or progress.choose(settings.text("progress") or "auto", service=service)
             try:
                 reply = function(Call(settings, shown), **given)
+            except Exception as error:
+                if kept:
+                    _logged(ctx, kept, failures.understood(error, name), as_json=as_json, debug=debug)
+                raise
             finally:
                 shown.close()
-            said = reply.json(ctx.command_path.removeprefix("chromakeep ")) if as_json else reply.text
+            if kept:
+                kept.ended(reply)
+            said = reply.json(name) if as_json else "" if kept and kept.stream == 1 else reply.text
             if said:
                 output.write(said)
             ctx.exit(reply.exit_status)
@@ -158,7 +171,7 @@ def command(
         shared: Any = body
         for option in reversed(COMMON):
             shared = option(shared)
-        for key in reversed(keys):
+        for key in reversed((*keys, *log.KEYS) if service else keys):
             shared = setting(key)(shared)
         own = getattr(function, "__click_params__", [])
         shared.__click_params__ += own  # click keeps them last first: a command's own options are shown before ours
@@ -167,3 +180,12 @@ def command(
         return made
 
     return decorate
+
+
+def _logged(ctx: click.Context, kept: Log, failure: Failure, *, as_json: bool, debug: bool) -> None:
+    """Tell of it in the log; where that is JSON on stderr, nothing else is said there."""
+    kept.failed(failure)
+    if kept.stream == 2 and not kept.text and not debug:
+        if as_json:
+            output.write(failure.json(ctx.command_path.removeprefix("chromakeep ")))
+        ctx.exit(failure.status)

@@ -11,6 +11,7 @@ from chromakeep.errors import UsageError
 if TYPE_CHECKING:
     from chromakeep.operations.books import Books
     from chromakeep.operations.duty import Facing
+    from chromakeep.operations.elsewhere import Forwarding
     from chromakeep.operations.issuer import OidcSettings
 
 DOOR_KEYS = (
@@ -83,6 +84,27 @@ def facing_of(settings: Settings) -> Facing:
 
         check(facing)  # what is wrong is told before anything starts
     return facing
+
+
+def forwarding_of(settings: Settings) -> Forwarding | None:
+    """Where this instance is reached by others. Raises ``UsageError`` for what cannot be."""
+    url, authority = settings.text("advertise"), settings.text("advertise_ca")
+    if not url:
+        if authority:
+            raise UsageError("--advertise-ca without --advertise", hint="give both")
+        return None
+    if settings.text("durability") == "snapshots" or not settings.text("repository"):
+        raise UsageError("--advertise, and no log by which another instance could stand by", hint="see --durability")
+    if settings.text("tls_client_ca"):
+        hint = "an instance that forwards a write has no client's certificate: keys do for both"
+        raise UsageError("--advertise and --tls-client-ca do not go together", hint=hint)
+    from chromakeep.operations.elsewhere import Forwarding, door_at
+    from chromakeep.server.front import trust
+
+    door_at(url)
+    forwarding = Forwarding(url, Path(authority) if authority else None)
+    trust(forwarding)
+    return forwarding
 
 
 def oidc_of(settings: Settings) -> OidcSettings | None:

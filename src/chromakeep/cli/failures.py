@@ -8,6 +8,7 @@ import sys
 import traceback
 
 import click
+import msgspec
 
 from chromakeep import __version__
 from chromakeep.cli import output
@@ -17,30 +18,56 @@ INTERRUPTED = 130
 BUG = 70
 
 
+class Failure(msgspec.Struct, frozen=True):
+    """How an invocation ends: what is said, the exit status, the code."""
+
+    known: ChromakeepError
+    status: int
+    code: str
+
+    @property
+    def message(self) -> str:
+        """In one line."""
+        return _one_line(self.known.message)
+
+    @property
+    def hint(self) -> str | None:
+        return _one_line(self.known.hint) if self.known.hint else None
+
+    def json(self, command: str | None) -> str:
+        """The one object of ``--json``."""
+        known = self.known
+        document = {"command": command, "ok": False, "code": self.code, "message": known.message, "hint": known.hint}
+        return json.dumps({**document, "exit_status": self.status}, ensure_ascii=False)
+
+
+def understood(error: BaseException, command: str | None) -> Failure:
+    """What ``error`` is; of one that nobody foresaw, a bug."""
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return Failure(ChromakeepError("interrupted"), INTERRUPTED, "interrupted")
+    if (seen := _known(error, command)) is not None:
+        return Failure(seen, seen.exit_status, seen.code)
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    where = f"please report it, with what the same command says with --debug, and: chromakeep {__version__}"
+    python = ".".join(map(str, sys.version_info[:3]))
+    bug = ChromakeepError(f"a bug in chromakeep: {what}", hint=f"{where}, Python {python}, {sys.platform}")
+    return Failure(bug, BUG, "bug")
+
+
 def report(error: BaseException, *, command: str | None, as_json: bool, debug: bool) -> int:
     """Tell of ``error`` on stderr, and on stdout as the one JSON object when ``as_json``; return the exit status."""
     if isinstance(error, click.exceptions.NoArgsIsHelpError) and error.ctx is not None:
         output.write(error.ctx.get_help())
         return 0
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        known, status, code = ChromakeepError("interrupted"), INTERRUPTED, "interrupted"
-    elif (seen := _known(error, command)) is not None:
-        known, status, code = seen, seen.exit_status, seen.code
-    else:
-        what = " ".join(f"{type(error).__name__}: {error}".split())
-        where = f"please report it, with what the same command says with --debug, and: chromakeep {__version__}"
-        python = ".".join(map(str, sys.version_info[:3]))
-        known = ChromakeepError(f"a bug in chromakeep: {what}", hint=f"{where}, Python {python}, {sys.platform}")
-        status, code = BUG, "bug"
+    failure = understood(error, command)
     if debug:
         traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
-    output.write(f"chromakeep: {_one_line(known.message)}", sys.stderr)
-    if known.hint:
-        output.write(f"  hint: {_one_line(known.hint)}", sys.stderr)
+    output.write(f"chromakeep: {failure.message}", sys.stderr)
+    if failure.hint:
+        output.write(f"  hint: {failure.hint}", sys.stderr)
     if as_json:
-        document = {"command": command, "ok": False, "code": code, "message": known.message, "hint": known.hint}
-        output.write(json.dumps({**document, "exit_status": status}, ensure_ascii=False))
-    return status
+        output.write(failure.json(command))
+    return failure.status
 
 
 def _known(error: BaseException, command: str | None) -> ChromakeepError | None:

@@ -23,7 +23,7 @@ class Lines:
         self._notes, self._times = notes, times
 
     def __call__(self, event: Event) -> None:
-        if line := _line(event, notes=self._notes):
+        if line := line_of(event, notes=self._notes):
             self.say(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}" if self._times else line)
 
     def say(self, line: str) -> None:
@@ -162,15 +162,34 @@ def choose(mode: str, *, service: bool = False) -> Lines | JsonLines | Bar:
     return Lines()
 
 
+def line_of(event: Event, *, notes: bool) -> str | None:
+    """What a person is told of it, if anything."""
+    if isinstance(event, ServerLine):
+        said = bare(event)
+        return f"chroma | {said}" if said else None
+    if isinstance(event, Noted) and event.level == "info":
+        return event.message if notes else None
+    said = message_of(event)
+    return f"{level_of(event)}: {said}" if said else None
+
+
+def message_of(event: Event) -> str:
+    """The event in a sentence; "" for one that only a bar shows."""
+    if isinstance(event, Retried):
+        return f"{event.what}: {event.error}; attempt {event.attempt}, again in {event.delay:.1f} s"
+    if isinstance(event, ServerLine):
+        return bare(event)
+    return event.message if isinstance(event, Noted) else ""
+
+
+def level_of(event: Event) -> str:
+    """``info`` or ``warning``."""
+    return event.level if isinstance(event, Noted) else "warning" if isinstance(event, Retried) else "info"
+
+
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def _line(event: Event, *, notes: bool) -> str | None:
-    if isinstance(event, Retried):
-        return f"warning: {event.what}: {event.error}; attempt {event.attempt}, again in {event.delay:.1f} s"
-    if isinstance(event, ServerLine):
-        said = _COLOUR.sub("", event.line).rstrip()
-        return f"chroma | {said}" if said else None
-    if isinstance(event, Noted) and event.level != "info":
-        return f"{event.level}: {event.message}"
-    return event.message if isinstance(event, Noted) and notes else None
+def bare(event: ServerLine) -> str:
+    """The line without colours and the space at its end."""
+    return _COLOUR.sub("", event.line).rstrip()

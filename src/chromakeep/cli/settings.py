@@ -81,12 +81,32 @@ KEYS = {
             ("async", "sync", "snapshots"),
         ),
         Key("hold_writes", "duration", "How long a write waits where it cannot be taken at the moment.", 0.0),
+        Key(
+            "advertise", "text", "URL at which other instances reach this one: writes are forwarded to who takes them."
+        ),
+        Key(
+            "advertise_ca", "path", "Authority (PEM) that signed their certificates; those of the system unless given."
+        ),
         Key("grace", "duration", "Time from SIGTERM to the end, the last snapshot included.", 10.0),
         Key("ephemeral", "flag", "Accept that everything is lost when the container stops.", False),
         Key("open", "flag", "Accept that whoever reaches the port may do everything: no key is needed.", False),
         Key("host", "text", "Address on which Chroma listens: localhost unless its own options say otherwise."),
         Key("port", "number", "Port on which Chroma listens: 8000 unless its own options say otherwise."),
+        Key("engine", "text", "URL of a PostgreSQL with pgvector that keeps all data; or postgresql: a private one."),
+        Key("engine_storage", "choice", "How vectors are stored there.", "vector", ("vector", "halfvec")),
+        Key("engine_connections", "number", "How many connections to it are used at a time.", 10),
+        Key("allow_reset", "flag", "Let clients reset, which deletes everything.", False),
         Key("chroma", "path", "The chroma program: the one on PATH unless given."),
+        Key(
+            "log_format",
+            "choice",
+            "How a service tells what happens: lines for people or JSON.",
+            "text",
+            ("text", "json"),
+        ),
+        Key("log_file", "path", "File that gets these lines in place of stderr; - is stdout."),
+        Key("log_size", "number", "Megabytes at which a new file of them is begun.", 100),
+        Key("log_keep", "number", "How many older ones are kept.", 5),
         Key("metrics_port", "number", "A port of their own for the metrics; they are on the main port too."),
         Key("metrics_host", "text", "Address on which that port listens.", "127.0.0.1"),
         Key("access_log", "path", "File that gets a line for each request; - is stdout."),
@@ -161,6 +181,10 @@ class Settings:
 
     def value(self, name: str) -> Any:
         return self._settings[name].value
+
+    def came_from(self, name: str) -> str:
+        """The origin of a setting's value."""
+        return self._settings[name].origin
 
     def text(self, name: str) -> str | None:
         value = self._settings[name].value

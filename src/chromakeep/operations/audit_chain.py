@@ -77,9 +77,15 @@ class Break(msgspec.Struct, frozen=True):
 
 
 class Chain:
-    """Takes lines in their order and stops believing at the first wrong one, which ``broken`` then names."""
+    """Takes lines in their order and stops believing at the first wrong one, which ``broken`` then names.
 
-    def __init__(self) -> None:
+    It may begin anywhere, unless it is known of which ``instance`` it is and what it begins with: the record
+    ``number``, behind one whose hash is ``previous``.
+    """
+
+    def __init__(self, instance: str | None = None, number: int = 1, previous: str = NOTHING) -> None:
+        self.instance = instance or ""
+        self._begins = (instance, number, previous) if instance else None
         self.first: Link | None = None
         self.last: Link | None = None
         self.records = 0
@@ -111,7 +117,8 @@ class Chain:
             return None
         self.closed += self._torn is not None
         self._torn = None
-        if wrong := _misfit(self.last, link):
+        before = self.last
+        if wrong := _misfit(before, link) if before or not self._begins else _wrong_first(link, *self._begins):
             self._break(place, number, wrong)
             return None
         self.first = self.first or link
@@ -142,6 +149,17 @@ def _misfit(before: Link | None, link: Link) -> str | None:
         return f"is record {link.number}: out of order after {before.number}"
     if link.previous != before.hash:
         return "does not follow the line before it: one of the two was replaced"
+    return None
+
+
+def _wrong_first(link: Link, instance: str, number: int, previous: str) -> str | None:
+    """Why a line is not the one that a chain begins with, if so."""
+    if link.instance != instance:
+        return f"is of another instance, {link.instance}"
+    if link.number != number:
+        return f"is record {link.number}, where the chain begins with record {number}"
+    if link.previous != previous:
+        return "does not follow what was before it" if number > 1 else _misfit(None, link)
     return None
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chromakeep.errors import ChromakeepError, CorruptObject, ObjectExists, VerificationFailed
+from chromakeep.errors import ChromakeepError, ObjectExists, VerificationFailed
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.audit_chain import NOTHING, Wrong, read
 from chromakeep.operations.audit_file import files, raw_lines
+from chromakeep.operations.audit_objects import KIND, last_shipped, name_of
 from chromakeep.repository.sealed import unseal
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
 
-FOLDER, KIND = "audit/", "U"
 SEGMENT = 1 << 20  # bytes of lines in an object, or one record more
 HINT = "was the disk of an instance copied, or an older one put back? move the file away: another log is begun"
 EVERY = 60.0  # seconds after which what there is goes
@@ -102,11 +101,6 @@ class AuditShipping:
             self.shipped, self._hash = last, hash_
 
 
-def name_of(instance: str, first: int) -> str:
-    """The name of the object that begins with this record."""
-    return f"{FOLDER}{instance}/{first:010d}"
-
-
 def segments(path: Path, after: int, before: str) -> Iterator[tuple[int, int, str, bytes]]:
     """(first record, last record, its hash, lines) of what comes after the record ``after`` whose hash is ``before``,
     each about ``SEGMENT`` bytes. Raises ``VerificationFailed`` where the file has another record there, or none.
@@ -142,33 +136,6 @@ def segments(path: Path, after: int, before: str) -> Iterator[tuple[int, int, st
         raise _another(path, after)
     if first:
         yield first, last, hash_, b"".join(found[:whole])
-
-
-def objects(repository: Repository) -> dict[str, list[str]]:
-    """The names of the objects of each instance, in the order of their records."""
-    found: dict[str, list[str]] = {}
-    for info in repository.store.list(FOLDER):
-        instance, _, number = info.name.removeprefix(FOLDER).partition("/")
-        if number.isdigit():
-            found.setdefault(instance, []).append(info.name)
-    return found
-
-
-def lines_in(repository: Repository, name: str) -> list[bytes]:
-    """The lines of an object, without their newlines. Raises ``CorruptObject``."""
-    return unseal(KIND, name, repository.store.get(name), repository.keys).removesuffix(b"\n").split(b"\n")
-
-
-def last_shipped(repository: Repository, instance: str) -> tuple[int, str]:
-    """Number and hash of the last record that is there; 0 where there is none. Raises ``CorruptObject``."""
-    names = [o.name for o in repository.store.list(f"{FOLDER}{instance}/")]
-    if not names:
-        return 0, NOTHING
-    for line in reversed(lines_in(repository, names[-1])):
-        with suppress(Wrong):
-            link = read(line)
-            return link.number, link.hash
-    raise CorruptObject(names[-1], "holds no record")
 
 
 def _same(repository: Repository, name: str, data: bytes) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from chromakeep.errors import ChromakeepError, UsageError
 from chromakeep.operations.audit_chain import Break, Chain, Wrong, read
 from chromakeep.operations.audit_file import raw_lines
-from chromakeep.operations.audit_shipping import lines_in, objects
+from chromakeep.operations.audit_objects import TRIES, Beginning, instances, lines_in, shelf_of
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
@@ -49,16 +49,13 @@ def verify(paths: list[Path], repositories: dict[str, Repository]) -> VerifyRepo
     problems: list[Break] = []
     kept: dict[str, dict[int, tuple[str, str]]] = {}  # by instance, of the last record of each object: hash, name
     for address, repository in repositories.items():
-        for instance, names in objects(repository).items():
-            marks: dict[int, tuple[str, str]] = {}
-            chain = _follow(_in_repository(repository, names), marks)
+        for instance in instances(repository):
+            chain, marks, begins = _stored(repository, instance)
             kept.setdefault(instance, {}).update(marks)
-            _told(address, chain, chains, problems)
-            if chain.first and chain.first.instance != instance:
-                problems.append(Break(names[0], 1, f"is of another instance, {chain.first.instance}"))
+            _told(address, chain, chains, problems, begins)
     for group in _chains(paths):
-        marks = {}
-        chain = _follow(_in_files(group), marks, whole_end=False, wanted=kept)
+        marks, chain = {}, Chain()
+        _follow(chain, _in_files(group), marks, whole_end=False, wanted=kept)
         _told(", ".join(map(str, group)), chain, chains, problems)
         if chain.last and not chain.broken:
             problems += _compared(chain, marks, kept.get(chain.last.instance, {}), group[-1])
@@ -70,8 +67,8 @@ def records(paths: list[Path], repositories: dict[str, Repository]) -> Iterator[
     for group in _chains(paths):
         yield from _whole(_in_files(group))
     for repository in repositories.values():
-        for names in objects(repository).values():
-            yield from _whole(_in_repository(repository, names))
+        for instance in instances(repository):
+            yield from _whole(_in_repository(repository, shelf_of(repository, instance).names))
 
 
 def _whole(lines: Iterator[Line]) -> Iterator[dict[str, Any]]:
@@ -82,16 +79,35 @@ def _whole(lines: Iterator[Line]) -> Iterator[dict[str, Any]]:
             continue
 
 
+def _stored(repository: Repository, instance: str) -> tuple[Chain, dict[int, tuple[str, str]], Beginning | None]:
+    """The chain in a repository, from where it begins there; what a prune takes away meanwhile is not missed."""
+    for attempt in range(TRIES):
+        chain, marks = Chain(instance), dict[int, tuple[str, str]]()
+        try:
+            shelf = shelf_of(repository, instance)
+            chain = Chain(instance, shelf.begins.number, shelf.begins.previous)
+            _follow(chain, _in_repository(repository, shelf.names), marks)
+            if chain.broken and attempt < TRIES - 1 and shelf_of(repository, instance).begins != shelf.begins:
+                continue
+        except ChromakeepError as error:
+            chain.broken = chain.broken or Break(getattr(error, "name", ""), 0, error.message)
+            return chain, marks, None
+        if shelf.mark:
+            marks[shelf.begins.number - 1] = shelf.begins.previous, shelf.mark
+        return chain, marks, shelf.begins if shelf.mark else None
+    raise AssertionError("unreachable")
+
+
 def _follow(
+    chain: Chain,
     lines: Iterator[Line],
     marks: dict[int, tuple[str, str]],
     *,
     whole_end: bool = True,
     wanted: dict[str, dict[int, tuple[str, str]]] | None = None,
-) -> Chain:
+) -> None:
     """A chain to its end or its first wrong line. ``marks``: gets the hashes of the records that are ``wanted``, or of
     the last one of each place."""
-    chain = Chain()
     try:
         for place, number, line, whole in lines:
             link = chain.take(place, number, line, whole=whole)
@@ -105,15 +121,19 @@ def _follow(
         chain.broken = chain.broken or Break(getattr(error, "name", ""), 0, error.message)
     if whole_end:
         chain.end()
-    return chain
 
 
-def _told(where: str, chain: Chain, chains: list[ChainReport], problems: list[Break]) -> None:
+def _told(
+    where: str, chain: Chain, chains: list[ChainReport], problems: list[Break], begins: Beginning | None = None
+) -> None:
     if chain.first and chain.last:
         last = chain.last
         chains.append(
             ChainReport(where, last.instance, chain.first.number, last.number, last.hash, chain.closed, chain.torn)
         )
+    elif begins and not chain.broken:  # all that was ever there is removed
+        last_ = begins.number - 1
+        chains.append(ChainReport(where, chain.instance, begins.number, last_, begins.previous, 0, False))
     elif not chain.broken:
         chain.end()
         chain.broken = chain.broken or Break(where, 0, "holds no record")

@@ -7,7 +7,7 @@ never deleted. A round that was killed is simply made again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -48,12 +48,13 @@ def catch_up(
     tracked: dict[Key, Tracked],
     save: Callable[[], None],
     *,
+    only: Container[Key] | None = None,
     allow_empty: bool = False,
     folder: Path | None = None,
     observer: Observer = ignore,
 ) -> Round:
-    """One round. ``tracked`` is brought up to date, and ``save`` called before anything that it must tell a later
-    process. ``b`` reads what ``sink`` writes.
+    """One round. ``only``: leave all collections as they are but these, and those that are gone. ``tracked`` is brought
+    up to date, and ``save`` called before anything that it must tell a later process. ``b`` reads what ``sink`` writes.
 
     Raises ``SourceError`` if the source has none of the tracked collections any more, unless ``allow_empty``: a server
     that was started on a wrong directory shows just that. ``TargetNotEmpty`` if a new collection has the name of
@@ -72,6 +73,8 @@ def catch_up(
             del tracked[key]
             save()
     for key, (definition, target) in pairs.items():
+        if only is not None and key not in only:
+            continue
         if key not in tracked:
             tracked[key] = begin(definition, target, there, options)
             save()

@@ -10,6 +10,7 @@ import msgspec
 
 from chromakeep.errors import ChromakeepError, CorruptObject, MissingObject, ObjectNotFound
 from chromakeep.events import Observer, PhaseStarted, Progressed, ignore
+from chromakeep.operations.audit_objects import BEGINS, END
 from chromakeep.operations.check_log import LogCheck
 from chromakeep.operations.key_places import access_object
 from chromakeep.repository.collector import verify
@@ -130,9 +131,9 @@ class _Check:
         for kind, prefix, opened in (("G", "gc/", keys), ("N", "sessions/", keys), ("U", "audit/", keys)):
             for name in (n for n in listed if n.startswith(prefix) and not n.endswith(".done")):
                 try:
-                    unseal(kind, name, store.get(name), opened)
+                    unseal(BEGINS if name.endswith(END) else kind, name, store.get(name), opened)
                 except ObjectNotFound:
-                    continue  # a session that ended meanwhile
+                    continue  # a session that ended meanwhile, or records of the audit log that were pruned
                 except ChromakeepError as e:
                     self._note(name, e)
         for name in (n for n in listed if n.startswith("keys/")):

@@ -12,9 +12,11 @@ import msgspec
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
 from chromakeep.events import Observer, ignore
 from chromakeep.operations.books import Books
+from chromakeep.operations.elsewhere import Elsewhere, Forwarding
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.ship import Shipping
 from chromakeep.operations.sighting import Sighting
+from chromakeep.operations.writes import Writes
 
 if TYPE_CHECKING:
     from chromakeep.access.keys import Key, Keyring
@@ -37,7 +39,9 @@ class Duty:
     def __init__(self, durability: str, keeping: Keeping | None) -> None:
         self.durability = durability
         self.standby: Standby | None = None  # of an instance that waits
+        self.elsewhere: Elsewhere | None = None  # the door that takes the writes while this instance waits
         self.sighting = Sighting()
+        self.writes = Writes()  # what the operator says of them
         self.trouble: str | None = None  # with a server that is not ours
         self._role = STARTING
         self._keeping = keeping
@@ -107,7 +111,7 @@ class Duty:
     def status(self) -> dict[str, object]:
         """What there is to know, for a page: role, durability, how far the log is (``ship.Standing``) or a standby."""
         known: dict[str, object] = {"role": self.role, "durability": self.durability}
-        if why := self.refusal():
+        if why := self.writes.refusal() or self.refusal():
             known["refuses_writes"] = why.message
         if gone := self.sighting.gone:
             known["missing"] = gone
@@ -154,7 +158,8 @@ class Front(msgspec.Struct, frozen=True):
     it makes for itself. ``books`` says which are kept of the requests; ``audit`` is the log for them, ``read`` gives
     the numbers of the run. ``keys`` are those of the moment, ``foreign`` tells
     what a token of others gives (see ``Entrance``); ``closed``: nobody comes in without
-    one, be there one or not. ``authority`` is the name of a server that is not ours, which is ``secure`` over TLS.
+    one, be there one or not. ``forwarding``: writes go on to the instance that takes them.
+    ``authority`` is the name of a server that is not ours, which is ``secure`` over TLS.
     ``engine`` answers in the place of a server: it is asked by so many ``threads`` at a time.
     """
 
@@ -174,6 +179,7 @@ class Front(msgspec.Struct, frozen=True):
     keys: Callable[[], Keyring | None] | None = None
     foreign: Callable[[str, float], Key | None] | None = None
     closed: bool = False
+    forwarding: Forwarding | None = None
     authority: str | None = None
     secure: bool = False
     engine: Engine | None = None

@@ -5,6 +5,7 @@ a Chroma data directory             read from an exact copy of it, taken hot; wr
 ``REPO``, ``REPO@TIME``             read from the state that is restored to a working directory, verified
 ``http://host:8000/tenant/database`` read and written over HTTP
 ``chroma-cloud://tenant/database``  the same, within Chroma Cloud's limits
+``postgresql://user@host/database``  read in one exact state; written by COPY, visible when it is whole
 ``x.parquet``, ``dir.parquet/``     read and written as files
 ``x.jsonl``, ``x.jsonl.zst``, ``-`` the same
 =================================== =======================================================================
@@ -21,7 +22,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from chromakeep.addresses import CLOUD, Address, parse, split_selector
+from chromakeep.addresses import CLOUD, POSTGRES, Address, parse, split_selector
 from chromakeep.chroma.directory_source import DirectorySource
 from chromakeep.errors import NotAChromaDirectory, UsageError
 from chromakeep.events import Observer, ignore
@@ -69,6 +70,10 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
         tenant, database = _database(place)
         cloud = place.kind == CLOUD
         return ServerSource(connection_of(place, means), tenant, database, plan=means.work / "ids", cloud=cloud)
+    if selector is None and place.kind == POSTGRES:
+        from chromakeep.operations.postgres_ends import source_in
+
+        return source_in(place)
     if selector is None and not place.is_url and _is_directory(Path(place.place)):
         from chromakeep.chroma.capture import capture
 
@@ -104,6 +109,10 @@ def open_sink(text: str, means: Means, *, resume: bool = False) -> tuple[Sink, C
     place = parse(address)
     if selector is not None:
         raise UsageError(f"{text}: a moment of a repository cannot be written", hint="back a directory up instead")
+    if place.kind == POSTGRES:
+        from chromakeep.operations.postgres_ends import sink_in
+
+        return sink_in(place, means.observer)
     from chromakeep.chroma.server_sink import ServerSink
 
     if place.kind in ("http", CLOUD):

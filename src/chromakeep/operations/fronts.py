@@ -50,6 +50,7 @@ def front_of(
         settings.hold_writes,
         observer,
         facing=settings.facing,
+        forwarding=settings.forwarding,
         folder=beside.root,
         receiver=receiver,
         token=settings.receive_token or "",

@@ -79,9 +79,16 @@ class Reigning:
     ``other`` is the instance that holds the lease now, as far as one is known.
     """
 
-    def __init__(self, repository: Repository, *, stop: threading.Event, observer: Observer = ignore) -> None:
+    def __init__(
+        self,
+        repository: Repository,
+        *,
+        stop: threading.Event,
+        address: str | None = None,
+        observer: Observer = ignore,
+    ) -> None:
         self.done, self.lease, self.other = threading.Event(), None, None
-        self._repository, self._stop, self._observer = repository, stop, observer
+        self._repository, self._stop, self._observer, self._address = repository, stop, observer, address
         self._closed = False
         threading.Thread(target=self._work, name="reign", daemon=True).start()
 
@@ -90,7 +97,13 @@ class Reigning:
 
     def _work(self) -> None:
         try:
-            self.lease = reign(self._repository, stop=self._stop, waiting=self._wait, observer=self._observer)
+            self.lease = reign(
+                self._repository,
+                stop=self._stop,
+                address=self._address,
+                waiting=self._wait,
+                observer=self._observer,
+            )
         except ChromakeepError as error:
             self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
         self.done.set()

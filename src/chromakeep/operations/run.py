@@ -48,6 +48,7 @@ from chromakeep.operations.run_settings import RunResult, RunSettings
 from chromakeep.operations.sighting import Sighting
 from chromakeep.operations.succession import START_AGAIN, Succession
 from chromakeep.operations.watch import Watching
+from chromakeep.operations.writes import Writes
 from chromakeep.records import Collection
 
 if TYPE_CHECKING:
@@ -141,6 +142,9 @@ class _Service:
         self.env, self.observer, self.stop, self.hurry = env, observer, stop, hurry
         self.keeping = self._new_keeping() if settings.open_repository else None
         self.duty = Duty(settings.durability if self.keeping else SNAPSHOTS, self.keeping)
+        self.duty.writes = Writes(beside.root)
+        if why := self.duty.writes.refusal():
+            observer(Noted(f"{why.message}, since {self.duty.writes.said.since}", "warning"))
         self.succession = self._new_succession()
         self.changeover = Changeover(beside, self.keeping, observer)
         self.door: Doorway | None = None
@@ -167,6 +171,7 @@ class _Service:
             self.duty,
             self.settings.open_repository,
             make_server=self._new_server if self.settings.door else None,
+            address=self.settings.forwarding.url if self.settings.door and self.settings.forwarding else None,
             observer=self.observer,
             stop=self.stop,
         )

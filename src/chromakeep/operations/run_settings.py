@@ -10,6 +10,7 @@ import msgspec
 
 from chromakeep.operations.books import Books
 from chromakeep.operations.duty import ASYNC, Facing, OpenDoor
+from chromakeep.operations.elsewhere import Forwarding
 
 if TYPE_CHECKING:
     from chromakeep.operations.issuer import OidcSettings
@@ -21,7 +22,8 @@ class RunSettings(msgspec.Struct, frozen=True):
 
     ``durability``: ``async`` (what is committed goes into the log within a fraction of a second), ``sync`` (a write is
     acknowledged only then) or ``snapshots``. ``door`` opens the port and passes requests on to the server, which then
-    listens on loopback; None: the server has the port itself. ``facing`` is for the door.
+    listens on loopback; None: the server has the port itself. ``facing`` is for the door; with ``forwarding`` it passes
+    writes on while another instance takes them.
     ``open_repository`` None means there is none; ``create_repository`` makes one where ``open_repository`` finds none.
     ``receive_token``, where there is a door, lets whoever knows it put another directory in place (``send``).
     ``open``: other machines may reach it, and nobody needs a key; ``oidc``: tokens of that issuer are keys. ``books``,
@@ -36,6 +38,7 @@ class RunSettings(msgspec.Struct, frozen=True):
     durability: str = ASYNC
     door: OpenDoor | None = None
     facing: Facing = Facing()
+    forwarding: Forwarding | None = None
     receive_token: str | None = None
     hold_writes: float = 0.0
     grace: float = 10.0

@@ -1,4 +1,4 @@
-"""serve: a closed door in front of a Chroma that is somebody else's."""
+"""serve: a closed door in front of a Chroma that is somebody else's, or of an engine in this process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.errors import ServerAnswered, ServerSilent
@@ -19,6 +20,7 @@ from chromakeep.operations.duty import SERVING, SNAPSHOTS, Duty, Facing, Front, 
 from chromakeep.operations.entrance import Entrance
 from chromakeep.operations.fronts import audit_of
 from chromakeep.operations.key_places import opener
+from chromakeep.operations.writes import Writes
 
 if TYPE_CHECKING:
     from chromakeep.operations.issuer import OidcSettings
@@ -28,16 +30,62 @@ EVERY = 2.0  # seconds between two looks whether it is there
 PATIENCE = 10.0  # seconds for its heartbeat
 
 
-class ServeSettings(msgspec.Struct, frozen=True):
-    """What is behind the door, and who may come in. ``secure``: it speaks TLS, and has a certificate of its name.
+class Behind(Protocol):
+    """What answers behind the door."""
 
-    The keys lie in the repository, or in ``data`` where there is none; ``open``: nobody needs one.
+    name: str  # as of "serving ... NAME"
+
+    def start(self) -> None:
+        """Before the door opens. Raises what keeps it from serving at all."""
+
+    def front(self, front: Front) -> Front:
+        """The front with it behind."""
+
+    def trouble(self) -> str | None:
+        """Why it does not answer at the moment; None: it does."""
+
+    def stop(self) -> None:
+        """After the door has closed, also where it did not start."""
+
+
+class Elsewhere:
+    """A Chroma at (host, port). ``secure``: it speaks TLS, and has a certificate of its name."""
+
+    def __init__(self, backend: tuple[str, int], secure: bool) -> None:
+        self._backend, self._secure = backend, secure
+        self._client = ChromaClient(*backend, timeout=PATIENCE, secure=secure)
+        self._authority = "{}:{}".format(*backend)
+        self.name = f"what is at {self._authority}"
+
+    def start(self) -> None:
+        """See ``Behind``."""
+
+    def front(self, front: Front) -> Front:
+        """See ``Behind``."""
+        return replace(front, backend=self._backend, authority=self._authority, secure=self._secure)
+
+    def trouble(self) -> str | None:
+        """See ``Behind``."""
+        try:
+            self._client.heartbeat(timeout=PATIENCE)
+        except (ServerSilent, ServerAnswered) as error:
+            return error.message
+        return None
+
+    def stop(self) -> None:
+        """See ``Behind``."""
+
+
+class ServeSettings(msgspec.Struct, frozen=True):
+    """What is behind the door, and who may come in.
+
+    The keys lie in the repository, or in ``data`` where there is none; ``open``: nobody needs one. ``writes``: where it
+    is written down that writes are refused; None: it is forgotten at the end.
     """
 
     host: str
     port: int
-    backend: tuple[str, int]
-    secure: bool
+    behind: Behind
     door: OpenDoor
     data: Path
     open_repository: Callable[[], Repository] | None = None
@@ -46,6 +94,7 @@ class ServeSettings(msgspec.Struct, frozen=True):
     facing: Facing = Facing()
     books: Books = Books()
     drain: float = 2.0
+    writes: Path | None = None
 
 
 class ServeResult(msgspec.Struct, frozen=True):
@@ -57,19 +106,23 @@ class ServeResult(msgspec.Struct, frozen=True):
 def serve(
     settings: ServeSettings, *, observer: Observer = ignore, stop: threading.Event, env: Mapping[str, str]
 ) -> ServeResult:
-    """Serve until ``stop`` is set. ``/readyz`` says whether the server behind answers its heartbeat.
+    """Serve until ``stop`` is set. ``/readyz`` says whether what is behind answers.
 
-    Raises ``RefusedToServe`` where it would be open by accident, ``ServerFailed`` where it cannot listen.
+    Raises ``RefusedToServe`` where it would be open by accident, ``ServerFailed`` where it cannot listen, and what
+    keeps the engine from its start.
     """
     started = time.monotonic()
     duty = Duty(SNAPSHOTS, None)
+    duty.writes = Writes(settings.writes)
+    if why := duty.writes.refusal():
+        observer(Noted(f"{why.message}, since {duty.writes.said.since}", "warning"))
     duty.role, duty.trouble = SERVING, "the server behind was not asked yet"
     place = opener(settings.open_repository, settings.data, observer)
     entrance = Entrance(place, settings.host, env, accepted=settings.open, oidc=settings.oidc, observer=observer)
     front = Front(
         settings.host,
         settings.port,
-        settings.backend,
+        (settings.host, settings.port),
         duty,
         0.0,
         observer,
@@ -80,30 +133,29 @@ def serve(
         keys=lambda: entrance.ring,
         foreign=entrance.foreign,
         closed=entrance.closed,
-        authority="{}:{}".format(*settings.backend),
-        secure=settings.secure,
     )
-    door = settings.door(front)
-    entrance.start()
+    behind = settings.behind
     try:
-        door.start()
-        where = f"{settings.facing.scheme}://{settings.host}:{settings.port}"
-        observer(Noted(f"serving on {where} what is at {front.authority}"))
-        _watch(settings, duty, observer, stop)
+        behind.start()
+        door = settings.door(behind.front(front))
+        try:
+            entrance.start()
+            door.start()
+            where = f"{settings.facing.scheme}://{settings.host}:{settings.port}"
+            observer(Noted(f"serving on {where} {behind.name}"))
+            _watch(behind, duty, observer, stop)
+        finally:
+            door.stop(settings.drain)
+            entrance.stop()
     finally:
-        door.stop(settings.drain)
-        entrance.stop()
+        behind.stop()
     return ServeResult(round(time.monotonic() - started, 3))
 
 
-def _watch(settings: ServeSettings, duty: Duty, observer: Observer, stop: threading.Event) -> None:
-    client = ChromaClient(*settings.backend, timeout=PATIENCE, secure=settings.secure)
+def _watch(behind: Behind, duty: Duty, observer: Observer, stop: threading.Event) -> None:
     while not stop.is_set():
-        try:
-            client.heartbeat(timeout=PATIENCE)
-            trouble = None
-        except (ServerSilent, ServerAnswered) as error:
-            trouble = f"the server behind: {error.message}"
+        why = behind.trouble()
+        trouble = why and f"the server behind: {why}"
         if trouble != duty.trouble and (trouble or duty.trouble):
             observer(Noted(trouble or "the server behind answers", "warning" if trouble else "info"))
         duty.trouble = trouble

@@ -17,6 +17,7 @@ from chromakeep.events import Noted, Observer
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.boot import DATA, look
 from chromakeep.operations.duty import STARTING, WAITING, Duty
+from chromakeep.operations.elsewhere import door_of
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.reign import Reigning
 from chromakeep.operations.tenure import Tenure
@@ -30,7 +31,8 @@ START_AGAIN = "start it again: it then waits its turn, with the other's data; wh
 
 
 class Succession:
-    """Of one run. ``make_server`` makes the server of a standby; None: this instance only waits.
+    """Of one run. ``make_server`` makes the server of a standby; None: this instance only waits. ``address``: of its
+    door, for the lease, where it and others forward writes to each other.
 
     ``server`` is that of a standby whose turn it was: it goes on, and ``known`` says how far the log has its rows.
     """
@@ -43,6 +45,7 @@ class Succession:
         open_repository: Callable[[], Repository],
         *,
         make_server: Callable[[], ChromaServer] | None,
+        address: str | None = None,
         observer: Observer,
         stop: threading.Event,
     ) -> None:
@@ -50,6 +53,7 @@ class Succession:
         self.known: dict[str, int] = {}
         self._beside, self._keeping, self._duty, self._open = beside, keeping, duty, open_repository
         self._make_server, self._observer, self._stop = make_server, observer, stop
+        self._address = address
         self._waiting: Reigning | None = None
         self._late = False
         self._standby: Standby | None = None
@@ -70,10 +74,11 @@ class Succession:
             said = "this store settles no races: no log is written, only snapshots are taken"
             self._observer(Noted(said, "warning"))
             return None
-        self._waiting = waiting = Reigning(repository, stop=self._stop, observer=self._observer)
+        self._waiting = waiting = Reigning(repository, stop=self._stop, address=self._address, observer=self._observer)
         deadline = time.monotonic() + PATIENCE
         while not waiting.done.wait(0.02) and not self._stop.is_set():
             self._duty.role = WAITING if waiting.other else STARTING
+            self._duty.elsewhere = door_of(waiting.other) if self._address else None
             if waiting.other and self._make_server and self._standby is None:
                 self._stand_by(repository, self._make_server)
             if time.monotonic() > deadline and not waiting.other and self._may_start_without(repository):
@@ -81,6 +86,7 @@ class Succession:
                 self._observer(Noted(said, "warning"))
                 self._late = True
                 return None
+        self._duty.elsewhere = None
         self._keeping.lease = lease = waiting.lease
         if self._stop.is_set():
             return lease

@@ -20,6 +20,7 @@ import msgspec
 
 from chromakeep.errors import ChromakeepError, PartialFailure, SourceBusy, UsageError
 from chromakeep.events import Noted, Observer, ignore
+from chromakeep.operations.doors import Doors
 from chromakeep.operations.env_file import EnvFile
 from chromakeep.operations.standing import Standing, standing
 from chromakeep.operations.transfer import (
@@ -32,6 +33,7 @@ from chromakeep.operations.transfer import (
     verify_now,
 )
 from chromakeep.operations.transfer_state import RolledBack, State, StateFile, Switch, age, now
+from chromakeep.operations.writes import LONGEST
 
 Run = Callable[[Sequence[str]], int]
 """Runs a program and shows its output; its exit status."""
@@ -43,7 +45,8 @@ class How(msgspec.Struct, frozen=True):
     ``stop_writes`` and ``resume_writes``: end and begin again whatever writes to the source. ``drain``: seconds to wait
     after that. ``env_file``: where the application reads the address, as ``variable``; ``value``: what is written,
     the target's address if None. ``hook``: afterwards. ``recent``: seconds that the last round or verification may
-    be ago.
+    be ago. ``door``: URL of chromakeep's door before the source, at which writes are refused from then on; None: that
+    of the source, if it is a server that has one and there is no ``stop_writes``.
     """
 
     stop_writes: str | None = None
@@ -54,6 +57,7 @@ class How(msgspec.Struct, frozen=True):
     value: str | None = None
     hook: str | None = None
     recent: float = 3600.0
+    door: str | None = None
 
 
 def switch(
@@ -62,6 +66,7 @@ def switch(
     how: How,
     *,
     run: Run,
+    doors: Doors | None = None,
     sleep: Callable[[float], None] = time.sleep,
     observer: Observer = ignore,
 ) -> Standing:
@@ -80,19 +85,28 @@ def switch(
         if state.phase != "switching":
             refuse_unless_copied(state, "switched")
             _refuse_unless_recent(state, how.recent)
-        plan = _planned(state, how)
+        doors = doors or Doors()
+        plan = _planned(state, how, doors)
         env = _env(plan)
         line = env.line_for(plan.value) if env else None
         if env and not os.access(env.path.parent, os.W_OK):
             raise UsageError(f"{env.path.parent} may not be written to", hint="the env file is replaced in one step")
-        if plan.stop_writes is None:
-            observer(Noted("there is no --stop-writes: nobody else may write to the source now", level="warning"))
+        if plan.stop_writes is None and plan.door is None:
+            observer(
+                Noted(
+                    "there is neither --stop-writes nor --door: nobody else may write to the source now",
+                    level="warning",
+                )
+            )
         began = time.monotonic()
         state.switch = plan
         file.enter("switching")
         try:
             _run(run, "--stop-writes", plan.stop_writes)
-            sleep(how.drain)
+            if plan.door:
+                doors.put(plan.door, allow=False, reason=f"moved to {state.target}"[:LONGEST])
+                observer(Noted(f"{plan.door} refuses writes from now on"))
+            sleep(how.drain)  # at a door, too: a client that went away may have left Chroma a write to do
             _bring_over(file, opening(state), observer)
             if env:
                 plan.old_line, plan.had_file, plan.step = env.line(), env.exists(), "writing"
@@ -101,7 +115,7 @@ def switch(
         except BaseException as error:
             if _is_written(state):  # a signal came when it was done
                 raise
-            _take_back(file, run, began, error, observer)
+            _take_back(file, run, doors, began, error, observer)
             raise
         file.note("switch", began, f"switched to {state.target}")
         return _finish(file, None, run, observer)
@@ -111,11 +125,20 @@ def _bring_over(file: StateFile, ends: Ends, observer: Observer) -> None:
     one_round(file, ends, observer=observer)
     verify_now(file, ends, observer=observer)
     current = ends.current()
-    if current and current != file.need().seen:
+    if current and current != file.need().seen and not _is_still(file, ends, observer):
         raise SourceBusy(
             "the source was written to after its writers were stopped",
             hint="see that --stop-writes stops all of them; nothing was switched",
         )
+
+
+def _is_still(file: StateFile, ends: Ends, observer: Observer) -> bool:
+    """Whether a directory that was touched has nothing new in it all the same: Chroma persists and purges when it
+    likes, and replays what it took when somebody reads."""
+    if ends.directory is None or file.need().position is None:
+        return False
+    last = one_round(file, ends, observer=observer)
+    return last.quiet and not last.read
 
 
 def _finish(file: StateFile, hook: str | None, run: Run, observer: Observer) -> Standing:
@@ -145,13 +168,15 @@ def _finish(file: StateFile, hook: str | None, run: Run, observer: Observer) -> 
     return standing(file.path, state)
 
 
-def _take_back(file: StateFile, run: Run, began: float, error: BaseException, observer: Observer) -> None:
+def _take_back(file: StateFile, run: Run, doors: Doors, began: float, error: BaseException, observer: Observer) -> None:
     """Nothing was switched: resume writes."""
     state = file.need()
     plan = state.switch
     assert plan is not None
     why = error.message if isinstance(error, ChromakeepError) else type(error).__name__
     try:
+        if plan.door:
+            doors.put(plan.door, allow=True)
         _run(run, "--resume-writes", plan.resume_writes)
     except ChromakeepError as second:
         file.note("switch", began, f"failed: {why}; {second.message}")
@@ -175,10 +200,11 @@ def rollback(
     run: Run,
     resume_writes: str | None = None,
     hook: str | None = None,
+    doors: Doors | None = None,
     observer: Observer = ignore,
 ) -> Standing:
-    """Put the old line back into the env file, resume writes at the source, run ``hook``; then tell how many records
-    the two places differ in, for what was written to the target since is not carried back.
+    """Put the old line back into the env file, allow and resume writes at the source, run ``hook``; then tell how many
+    records the two places differ in, for what was written to the target since is not carried back.
 
     ``resume_writes``: instead of the one that the switch was given. Of a switch that was interrupted before its env
     file was written it only resumes writes, and the transfer can be followed again. Raises ``UsageError`` if nothing
@@ -197,6 +223,8 @@ def rollback(
             if live:
                 file.enter("rolling-back")
                 _put_back(plan, observer)
+            if plan.door:
+                (doors or Doors()).put(plan.door, allow=True)
             _run(run, "--resume-writes", resume_writes or plan.resume_writes)
             _run(run, "--hook", hook)
             if not live:
@@ -239,7 +267,7 @@ def _count(file: StateFile, ends: Ends, observer: Observer) -> None:
     file.save()
 
 
-def _planned(state: State, how: How) -> Switch:
+def _planned(state: State, how: How, doors: Doors) -> Switch:
     for name, text in (
         ("--stop-writes", how.stop_writes),
         ("--resume-writes", how.resume_writes),
@@ -263,6 +291,9 @@ def _planned(state: State, how: How) -> Switch:
         plan.stop_writes = plan.stop_writes or before.stop_writes
         plan.resume_writes = plan.resume_writes or before.resume_writes
         plan.hook = plan.hook or before.hook
+    plan.door = how.door or (before.door if before else None)
+    if plan.door is None and plan.stop_writes is None:
+        plan.door = doors.find(state.source)
     return plan
 
 

@@ -15,14 +15,18 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import msgspec
 from msgspec.structs import replace
 
+from chromakeep.changes import Position
+from chromakeep.chroma.directory_source import DirectorySource
+from chromakeep.chroma.touched import Unfollowable, position_of
 from chromakeep.errors import ChromakeepError, UsageError, VerificationFailed
 from chromakeep.events import Noted, Observer, ignore
+from chromakeep.operations.by_changes import ByChanges
 from chromakeep.operations.catch_up import Round, catch_up
 from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.compare import Comparison, compare, described
@@ -42,13 +46,15 @@ class Ends(msgspec.Struct, frozen=True):
     ``source(state)``: what is there now; where ``state`` is the ``state()`` of an earlier one and that is still at hand
     (a working copy), just that again. ``sink``: the target, and how to read it. ``current``: the state that the source
     is in now, told without reading it; empty where that cannot be told. ``still``: a source is one moment of the place,
-    and goes on being that while the place changes.
+    and goes on being that while the place changes. ``directory``: a Chroma directory, of which the changes can be
+    read; its sources are ``DirectorySource``.
     """
 
     source: Callable[[str], Source]
     sink: Callable[[], tuple[Sink, Callable[[], Source]]]
     current: Callable[[], str] = lambda: ""
     still: bool = False
+    directory: Path | None = None
 
 
 Opening = Callable[[State], Ends]
@@ -96,7 +102,7 @@ def start(
                 checkpoint = Checkpoint(Path(state.work) / "copy.json", {"from": source, "to": target})
                 with closing(ends.source(checkpoint.state)) as a:
                     copied = _copy(file, state, a, b, checkpoint, observer)
-                    state.seen = a.state()
+                    state.seen, state.position = a.state(), _end_of(a)
         except ChromakeepError:
             if not state.collections:
                 shutil.rmtree(state.work, ignore_errors=True)
@@ -189,7 +195,7 @@ def follow(
             state = file.need()
             if discard and first and state.phase == "rolled-back":
                 state.switch = state.rolled_back = state.verified = None
-                state.seen = ""
+                state.seen, state.position = "", None
                 file.enter("copied")
             refuse_unless_copied(state, "followed")
             last = one_round(file, opening(state), allow_empty=allow_empty, observer=observer)
@@ -203,26 +209,21 @@ def follow(
 
 def one_round(file: StateFile, ends: Ends, *, allow_empty: bool = False, observer: Observer = ignore) -> LastRound:
     """One round; the state file is held."""
+    return _round(file, ends, None, allow_empty, observer)
+
+
+def _round(file: StateFile, ends: Ends, at: Source | None, allow_empty: bool, observer: Observer) -> LastRound:
+    """One round, up to what ``at`` is, or else to what is there now."""
     state, began = file.need(), time.monotonic()
-    current, done = ends.current(), Round()
-    if not current or current != state.seen:
+    current, done = at.state() if at else ends.current(), Round()
+    unlike = state.verified is not None and not state.verified.equal and not state.verified.stale
+    if not current or current != state.seen or unlike:
         fresh = state.verified is not None and not state.verified.stale
         if state.verified is not None and fresh:
             state.verified.stale = True  # a round that is killed may have written
             file.save()
-        with closing(Target(ends)) as b, closing(ends.source("")) as a:
-            done = catch_up(
-                a,
-                b.sink,
-                b.source,
-                state.options,
-                state.collections,
-                file.save,
-                allow_empty=allow_empty,
-                folder=Path(state.work),
-                observer=observer,
-            )
-            state.seen = a.state()
+        with closing(Target(ends)) as b:
+            done, state.seen = _brought_up(file, ends, b, at, current, allow_empty, observer)
         if state.verified is not None and fresh and done.quiet:
             state.verified.stale = False
             state.verified.as_of = state.seen
@@ -244,10 +245,65 @@ def one_round(file: StateFile, ends: Ends, *, allow_empty: bool = False, observe
     return state.last_round
 
 
+def _brought_up(
+    file: StateFile, ends: Ends, b: Target, at: Source | None, current: str, allow_empty: bool, observer: Observer
+) -> tuple[Round, str]:
+    """By what has changed, if the position is known and the rows tell it, else by comparing; and the state of the
+    source that the target has now."""
+    state = file.need()
+
+    def save(position: Position | None) -> None:
+        state.position = position or state.position
+        file.save()
+
+    by_changes = ByChanges(
+        b.sink,
+        lambda: b.source,
+        state.options,
+        state.collections,
+        save,
+        Path(state.work),
+        allow_empty=allow_empty,
+        observer=observer,
+    )
+    if state.position and ends.directory and at is None:
+        try:
+            return by_changes.round(ends.directory, state.position), current
+        except Unfollowable as why:
+            observer(Noted(f"{why}: records are read"))
+    with nullcontext(at) if at else closing(ends.source("")) as a:
+        if state.position and isinstance(a, DirectorySource):
+            try:
+                return by_changes.round(a.directory, state.position, a), a.state()
+            except Unfollowable as why:
+                observer(Noted(f"{why}: all records are compared"))
+        if state.position:  # until all is compared the target is not at one with any rows
+            state.position = None
+            file.save()
+        done = catch_up(
+            a,
+            b.sink,
+            b.source,
+            state.options,
+            state.collections,
+            file.save,
+            allow_empty=allow_empty,
+            folder=Path(state.work),
+            observer=observer,
+        )
+        state.position = _end_of(a)
+        return done, a.state()
+
+
+def _end_of(source: Source) -> Position | None:
+    return position_of(source.directory) if isinstance(source, DirectorySource) else None
+
+
 def verify(file: StateFile, opening: Opening, *, observer: Observer = ignore) -> Standing:
     """Compare every record of the collections that are transferred, at the source as it was when the target was last
-    brought up to it (where a working copy still has that) and at the target. Raises ``VerificationFailed`` if any
-    differs; that is written down, too."""
+    brought up to it (where a working copy still has that) and at the target. A directory that was written to since is
+    copied, and the target first brought up to just that. Raises ``VerificationFailed`` if any differs; that is written
+    down, too."""
     with file.held():
         state = file.need()
         refuse_unless_copied(state, "verified")
@@ -260,6 +316,8 @@ def verify_now(file: StateFile, ends: Ends, *, observer: Observer = ignore) -> N
     """The same; the state file is held."""
     state, began = file.need(), time.monotonic()
     with closing(Target(ends)) as b, closing(ends.source(state.seen if ends.still else "")) as a:
+        if state.position and a.state() != state.seen:
+            _round(file, ends, a, False, observer)
         compared, alone = differences(state, a, b.source, observer)
         as_of = a.state()
     lines = [*alone, *(each.line() for each in compared if not each.equal)]
@@ -267,6 +325,8 @@ def verify_now(file: StateFile, ends: Ends, *, observer: Observer = ignore) -> N
     state.verified = Verified(now(), as_of, records, not lines, differences=lines[:NAMED])
     if not lines:
         state.seen = as_of  # the target is like that, wherever the last round had ended
+    else:
+        state.position = None  # the next round is to find all that differs
     file.note("verify", began, f"{records:,} records " + ("are equal" if not lines else f"differ: {lines[0]}"))
     file.save()
     if lines:

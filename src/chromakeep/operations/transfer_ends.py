@@ -43,7 +43,7 @@ def ends_of(state: State, means: Means) -> Ends:
         made = ServerSink(connection, *at, cloud=cloud, observer=means.observer)
         return made, lambda: ServerSource(connection, *at, cloud=cloud)
 
-    return Ends(source, sink, current, still)
+    return Ends(source, sink, current, still, _directory(state.source))
 
 
 def placed(options: Options, target: str) -> Options:
@@ -75,13 +75,20 @@ def _server(text: str) -> Address:
     )
 
 
+def _directory(text: str) -> Path | None:
+    """The place, if it is a Chroma directory."""
+    if is_exchange(text):
+        return None
+    address, selector = split_selector(text)
+    place = parse(address)
+    at = Path(place.place)
+    return at if selector is None and not place.is_url and (at / DATABASE).exists() else None
+
+
 def _source(text: str, means: Means) -> tuple[Callable[[str], Source], Callable[[], str], bool]:
-    place, plan = None, means.work / "ids"
-    if not is_exchange(text):
-        place = parse(split_selector(text)[0])
-        at = Path(place.place)
-        if not place.is_url and (at / DATABASE).exists():
-            return (lambda resume: _captured(at, means, resume)), (lambda: _current(at)), True
+    place, plan = None if is_exchange(text) else parse(split_selector(text)[0]), means.work / "ids"
+    if (at := _directory(text)) is not None:
+        return (lambda resume: _captured(at, means, resume)), (lambda: _current(at)), True
 
     def opened(resume: str) -> Source:
         if not resume:

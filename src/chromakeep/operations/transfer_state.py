@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from chromakeep.changes import Position
 from chromakeep.errors import RepositoryBusy, UsageError
 from chromakeep.operations.place import write_whole
 from chromakeep.operations.tracked import Key, Options, Tracked
@@ -62,7 +63,8 @@ class Verified(msgspec.Struct):
 class Switch(msgspec.Struct):
     """A switch that is under way or done. ``step``: ``stopping`` (from here on writes may be stopped), ``writing`` (the
     env file is as it was or as it is to be), ``written``, ``done``. ``old_line``: what stood in the env file before,
-    None if nothing did; ``had_file``: whether there was such a file."""
+    None if nothing did; ``had_file``: whether there was such a file. ``door``: of the source, at which writes are
+    stopped."""
 
     at: str
     step: str
@@ -74,6 +76,7 @@ class Switch(msgspec.Struct):
     hook: str | None
     old_line: str | None = None
     had_file: bool = True
+    door: str | None = None
 
 
 class RolledBack(msgspec.Struct):
@@ -95,7 +98,8 @@ class Entry(msgspec.Struct):
 
 
 class State(msgspec.Struct):
-    """All of it, as it is in the file. ``seen``: the state of the source that the target was last brought up to."""
+    """All of it, as it is in the file. ``seen``: the state of the source that the target was last brought up to;
+    ``position``: of a directory how far its queue was read then, None where records are to be compared."""
 
     version: int
     source: str = msgspec.field(name="from")
@@ -114,6 +118,7 @@ class State(msgspec.Struct):
     seen: str
     work: str
     history: list[Entry]
+    position: Position | None = None
 
 
 _DECODER = msgspec.json.Decoder(State)
@@ -265,6 +270,7 @@ def _switch_options(switch: Switch | None) -> list[str]:
     if switch is None:
         return ["--stop-writes", "COMMAND", "--resume-writes", "COMMAND", "--env-file", "FILE"]
     named: list[tuple[str, Any]] = [
+        ("--door", switch.door),
         ("--stop-writes", switch.stop_writes),
         ("--resume-writes", switch.resume_writes),
         ("--env-file", switch.env_file),

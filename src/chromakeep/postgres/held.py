@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import msgspec
 
+UNINDEXABLE = 1 << 62  # added to the place of a vector that no index holds: zeros, under cosine. It lies behind all
+
 
 class Segment(msgspec.Struct, frozen=True):
-    """An index of vectors stands for the records with ``low < place <= high``."""
+    """An index of vectors stands for the records with ``low < place <= high``. Its name says of what kind it is:
+    ``c1_h2f84...`` a graph, ``c1_i316_2f84...`` one of 316 lists, which is made quickly and soon replaced."""
 
     low: int
     high: int
     index: str
+
+    @property
+    def lists(self) -> int:
+        """0: a graph."""
+        kind = self.index.split("_")[1]
+        return int(kind[1:]) if kind.startswith("i") else 0
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ from chromakeep.events import Noted, Observer, ignore
 from chromakeep.postgres.conninfo import connection_parameters, shown
 from chromakeep.postgres.migrations import MIGRATIONS
 
+_ASIDE = "Is the server running"  # libpq's question below its errors
 LOCK = 0x6368726F6D616B65  # "chromake": of pg_advisory_lock
 LEAST, GOOD = (0, 8, 0), (0, 8, 4)  # pgvector: iterative scans; indexes that survive a VACUUM
 
@@ -40,7 +41,7 @@ def migrate(url: str, observer: Observer = ignore) -> Server:
             hint='as its owner: GRANT CREATE ON DATABASE; as an administrator: CREATE EXTENSION vector SCHEMA "public"',
         ) from None
     except psycopg.Error as error:
-        raise _unreachable(url, error) from None
+        raise unreachable(url, error) from None
 
 
 def _migrate(connection: psycopg.Connection[Any], observer: Observer) -> Server:
@@ -103,7 +104,8 @@ def _trigrams(connection: psycopg.Connection[Any]) -> bool:
     return True
 
 
-def _unreachable(url: str, error: psycopg.Error) -> ServerFailed:
+def unreachable(url: str, error: psycopg.Error) -> ServerFailed:
+    """One line of why it cannot be used, and what to do."""
     said = _said(error)
     if "read-only" in said or "read-write" in said:
         return ServerFailed(
@@ -117,5 +119,6 @@ def _unreachable(url: str, error: psycopg.Error) -> ServerFailed:
 
 def _said(error: psycopg.Error) -> str:
     """One line of it; of several hosts that were tried the last one's."""
-    lines = (error.diag.message_primary or str(error)).strip().splitlines()
-    return lines[-1].strip() if lines else "no reason given"
+    lines = [line.strip() for line in (error.diag.message_primary or str(error)).splitlines()]
+    lines = [line for line in lines if line and not line.startswith(_ASIDE)]
+    return lines[-1] if lines else "no reason given"

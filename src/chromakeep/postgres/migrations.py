@@ -5,6 +5,7 @@
 ``chromakeep.databases``       one row each
 ``chromakeep.collections``     one row each; ``relation`` is the table in which its records lie
 ``chromakeep.keys``            the keys that its records have had, for the schema that is shown
+``chromakeep.arriving``        collections that a copy is writing
 ``chromakeep.segments``        ranges of ``place`` of a collection for which an index of vectors stands
 ``chromakeep.settings``        how text in documents is found: by ``pg_trgm`` or by our own ``trigrams``
 ``chromakeep.c<n>_<name>``     the records of one collection
@@ -47,6 +48,7 @@ MIGRATIONS: tuple[str, ...] = (
         low bigint NOT NULL,   -- exclusive
         high bigint NOT NULL,  -- inclusive
         index text COLLATE "C" NOT NULL,
+        built bigint NOT NULL, -- records that it was built with
         PRIMARY KEY (collection, low)
     );
     CREATE TABLE chromakeep.keys (  -- of the metadata of its records, and of which kinds values were
@@ -55,6 +57,15 @@ MIGRATIONS: tuple[str, ...] = (
         kind text NOT NULL
     );
     CREATE UNIQUE INDEX keys_once ON chromakeep.keys (collection, kind, hashtextextended(key, 0));
+    CREATE TABLE chromakeep.arriving (  -- collections that a copy writes, in a database that nobody sees: see sink.py
+        collection uuid PRIMARY KEY REFERENCES chromakeep.collections ON DELETE CASCADE,
+        run text COLLATE "C" NOT NULL,
+        tenant text COLLATE "C" NOT NULL,   -- and database and name: what it is to be
+        database text COLLATE "C" NOT NULL,
+        name text COLLATE "C" NOT NULL,
+        replaces boolean NOT NULL,
+        finished boolean NOT NULL DEFAULT false
+    );
     CREATE SEQUENCE chromakeep.relations;
     CREATE SEQUENCE chromakeep.blocks;  -- of 65,536 positions each: seq and place
     CREATE TABLE chromakeep.settings (name text PRIMARY KEY, value text NOT NULL);
@@ -83,4 +94,5 @@ RECORDS = """
     );
     CREATE UNIQUE INDEX {relation}_seq ON chromakeep.{relation} (seq);
     CREATE INDEX {relation}_place ON chromakeep.{relation} (place);
+    ALTER TABLE chromakeep.{relation} ALTER embedding SET STATISTICS 0;  -- ANALYZE would read and sort vectors in vain
 """

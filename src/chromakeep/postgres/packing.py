@@ -153,6 +153,7 @@ COLUMNS = "key, seq, place, id, embedding, document, uri, metadata, trigrams"
 def rows(
     keys: Sequence[bytes],
     numbers: Sequence[int],
+    places: Sequence[int],
     ids: Sequence[bytes],
     embeddings: Vectors,
     documents: Sequence[bytes | None],
@@ -163,7 +164,7 @@ def rows(
     half: bool = False,
 ) -> bytes:
     """A whole stream of ``COPY relation (COLUMNS) FROM STDIN (FORMAT BINARY)``: lists of one length, texts in UTF-8 as
-    they are held, ``numbers`` for both seq and place, metadata as JSON, trigrams as ``trigrams.of`` gives them."""
+    they are held, ``numbers`` for seq, metadata as JSON, trigrams as ``trigrams.of`` gives them."""
     dimension = embeddings.shape[1]
     width = dimension * (2 if half else 4)
     data = memoryview(_numbers(embeddings, half).tobytes())
@@ -173,7 +174,7 @@ def rows(
     out: list[Blob] = [_BEGIN]
     for i, record_key in enumerate(keys):
         number, record_id, document, uri, metadata = numbers[i], ids[i], documents[i], uris[i], metadatas[i]
-        out.append(fixed.pack(9, 16, record_key, 8, number, 8, number, len(record_id)))
+        out.append(fixed.pack(9, 16, record_key, 8, number, 8, places[i], len(record_id)))
         out += (record_id, head, data[i * width : (i + 1) * width])
         for text in (document, uri):
             if text is None:

@@ -46,6 +46,7 @@ LEGACY = {
     "hnsw:sync_threshold": "sync_threshold",
     "hnsw:resize_factor": "resize_factor",
 }
+_LEAST = {"batch_size": 2, "sync_threshold": 2}
 _OFF: Json = {"enabled": False, "config": {}}
 _ON: Json = {"enabled": True, "config": {}}
 _UNRECONCILED = "Failed to reconcile schema"
@@ -209,11 +210,12 @@ def _settings(metadata: Mapping[str, Any], configuration: Mapping[str, Any]) -> 
         raise Refused(400, "Multiple vector index configurations provided")
     if spann is not None:
         return {"space": spann.get("space") or "l2", "hnsw": dict(HNSW)}
+    legacy = _legacy(metadata)  # what is wrong with it is told even where something else counts
     asked = _floated(_given(hnsw))
     made = {"space": asked.pop("space", "l2"), "hnsw": HNSW | asked}
     if made != {"space": "l2", "hnsw": HNSW}:
         return made
-    return _legacy(metadata)
+    return legacy
 
 
 def _legacy(metadata: Mapping[str, Any]) -> Json:
@@ -227,7 +229,7 @@ def _legacy(metadata: Mapping[str, Any]) -> Json:
             made["space"] = value
         elif name == "resize_factor" and (whole or isinstance(value, float)):
             made["hnsw"][name] = float(value)
-        elif name is not None and name != "resize_factor" and whole and value >= (2 if "h_" in name else 0):
+        elif name is not None and name != "resize_factor" and whole and value >= _LEAST.get(name, 0):
             made["hnsw"][name] = value
         else:
             raise Refused(400, "Failed to parse hnsw parameters from segment metadata")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 import psycopg
+from msgspec.structs import replace
 
 from chromakeep.batches import batch, encode
 from chromakeep.errors import SourceError
-from chromakeep.postgres.text import told
+from chromakeep.postgres.text import held, told
 from chromakeep.records import Definition, Mark
 
 if TYPE_CHECKING:
@@ -29,11 +30,17 @@ RECORDS = 2048  # of a page
 SIZE = 16 << 20  # bytes of vectors of a page, which may have fewer records for it
 _JSON = msgspec.json.Decoder(dict[str, Any])
 _COLLECTIONS = """
-    SELECT c.id::text, d.tenant, d.name, c.name, c.relation, c.dimension, c.metadata, c.configuration, c.schema
+    SELECT c.id::text, d.tenant, d.name, c.name, c.dimension, c.metadata, c.configuration, c.schema
     FROM chromakeep.collections c JOIN chromakeep.databases d ON d.id = c.database
     WHERE d.tenant <> '' AND (%(tenant)s::text IS NULL OR d.tenant = %(tenant)s)
         AND (%(database)s::text IS NULL OR d.name = %(database)s)
     ORDER BY d.tenant, d.name, c.name
+"""
+# What a copy has written and not published yet, as it is going to be.
+_ARRIVING = """
+    SELECT c.id::text, a.tenant, a.database, a.name, c.dimension, c.metadata, c.configuration, c.schema
+    FROM chromakeep.arriving a JOIN chromakeep.collections c ON c.id = a.collection
+    WHERE a.run = %s ORDER BY a.tenant, a.database, a.name
 """
 # A row's xmin is the transaction that wrote it: what is added, changed or deleted changes one of the two.
 _STATE = "SELECT count(*), coalesce(sum(xmin::text::bigint), 0) FROM {table}"
@@ -43,45 +50,66 @@ _PAGE = """
 """
 
 
+def described(connection: psycopg.Connection[Any], tenant: str | None, database: str | None) -> list[Definition]:
+    """The collections of a tenant and database, or where these are None of all. Nothing is counted."""
+    place = {"tenant": tenant and held(tenant), "database": database and held(database)}
+    return [_definition(row) for row in connection.execute(_COLLECTIONS, place)]
+
+
+def _definition(row: Sequence[Any]) -> Definition:
+    identity, tenant, database, name, dimension, metadata, configuration, schema = row
+    return Definition(
+        name=told(name),
+        id=identity,
+        tenant=told(tenant),
+        database=told(database),
+        dimension=dimension,
+        metadata=_object(metadata),
+        configuration=_object(configuration),
+        schema=_object(schema),
+    )
+
+
 class PostgresSource:
     """Collections of ``tenant`` and ``database``; where these are None, of all. For one thread at a time."""
 
     def __init__(
-        self, connect: Callable[[], psycopg.Connection[Any]], tenant: str | None, database: str | None
+        self,
+        connect: Callable[[], psycopg.Connection[Any]],
+        tenant: str | None = None,
+        database: str | None = None,
+        *,
+        run: str = "",
     ) -> None:
-        """``connect``: a connection of its own. Raises what that raises."""
+        """``connect``: a connection of its own. ``run``: with what this run of a copy has not published yet, in the
+        place of what it is going to replace. Raises what ``connect`` raises, and ``SourceError``."""
         self._connection = connect()
         self._connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         self._connection.read_only = True
-        found = self._rows(_COLLECTIONS, {"tenant": tenant, "database": database})
-        self._relations: dict[str, tuple[str, int | None]] = {row[0]: (row[4], row[5]) for row in found}
-        self._definitions = [self._definition(row) for row in found]
+        place = {"tenant": tenant and held(tenant), "database": database and held(database)}
+        arriving = [_definition(row) for row in self._rows(_ARRIVING, (run,))] if run else []
+        places = {each.place for each in arriving}
+        visible = [_definition(row) for row in self._rows(_COLLECTIONS, place)]
+        found = arriving + [each for each in visible if each.place not in places]
+        self._tables = {
+            identity: f'chromakeep."{relation}"'
+            for identity, relation in self._rows("SELECT id::text, relation FROM chromakeep.collections")
+        }
+        self._definitions = [replace(each, count=self._count(each)) for each in found]
 
     def definitions(self) -> Sequence[Definition]:
         """See ``Source``; with their counts."""
         return self._definitions
 
-    def _definition(self, row: Sequence[Any]) -> Definition:
-        id_, tenant, database, name, relation, dimension, metadata, configuration, schema = row
-        ((count,),) = self._rows(f'SELECT count(*) FROM chromakeep."{relation}"')
-        return Definition(
-            name=told(name),
-            id=id_,
-            tenant=told(tenant),
-            database=told(database),
-            dimension=dimension,
-            metadata=_object(metadata),
-            configuration=_object(configuration),
-            schema=_object(schema),
-            count=count,
-        )
+    def _count(self, definition: Definition) -> int:
+        ((count,),) = self._rows(f"SELECT count(*) FROM {self._tables[definition.id]}")
+        return int(count)
 
     def state(self) -> str:
         """See ``Source``: of every collection what it is and the transactions that wrote its rows."""
         whole = blake2b(digest_size=16)
         for definition in self._definitions:
-            relation, _ = self._relations[definition.id]
-            rows = self._rows(_STATE.format(table=f'chromakeep."{relation}"'))
+            rows = self._rows(_STATE.format(table=self._tables[definition.id]))
             whole.update(repr((msgspec.json.encode(definition), rows)).encode())
         return whole.hexdigest()
 
@@ -89,9 +117,8 @@ class PostgresSource:
         self, definition: Definition, *, after: Mark = None, where: Where | None = None
     ) -> Iterator[tuple[pa.RecordBatch, Mark]]:
         """See ``Source``. A mark is the last record's place in the order of all."""
-        relation, dimension = self._relations[definition.id]
-        table = f'chromakeep."{relation}"'
-        page = _PAGE.format(table=table, vector=f"vector({dimension})" if dimension else "vector")
+        dimension = definition.dimension
+        page = _PAGE.format(table=self._tables[definition.id], vector=f"vector({dimension})" if dimension else "vector")
         size = max(1, min(RECORDS, SIZE // (4 * (dimension or 1))))
         last = -1 if after is None else int(after)
         while rows := self._rows(page, (last, size), binary=True):

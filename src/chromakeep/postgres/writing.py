@@ -18,7 +18,7 @@ from chromakeep.filters import Filter
 from chromakeep.postgres import packing, trigrams
 from chromakeep.postgres.batch import Batch, gathered
 from chromakeep.postgres.clauses import clause
-from chromakeep.postgres.held import Held
+from chromakeep.postgres.held import UNINDEXABLE, Held
 from chromakeep.postgres.numbers import encoded
 
 Connection = psycopg.Connection[Any]
@@ -149,9 +149,14 @@ def _stream(connection: Connection, held: Held, batch: Batch) -> bytes:
     found = None
     if batch.documents is not None and not packing.server(connection).trgm:
         found = trigrams.of(batch.documents)
+    numbers = places = [row[0] * BLOCK + i for i in batch.order]
+    if held.space == "cosine":
+        given: list[bool] = np.any(batch.embeddings, axis=1).tolist()
+        places = [number + (0 if some else UNINDEXABLE) for number, some in zip(numbers, given, strict=True)]
     return packing.rows(
         batch.keys,
-        [row[0] * BLOCK + i for i in batch.order],
+        numbers,
+        places,
         batch.utf8(batch.ids),
         batch.embeddings,
         nothing if batch.documents is None else batch.utf8(batch.documents),
@@ -180,7 +185,7 @@ def _insert_few(connection: Connection, held: Held, batch: Batch) -> set[bytes]:
     cursor = connection.cursor(binary=True)
     cursor.execute(
         f"{_BASE} INSERT INTO {held.table} (key, seq, place, {', '.join(names)})"
-        f" SELECT n.key, s.base + n.i, s.base + n.i, {', '.join(values)} FROM {source}"
+        f" SELECT n.key, s.base + n.i, s.base + n.i + {_zero(held)}, {', '.join(values)} FROM {source}"
         " ON CONFLICT DO NOTHING RETURNING key",
         parameters,
     )
@@ -192,7 +197,9 @@ def _update(connection: Connection, held: Held, batch: Batch) -> None:
     columns, flat = _columns(connection, held, batch, patch=True)
     sets = [f"{name} = coalesce(n.{name}, t.{name})" for name in ("embedding", "document", "uri") if name in columns]
     if "embedding" in columns:
-        sets.append("place = CASE WHEN n.embedding IS NULL THEN t.place ELSE s.base + n.i END")
+        sets.append(f"place = CASE WHEN n.embedding IS NULL THEN {_kept(held)} ELSE s.base + n.i + {_zero(held)} END")
+    elif held.segments:
+        sets.append(f"place = {_kept(held)}")
     if "start" in columns:
         sets.append(f"trigrams = CASE WHEN n.document IS NULL THEN t.trigrams ELSE {_TRIGRAMS} END")
     if "metadata" in columns:
@@ -206,6 +213,18 @@ def _update(connection: Connection, held: Held, batch: Batch) -> None:
     connection.execute(
         f"{_BASE} UPDATE {held.table} t SET {', '.join(sets)} FROM {source} WHERE t.key = n.key", parameters
     )
+
+
+def _zero(held: Held) -> str:
+    """What is added to the place of a new vector."""
+    norm = "l2_norm" if held.storage == "halfvec" else "vector_norm"
+    return f"CASE WHEN {norm}(n.embedding) = 0 THEN {UNINDEXABLE} ELSE 0 END" if held.space == "cosine" else "0"
+
+
+def _kept(held: Held) -> str:
+    """The place of a record whose vector stays. Where indexes of vectors stand, a new version of a row in the place of
+    the old one would go into them, which takes milliseconds; so it goes behind them, too."""
+    return f"(t.place & {UNINDEXABLE}) + s.base + n.i" if held.segments else "t.place"
 
 
 # One nextval for all rows. The hashes of all documents in one array, of which each record takes its part

@@ -101,6 +101,11 @@ class Lease:
         self._mine = mine
         self._lock = threading.Lock()
 
+    @property
+    def address(self) -> str | None:
+        """Where its holder says that it serves."""
+        return self._mine.address
+
     @staticmethod
     def take(repository: Repository, *, address: str | None = None, over: int | None = None) -> Lease:
         """Take the next epoch, or the one after ``over``, and end all before it.

@@ -16,14 +16,15 @@ import msgspec
 from msgspec.structs import replace
 
 from chromakeep.access.keys import MOST_KEYS, Key, Keyring
-from chromakeep.access.rights import Call, call_of, covers_names, named_in_body, permits
+from chromakeep.access.rights import NO_ROUTE, Call, call_of, covers_names, named_in_body, permits
 from chromakeep.server import listings, shield
 from chromakeep.server.allowance import Allowances
 from chromakeep.server.answers import refusal
 from chromakeep.server.asking import Unanswered, ask
 from chromakeep.server.backend import Backend
 from chromakeep.server.credentials import Lock, token_of
-from chromakeep.server.gate import Page, Refusal
+from chromakeep.server.fields import Fields
+from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.guard import Account, Ruling
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.watches import Named, Sized, together
@@ -67,13 +68,13 @@ class Admission:
         account.describe(call)
         if head.method in ("GET", "HEAD") and (page := self._pages.get(path)):
             account.route = path
-            found = self._who(head, account)
+            found = self._who(head.fields, account)
             return found if isinstance(found, Refusal) else page()
         if self._shielded and (refused := shield.refuse_route(head.method, path)):
             return refused
         if call.action == "public":
             return None
-        key = self._who(head, account)
+        key = self._who(head.fields, account)
         if isinstance(key, Refusal):
             return key
         account.key, account.identity = key.name, key.id
@@ -116,8 +117,16 @@ class Admission:
             wide = self._all[key.id] = replace(key, collections=())
         return wide
 
-    def _who(self, head: RequestHead, account: Account) -> Key | Refusal:
-        token, now = token_of(head.fields), self._loop.time()
+    def admin(self, request: Request, account: Account) -> Refusal | None:
+        """Why it may not do everything, at every tenant."""
+        key = self._who(request.fields, account)
+        if isinstance(key, Refusal):
+            return key
+        account.key, account.identity = key.name, key.id
+        return None if permits(key, NO_ROUTE, None) else _forbidden(key)
+
+    def _who(self, fields: Fields | tuple[tuple[bytes, bytes], ...], account: Account) -> Key | Refusal:
+        token, now = token_of(fields), self._loop.time()
         if token is None:
             return _UNKNOWN
         if wait := self._lock.wait(account.peer, token, now):
@@ -146,7 +155,11 @@ class Admission:
             try:
                 found = await self._places.find(tenant, database, identity, now)
             except Unanswered as error:
+                if account.elsewhere:
+                    return self._unplaced(account)
                 return refusal(503, f"Chroma does not answer: {error}", retry_after=1.0)
+            if found is None and account.elsewhere:
+                return self._unplaced(account)
             if found is None:
                 return refusal(404, f"Collection [{identity}] does not exist.")
             if call.route == "collection.modify":
@@ -154,6 +167,11 @@ class Admission:
             return self._named(key, call, found, account)
 
         return look()
+
+    @staticmethod
+    def _unplaced(account: Account) -> None:
+        """It may have been made a moment ago there, where it is looked up again."""
+        account.unplaced = True
 
     @staticmethod
     def _named(key: Key, call: Call, name: str, account: Account) -> Ruling:

@@ -28,6 +28,9 @@ BACKEND_DOWN = refusal(503, "Chroma is not running: it is starting, or starting 
 BACKEND_BROKE = refusal(502, "Chroma ended the connection without an answer; a write may or may not have been done")
 BACKEND_ODD = refusal(502, "Chroma's answer is not HTTP/1.1 as this door takes it; a write may have been done")
 BACKEND_CUT = refusal(502, "Chroma ended in the middle of its answer; a write may or may not have been done")
+HOLDER_AWAY = refusal(503, "the instance that takes the writes cannot be reached; nothing was done", retry_after=1.0)
+HOLDER_BROKE = refusal(502, "the instance that takes the writes ended the connection; a write may have been done")
+HOLDER_ODD = refusal(502, "what answers in place of the instance that takes the writes is no door; a write may be done")
 FAILED = refusal(500, "the door failed over this request; its log says why")
 FULL = refusal(503, "too many connections", retry_after=1.0)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from chromakeep.errors import UsageError
 from chromakeep.operations.duty import Front
-from chromakeep.server.access_log import STDOUT, AccessLog, Rotated, Stdout
+from chromakeep.operations.outputs import STDOUT, Rotated, Stream
+from chromakeep.server.access_log import AccessLog
 from chromakeep.server.answers import refusal
 from chromakeep.server.auditing import Auditing
 from chromakeep.server.door import Door
@@ -127,6 +128,6 @@ def _access_log(front: Front) -> AccessLog | None:
     if books.access_log is None:
         return None
     if books.access_log == STDOUT:
-        return AccessLog(Stdout(), front.observer)
+        return AccessLog(Stream(1), front.observer)
     file = Rotated(Path(books.access_log), books.access_log_size, books.access_log_age, books.access_log_keep)
     return AccessLog(file, front.observer)

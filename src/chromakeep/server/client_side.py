@@ -17,7 +17,7 @@ from chromakeep.server.fields import END, Malformed, whole_lines
 from chromakeep.server.gate import Refusal
 from chromakeep.server.guard import Account
 from chromakeep.server.limits import BUFFER
-from chromakeep.server.request_head import NOTHING, RequestHead, parse_request
+from chromakeep.server.request_head import NOTHING, RequestHead, parse_request, retraced
 from chromakeep.server.service import Service
 from chromakeep.server.visit import Visit
 
@@ -193,8 +193,13 @@ class ClientSide(asyncio.Protocol):
         if self._service.ledger or self._service.guard:
             self._account = account
             if self._service.ledger:
-                account.trace = next((value for name, value in request.fields if name == b"traceparent"), b"")
+                account.trace = b",".join([value for name, value in request.fields if name == b"traceparent"])
+                if account.trace:
+                    account.state = b",".join([value for name, value in request.fields if name == b"tracestate"])
                 self._service.ledger.begun(account)
+                account.state = b""
+                if account.context:
+                    request.forward, account.context = retraced(request.forward, account.context), b""
         path, desk = request.target.partition("?")[0], self._service.desk
         if cors := self._service.cors:
             self.extra = cors.fields(request)

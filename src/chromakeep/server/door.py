@@ -21,6 +21,7 @@ from chromakeep.server.guard import Guard, Ledger
 from chromakeep.server.inside import Answering, Inside
 from chromakeep.server.limits import Limits
 from chromakeep.server.reception import Reception
+from chromakeep.server.relay import Relay
 from chromakeep.server.service import Service
 from chromakeep.server.tls import Certificates, Tls
 from chromakeep.server.upstream import Pool, Remote
@@ -47,6 +48,7 @@ class Door:
     ``guard`` is asked who may come in, ``ledger`` is told of every request.
     ``answering``: what is passed on goes to an engine here, in so many ``threads``, and there is no backend.
     ``tls``: clients speak TLS. When its files change, new connections get what is in them, and none that there is ends.
+    ``relay`` says where writes go on to while the gate would refuse them all.
     ``cors`` says which pages of browsers may ask; without one nothing is said about that, as Chroma does.
     ``observer`` is told in that thread about failures of the gate, of pages and of the backend's HTTP.
     """
@@ -66,6 +68,7 @@ class Door:
         remote: Remote | None = None,
         answering: Answering | None = None,
         threads: int = 8,
+        relay: Relay | None = None,
         tls: Tls | None = None,
         cors: Cors | None = None,
         limits: Limits = _DEFAULT,
@@ -76,7 +79,7 @@ class Door:
         self._limits, self._reads, self._desk = limits, reads, desk
         self._guard, self._ledger, self._remote = guard, ledger, remote
         self._answering, self._threads = answering, threads
-        self._tls, self._cors = tls, cors
+        self._tls, self._cors, self._relay = tls, cors, relay
         self._certificates: Certificates | None = None
         self._sockets: list[socket.socket] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -152,7 +155,10 @@ class Door:
             self._guard,
             self._ledger,
             self._cors,
+            self._relay,
         )
+        if self._relay:
+            self._relay.attach(loop, limits.connect)
         if self._guard:
             self._guard.attach(loop, pool)
         self._stopping = stopping = asyncio.Event()
@@ -183,6 +189,8 @@ class Door:
         for client in list(service.clients):
             client.cut()
         pool.close()
+        if self._relay:
+            self._relay.close()
         for work in works:
             work.cancel()
         for _ in range(3):  # transports tell of their end in a later round of the loop
@@ -199,6 +207,8 @@ async def _sweep(service: Service) -> None:
         now = service.loop.time()
         for client in list(service.clients):
             client.expire(now)
+        if service.relay:
+            service.relay.look()
 
 
 async def _watch(certificates: Certificates, service: Service) -> None:

@@ -1,7 +1,8 @@
 """One request and its answer: gate, backend, body one way, answer the other way.
 
 Of a write with a gate: ``admit`` is asked before a connection to the backend is taken; when the head of the answer has
-come it is held back, and with it all that follows, until ``acknowledge`` has said yes.
+come it is held back, and with it all that follows, until ``acknowledge`` has said yes. A write that another instance
+takes goes on to that one's door instead (``relay``), whose gate is asked.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from chromakeep.server import answers
 from chromakeep.server.answer_head import AnswerHead, relayed
-from chromakeep.server.backend import Line
+from chromakeep.server.backend import Backend, Line
 from chromakeep.server.bodies import LAST_CHUNK, chunk
 from chromakeep.server.cors import ours_only
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.guard import Account, Ruling
-from chromakeep.server.request_head import RequestHead
+from chromakeep.server.request_head import RequestHead, forwarded
 from chromakeep.server.routes import is_safe, is_write
 from chromakeep.server.service import Service
 
@@ -29,8 +32,8 @@ class Exchange:
     """Begins with ``begin`` and ends with one call of ``ClientSide.answered``, or by ``abort``."""
 
     __slots__ = (
-        "_account", "_answer", "_client", "_close", "_gate", "_head", "_out", "_request", "_retried", "_sent_all",
-        "_service", "_task", "_upstream", "holding", "method", "over", "started", "taking",
+        "_account", "_answer", "_client", "_close", "_gate", "_head", "_out", "_relay", "_request",
+        "_retried", "_sent_all", "_service", "_task", "_upstream", "holding", "method", "over", "started", "taking",
     )  # fmt: skip
 
     def __init__(self, service: Service, client: ClientSide, head: RequestHead, account: Account) -> None:
@@ -44,6 +47,7 @@ class Exchange:
         write = service.gate is not None and is_write(head.method, head.target.partition("?")[0])
         self._gate = service.gate if write else None
         self._request = Request(head.method, head.target, True, head.fields, client.peer) if write else None
+        self._relay: Backend | None = None  # connections to the instance that takes this write
         self._upstream: Line | None = None
         self._task: asyncio.Task[None] | None = None
         self._out = b""  # head of the answer while it waits for the first bytes of its body
@@ -57,6 +61,9 @@ class Exchange:
     def begin(self) -> None:
         """Ask the guard, then the gate, or go on."""
         guard = self._service.guard
+        if self._gate and self._service.relay:
+            self._relay = self._service.relay.pool(self._head)
+            self._account.elsewhere = self._relay is not None
         try:
             ruling = guard.rule(self._head, self._account) if guard else None
         except Exception as error:  # a fault of ours lets nobody in
@@ -75,6 +82,8 @@ class Exchange:
     def _ruled(self, ruling: Ruling) -> None:
         if ruling is not None:
             self._refuse(ruling)
+        elif self._relay:
+            self._connect()
         elif self._gate:
             self._run(self._admit)
         elif refusal := self._service.reads():
@@ -83,7 +92,7 @@ class Exchange:
             self._connect()
 
     def _connect(self) -> None:
-        upstream = None if self._retried else self._service.pool.take()
+        upstream = None if self._retried else (self._relay or self._service.pool).take()
         if upstream:
             self._use(upstream)
         else:
@@ -91,19 +100,38 @@ class Exchange:
 
     async def _dial(self) -> None:
         try:
-            upstream = await self._service.pool.open()
+            upstream = await (self._relay or self._service.pool).open()
         except OSError:
-            self._refuse(answers.BACKEND_DOWN)
+            await self._not_there()
             return
         if self.over:  # the cancellation came too late to stop the dialling
             upstream.give_back(False)
         else:
             self._use(upstream)
 
+    async def _not_there(self) -> None:
+        """Nothing was sent yet. What would have gone elsewhere is held as long as the gate holds a write, and goes to
+        whoever takes writes then: this instance may be that."""
+        if self._relay is None:
+            self._refuse(answers.BACKEND_DOWN)
+        elif self._account.unplaced:  # our own guard has not seen all of it
+            self._refuse(answers.HOLDER_AWAY)
+        else:
+            away, self._relay = self._relay, None
+            refused = await self._ask(self._gate.admit, self._request) if self._gate and self._request else None
+            if refused and self._service.relay:
+                again = self._service.relay.pool(self._head)
+                self._relay = again if again is not away else None  # of another reign
+            if refused and not self._relay:
+                self._refuse(refused)
+            else:
+                self._connect()
+
     def _use(self, upstream: Line) -> None:
         self._upstream = upstream
         upstream.carry(self)
-        upstream.begin(self._head)
+        relayed = self._relay and self._relay.authority
+        upstream.begin(replace(self._head, forward=forwarded(self._head, relayed)) if relayed else self._head)
         if not self._sent_all:
             self.taking = True
             self._client.body_wanted()
@@ -130,7 +158,7 @@ class Exchange:
         if self.taking:  # a backend that answers before the body has ended wants no more of it
             self.taking = False
             self._client.body_unwanted()
-        if self._gate:
+        if self._gate and not self._relay:
             self.holding = True
             self._run(self._acknowledge)
         else:
@@ -182,6 +210,8 @@ class Exchange:
         if stale and is_safe(self.method) and self._head.length == 0:
             self._retried = True  # it was closing the idle connection when we took it
             self._connect()
+        elif self._relay:
+            self._fail(answers.HOLDER_BROKE)
         elif upstream.spoke:
             self._fail(answers.BACKEND_CUT)
         else:
@@ -189,8 +219,9 @@ class Exchange:
 
     def answer_malformed(self, why: str) -> None:
         """The backend's answer cannot be passed on (any further)."""
-        self._service.warn(f"door: Chroma's answer to {self.method} is not HTTP as it should be: {why}")
-        self._fail(answers.BACKEND_ODD)
+        whose = "the answer of the instance that takes the writes" if self._relay else "Chroma's answer"
+        self._service.warn(f"door: {whose} to {self.method} is not HTTP as it should be: {why}")
+        self._fail(answers.HOLDER_ODD if self._relay else answers.BACKEND_ODD)
 
     # The gate
 

@@ -13,9 +13,10 @@ from functools import partial
 
 from msgspec.structs import replace
 
-from chromakeep.errors import ChromakeepError, LeaseLost, NotNow
+from chromakeep.errors import ChromakeepError, LeaseLost, NotNow, UsageError
 from chromakeep.events import Noted
 from chromakeep.operations.duty import EXCHANGING, Duty, Facing, Front
+from chromakeep.operations.elsewhere import Forwarding
 from chromakeep.server.answers import refusal
 from chromakeep.server.bookkeeping import METRICS, BookedDoor, Bookkeeping
 from chromakeep.server.cors import cors_of
@@ -23,17 +24,21 @@ from chromakeep.server.door import Door
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.gatehouse import Gatehouse
 from chromakeep.server.inside import Answering
+from chromakeep.server.ledgers import several
 from chromakeep.server.limits import Limits
+from chromakeep.server.relay import Relay
 from chromakeep.server.tls import Tls, context_of, fingerprint
 from chromakeep.server.unlocked import Unlocked
 from chromakeep.server.upstream import Remote
 from chromakeep.server.visit import Closed, Desk
+from chromakeep.server.writes_desk import Underway, WritesDesk
 
 POLL = 0.02  # seconds between two questions while a write is held
 PATIENCE = 30.0  # seconds for which an answer waits for the bucket
 BEFORE_DELETING = 2.0  # seconds for which the deletion of a collection waits for what it held to be in the bucket
 RETRY = 1.0  # seconds after which a client is told to try again
 MOST_BODY = 40 << 20  # bytes that an engine here is sent, as Chroma takes them
+LATER = 30.0  # where it was told to take no writes, which may never pass
 DONE = 504  # of a write that was passed on: a proxy repeats 503 elsewhere, which promises that nothing was done
 
 
@@ -49,7 +54,7 @@ class DutyGate:
 
         What a collection held when it is deleted goes into the log first, so that one can go back to just before.
         """
-        refused = await self._allowed(self._hold)
+        refused = await self._allowed(self._hold) or self._closed()
         if request.method == "DELETE" or request.path.endswith("/reset"):
             self._duty.sighting.deleting()
         if refused is None and request.method == "DELETE":
@@ -73,12 +78,20 @@ class DutyGate:
 
     async def _allowed(self, patience: float, *, done: bool = False) -> Refusal | None:
         end = asyncio.get_running_loop().time() + patience
+        before = self._duty.elsewhere
         while (why := self._duty.refusal() or (None if done else self._also())) is not None:
             gone = done and self._duty.role == EXCHANGING  # with the directory that it was written to
             if gone or isinstance(why, LeaseLost) or asyncio.get_running_loop().time() > end:
                 return _undecided(why) if done else _refused(why)
+            if not done and self._duty.elsewhere not in (None, before):  # by now another one takes it
+                return _refused(why)
             await asyncio.sleep(POLL)
         return None
+
+    def _closed(self) -> Refusal | None:
+        """Asked last, so that no write is admitted after it was said."""
+        why = self._duty.writes.refusal()
+        return refusal(503, why.message, retry_after=LATER) if why else None
 
     async def _shipped(self) -> None:
         ticket: Future[None] | None
@@ -122,6 +135,17 @@ def _answering(front: Front) -> Answering | None:
     return partial(answer, front.engine)
 
 
+def trust(forwarding: Forwarding) -> ssl.SSLContext:
+    """Whom the door of another instance is believed to be. Raises ``UsageError`` for a file that cannot be used."""
+    try:
+        context = ssl.create_default_context(cafile=forwarding.authority)
+    except (OSError, ValueError) as error:  # ``SSLError`` is an OSError
+        why = "no certificate of an authority in it" if isinstance(error, ssl.SSLError) else str(error.args[-1]).lower()
+        raise UsageError(f"{forwarding.authority}: {why}", hint="it must be PEM") from None
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
 def _self_signed(front: Front) -> Tls:
     from chromakeep.server.self_signed import self_signed
 
@@ -135,7 +159,7 @@ def _self_signed(front: Front) -> Tls:
 def open_door(front: Front) -> BookedDoor:
     """The door of a run. ``/healthz``: this process lives; ``/readyz``: it serves; ``/readyz/reads``: it answers reads,
     as a standby does; ``/_keep/status``: how it stands; ``/metrics``: that and more for Prometheus; below
-    ``/_keep/receive``: see ``ReceivingDesk``.
+    ``/_keep/receive``: see ``ReceivingDesk``; ``/_keep/writes``: see ``WritesDesk``.
 
     Raises ``UsageError`` as ``check`` does; files of a certificate are read when the door starts.
     """
@@ -171,8 +195,14 @@ def open_door(front: Front) -> BookedDoor:
         "/api/v1/heartbeat": beating,
     }
     books = Bookkeeping(front, public)
+    underway = Underway()
     inner = {"/_keep/status": status, METRICS: books.metrics}  # names of collections and of keys among them
     shielded = front.engine is None  # an engine of ours is not ruined by what it is asked
+    guard = (
+        Gatehouse(front.keys, closed=front.closed, pages=inner, foreign=front.foreign, shielded=shielded)
+        if front.keys
+        else Unlocked(inner, shielded=shielded)
+    )
     also = front.audit.refusal if front.audit else lambda: None
     door = Door(
         front.host,
@@ -181,17 +211,18 @@ def open_door(front: Front) -> BookedDoor:
         gate=DutyGate(duty, front.hold, also),
         reads=reads,
         pages=public,
-        desk=desk,
-        ledger=books.ledger,
-        guard=Gatehouse(front.keys, closed=front.closed, pages=inner, foreign=front.foreign, shielded=shielded)
-        if front.keys
-        else Unlocked(inner, shielded=shielded),
+        desk=WritesDesk(duty.writes, underway, guard, desk),
+        ledger=several(books.ledger, underway),
+        guard=guard,
         tls=_self_signed(front) if front.facing.self_signed else _tls(front.facing),
         cors=cors_of(front.facing.origins),
         remote=_remote(front),
         answering=_answering(front),
         limits=Limits() if shielded else Limits(body_bytes=MOST_BODY),
         threads=front.threads,
+        relay=Relay(lambda: duty.elsewhere, trust(front.forwarding), also, front.observer)
+        if front.forwarding
+        else None,
         observer=front.observer,
     )
     return BookedDoor(door, books)

@@ -36,12 +36,14 @@ class Refusal(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """A small answer of ours: never cached, at most a few hundred kilobytes."""
+    """An answer of ours: a small one that is never cached, or that of an engine here. ``content_type`` "": no body.
+    ``fields``: further ones of an engine's answer, in lower case."""
 
     body: bytes
     content_type: str = "application/json"
     status: int = 200
     retry_after: float | None = None
+    fields: tuple[tuple[str, str], ...] = ()
 
 
 class Gate(Protocol):

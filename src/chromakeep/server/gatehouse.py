@@ -10,7 +10,7 @@ from chromakeep.access.keys import Key, Keyring
 from chromakeep.server.admission import Admission
 from chromakeep.server.answers import refusal
 from chromakeep.server.backend import Backend
-from chromakeep.server.gate import Page
+from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.guard import Account, Ruling
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.unlocked import Unlocked
@@ -49,6 +49,16 @@ class Gatehouse:
         if self._closed or self._ring.keys:
             return self._admission.rule(head, account)
         return self._unlocked.rule(head, account)
+
+    def admin(self, request: Request, account: Account) -> Refusal | None:
+        """See ``Warden``."""
+        ring = self._keys()
+        if ring is None and self._closed:
+            return _UNKNOWN
+        self._ring = ring or self._ring
+        if self._closed or self._ring.keys:
+            return self._admission.admin(request, account)
+        return self._unlocked.admin(request, account)
 
     def settle(self, account: Account) -> None:
         """See ``Guard``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chromakeep.access.rights import Call
 from chromakeep.server.gate import Page, Refusal
@@ -31,18 +31,24 @@ class Watch(Protocol):
 class Account:
     """What one request was: filled in while it passes, told when it is over."""
 
-    __slots__ = ("begun", "collection", "database", "identity", "key", "method", "peer", "received", "route", "sent",
-                 "status", "taken", "target", "tenant", "trace", "watch")  # fmt: skip
+    __slots__ = ("begun", "collection", "context", "database", "elsewhere", "identity", "key", "method", "peer",
+                 "received", "route", "sent", "span", "state", "status", "taken", "target", "tenant", "trace",
+                 "unplaced", "watch")  # fmt: skip
 
     def __init__(self, head: RequestHead, peer: str, begun: float) -> None:
         self.begun = begun  # by the loop's clock, in seconds
         self.method, self.target, self.peer = head.method, head.target, peer
         self.key = ""  # the name of the key it came with; "" where there was none, or a wrong one
         self.identity = ""  # the id of that key
+        self.elsewhere = False  # it goes on to another door, whose guard is asked as well
+        self.unplaced = False  # it was let pass for that reason, although nobody here knows the collection
         self.taken = False  # it counts against that key's allowance until it is over
         self.route = ""  # the template of its path, such as ``collection.query``; "" where it is none that is known
         self.tenant = self.database = self.collection = ""
         self.trace = b""  # ``traceparent`` as sent
+        self.state = b""  # ``tracestate`` as sent, while its beginning is told
+        self.context = b""  # lines of a head that take the place of both on the way to the backend
+        self.span: Any = None  # of whoever traces it
         self.status = 0  # of the answer; 0: there was none
         self.received = self.sent = 0  # bytes of payload
         self.watch: Watch | None = None
@@ -86,7 +92,7 @@ class Ledger(Protocol):
     """Told about every request, in the door's thread: it must not block."""
 
     def begun(self, account: Account) -> None:
-        """Its head has come; no more is known of it than that."""
+        """Its head has come; no more is known of it than that. May set ``context``."""
 
     def ended(self, account: Account, now: float) -> None:
         """It was answered, or given up (``status`` 0)."""

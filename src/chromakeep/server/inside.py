@@ -15,8 +15,8 @@ from chromakeep.server.backend import Carried
 from chromakeep.server.gate import Page
 from chromakeep.server.request_head import RequestHead
 
-Answering = Callable[[str, str, bytes], Page]
-"""Method, target and body of a request, in one of several threads; never raises."""
+Answering = Callable[[str, str, bytes, "str | None"], Page]
+"""Method, target, body and content type of a request, in one of several threads; never raises."""
 
 
 class Inside:
@@ -80,7 +80,8 @@ class Inward:
     def _ask(self) -> None:
         assert self._head
         body, self._body = bytes(self._body), bytearray()
-        work = partial(self._inside.answering, self._head.method, self._head.target, body)
+        kind = next((value.decode("latin-1") for name, value in self._head.fields if name == b"content-type"), None)
+        work = partial(self._inside.answering, self._head.method, self._head.target, body, kind)
         try:
             future = self._inside.executor.submit(work)
         except RuntimeError:  # the door closes
@@ -106,6 +107,8 @@ class Inward:
         fields = b"content-type: %b\r\n" % answer.content_type.encode("latin-1") if answer.content_type else b""
         if answer.retry_after is not None:
             fields += answers.later(answer.retry_after)
+        for name, value in answer.fields:
+            fields += f"{name}: {value}\r\n".encode("latin-1")
         bodiless = exchange.method == "HEAD"
         reason = HTTPStatus(answer.status).phrase.encode()
         head = AnswerHead(

@@ -29,6 +29,7 @@ from chromakeep.operations import incoming, manifest
 from chromakeep.operations.receive import Receiver
 from chromakeep.server.answers import refusal
 from chromakeep.server.gate import Page, Refusal, Request
+from chromakeep.server.guard import Account
 from chromakeep.server.visit import NOWHERE, RECEIVE
 
 THREADS = 4  # requests that are worked on; so many chunks are in memory twice
@@ -56,7 +57,7 @@ class ReceivingDesk:
         """Whatever begins so: nothing of it reaches Chroma."""
         return path.startswith(RECEIVE)
 
-    async def admit(self, request: Request) -> Refusal | int:
+    async def admit(self, request: Request, account: Account) -> Refusal | int:
         """Who has no right to send is told before a byte of a body is read."""
         given = request.field(b"authorization") or b""
         word, _, token = given.partition(b" ")

@@ -19,7 +19,8 @@ _METHODS = frozenset({"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE"
 _LINE = re.compile(rb"([A-Z-]{1,32}) ([\x21-\x7e]+) HTTP/(\d)\.(\d)")
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?")
 # Written anew, answered here, or dropped; what connection names of these changes nothing.
-_OURS = HOP | {b"host", b"content-length", b"expect", b"forwarded", b"x-real-ip"}
+FORWARDED = b"chromakeep-forwarded"  # by another instance: once is enough
+_OURS = HOP | {b"host", b"content-length", b"expect", b"forwarded", b"x-real-ip", FORWARDED}
 _KNOWN_WORDS = frozenset({b"keep-alive", b"close"})
 NOTHING: frozenset[bytes] = frozenset()
 
@@ -134,3 +135,27 @@ def _understood(
     lines.append(b"\r\n")
     keep = modern and b"close" not in words
     return RequestHead(method, target, tuple(fields), length, modern, keep, bool(expects) and modern, b"".join(lines))
+
+
+def retraced(forward: bytes, context: bytes) -> bytes:
+    """A head for the backend with the trace ``context`` (lines of it, each with its end) in place of the client's."""
+    lines = forward[:-2].splitlines(keepends=True)
+    kept = [line for line in lines if not line.startswith((b"traceparent:", b"tracestate:"))]
+    return b"".join(kept) + context + b"\r\n"
+
+
+def forwarded(head: RequestHead, authority: bytes) -> bytes:
+    """The head for the door of another instance: as ``forward``, but with the client's key, for that door asks for it
+    again, and with the mark that it is not to be forwarded once more."""
+    words = tokens([value for name, value in head.fields if name == b"connection"])
+    lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (head.method.encode(), head.target.encode(), authority)]
+    for name, value in head.fields:
+        if name not in _OURS and not name.startswith(b"x-forwarded-") and name not in words:
+            lines.append(b"%s: %s\r\n" % (name, value))
+    lines.append(b"%s: 1\r\n" % FORWARDED)
+    if head.length is None:
+        lines.append(b"transfer-encoding: chunked\r\n")
+    elif any(name == b"content-length" for name, _ in head.fields):
+        lines.append(b"content-length: %d\r\n" % head.length)
+    lines.append(b"\r\n")
+    return b"".join(lines)

@@ -14,6 +14,7 @@ from chromakeep.server.cors import Cors
 from chromakeep.server.gate import Gate, Page, Refusal
 from chromakeep.server.guard import Guard, Ledger
 from chromakeep.server.limits import Limits
+from chromakeep.server.relay import Relay
 
 if TYPE_CHECKING:
     from chromakeep.server.client_side import ClientSide
@@ -34,6 +35,7 @@ class Service(msgspec.Struct):
     guard: Guard | None = None
     ledger: Ledger | None = None
     cors: Cors | None = None
+    relay: Relay | None = None
     clients: set[ClientSide] = msgspec.field(default_factory=set)
     closing: bool = False  # no connection is kept after the request it carries
 

@@ -2,18 +2,21 @@
 
 What to send and where is said by OpenTelemetry's own variables (``OTEL_EXPORTER_OTLP_ENDPOINT``,
 ``OTEL_EXPORTER_OTLP_HEADERS``, ``OTEL_TRACES_SAMPLER``, ``OTEL_SERVICE_NAME`` and so on). A span continues the client's
-trace (W3C ``traceparent``), which goes on to Chroma as it was sent.
+trace (W3C ``traceparent``), and Chroma is told that ours is the parent of its own; ``tracestate`` goes on.
 """
 
 from __future__ import annotations
 
-import time
+import re
 from typing import Any
 
 from chromakeep import __version__
 from chromakeep.errors import UsageError
 from chromakeep.server.guard import Account
 
+LONGEST = 8192  # bytes of a ``tracestate`` that is passed on
+_IDS = rb"-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"
+_PARENT = re.compile(rb"00" + _IDS + rb"|(?!ff|00)[0-9a-f]{2}" + _IDS + rb"(?:-.*)?")
 INTERNAL = 500  # a status from which on it was the server's fault
 
 
@@ -37,22 +40,33 @@ class Tracing:
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("chromakeep", __version__)
         self._propagator, self._kind = TraceContextTextMapPropagator(), trace.SpanKind.SERVER
+        self._within = trace.set_span_in_context
         self._failed = trace.Status(trace.StatusCode.ERROR)
 
     def begun(self, account: Account) -> None:
-        """A span is made when it is known how it ended."""
+        """The span begins, and the backend is told that it is its parent."""
+        account.span = self._tracer.start_span(account.method, context=self._parent(account), kind=self._kind)
+        told: dict[str, str] = {}
+        self._propagator.inject(told, self._within(account.span))
+        account.context = "".join(f"{name}: {value}\r\n" for name, value in told.items()).encode("ascii")
+
+    def _parent(self, account: Account) -> Any:
+        """The client's context; what is not well-formed is none, and says nothing in a log of the library's either."""
+        if not _PARENT.fullmatch(account.trace):
+            return None
+        sent = {"traceparent": account.trace[:55].decode("ascii")}
+        if 0 < len(account.state) <= LONGEST and account.state.isascii():
+            sent["tracestate"] = account.state.decode("ascii")
+        return self._propagator.extract(sent)
 
     def ended(self, account: Account, now: float) -> None:
         """Names are those of OpenTelemetry's semantic conventions for HTTP servers."""
-        ended = time.time_ns()
-        sent = account.trace.decode("latin-1")
-        context = self._propagator.extract({"traceparent": sent}) if sent else None
-        span = self._tracer.start_span(
-            f"{account.method} {account.route}".rstrip(),
-            context=context,
-            kind=self._kind,
-            start_time=ended - max(0, int((now - account.begun) * 1e9)),
-            attributes={
+        span, account.span = account.span, None
+        if span is None:
+            return
+        span.update_name(f"{account.method} {account.route}".rstrip())
+        span.set_attributes(
+            {
                 "http.request.method": account.method,
                 "http.route": account.route,
                 "http.response.status_code": account.status,
@@ -64,11 +78,11 @@ class Tracing:
                 "chromakeep.tenant": account.tenant,
                 "chromakeep.database": account.database,
                 "chromakeep.collection": account.collection,
-            },
+            }
         )
         if account.status >= INTERNAL or not account.status:
             span.set_status(self._failed)
-        span.end(ended)
+        span.end()
 
     def close(self) -> None:
         """Send what waits, for some seconds at most."""

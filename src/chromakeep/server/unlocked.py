@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from chromakeep.access.rights import call_of
+from chromakeep.operations.openness import loopback
 from chromakeep.server import shield
-from chromakeep.server.gate import Page
+from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.guard import Account, Plain, Ruling
 from chromakeep.server.request_head import RequestHead
+
+_FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 
 
 class Unlocked(Plain):
@@ -16,6 +19,12 @@ class Unlocked(Plain):
 
     def __init__(self, pages: Mapping[str, Callable[[], Page]] = {}, *, shielded: bool = True) -> None:
         self._pages, self._shielded = pages, shielded
+
+    def admin(self, request: Request, account: Account) -> Refusal | None:
+        """See ``Warden``: whoever is on this machine, and no proxy that speaks for others."""
+        if loopback(request.peer) and not any(request.field(name) for name in _FORWARDED):
+            return None
+        return Refusal(403, "AuthError", "without keys that is for clients on this machine; make one of the role admin")
 
     def rule(self, head: RequestHead, account: Account) -> Ruling:
         """See ``Guard``."""

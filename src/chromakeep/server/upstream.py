@@ -164,6 +164,8 @@ class Upstream(asyncio.Protocol):
 
     def _last_words(self) -> None:
         """Read what came before a send failed: a refusal of the body, as Chroma's 413, which the transport drops."""
+        if self.transport.get_extra_info("sslcontext"):  # what could be read there is not for us to decipher
+            return
         connection = self.transport.get_extra_info("socket")
         words = b""
         with suppress(OSError):

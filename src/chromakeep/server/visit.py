@@ -25,8 +25,8 @@ class Desk(Protocol):
     def takes(self, path: str) -> bool:
         """Whether requests to this path are its own."""
 
-    async def admit(self, request: Request) -> Refusal | int:
-        """Before anything of a body is read: so many bytes of it are taken. May wait."""
+    async def admit(self, request: Request, account: Account) -> Refusal | int:
+        """Before anything of a body is read: so many bytes of it are taken. May wait, and fill in the account."""
 
     async def answer(self, request: Request, body: bytearray) -> Page:
         """The answer. Cancelled when the client goes away."""
@@ -39,7 +39,7 @@ class Closed:
         """See ``Desk``."""
         return path.startswith(RECEIVE)
 
-    async def admit(self, request: Request) -> Refusal | int:
+    async def admit(self, request: Request, account: Account) -> Refusal | int:
         """Nothing is."""
         return NOWHERE
 
@@ -72,7 +72,7 @@ class Visit:
 
     async def _live(self) -> None:
         try:
-            admitted = await self._desk.admit(self._request)
+            admitted = await self._desk.admit(self._request, self._account)
             if isinstance(admitted, int):
                 self._limit = admitted
                 if self._head.length is not None and self._head.length > admitted:

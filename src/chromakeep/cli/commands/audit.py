@@ -9,7 +9,7 @@ import click
 
 from chromakeep.addresses import parse
 from chromakeep.cli import output
-from chromakeep.cli.command import Call, command
+from chromakeep.cli.command import Call, command, place
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS
 from chromakeep.errors import UsageError, VerificationFailed
@@ -22,7 +22,7 @@ MOST = 100_000  # records that are shown at most
 
 @click.group("audit")
 def audit() -> None:
-    """Verify and show the audit log of `run`."""
+    """Verify, show and prune the audit log of `run`."""
 
 
 def _places(call: Call, given: tuple[str, ...]) -> tuple[list[Path], dict[str, Repository]]:
@@ -121,5 +121,38 @@ def _row(record: dict[str, Any]) -> tuple[str, ...]:
     return text("number"), text("time"), text("event"), text("key"), text("peer"), what, count, ended
 
 
-for _command in (_verify, _show):
+@command(
+    "prune",
+    example="""
+        chromakeep audit prune s3://bucket/prefix --keep-within 400d
+        chromakeep audit prune ./keep --keep-within 90d --dry-run
+    """,
+)
+@place("repo", "REPO")
+@click.option("--keep-within", "within", metavar="TIME", required=True, help="Keep what came here within this time.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, change nothing.")
+def _prune(call: Call, repo: str | None, within: str, dry_run: bool) -> Reply:
+    """Remove old records of the audit log from a repository.
+
+    Without this they are kept for ever. What stays says where it begins, so it still verifies; a chain that does not
+    verify loses nothing, and has exit status 14. The files of an instance are not touched.
+    """
+    from chromakeep.cli.durations import seconds
+    from chromakeep.operations.audit_prune import prune
+
+    kept = seconds(within)
+    report = prune(call.repository(call.needs(repo, "repository", "REPO")), kept, dry_run=dry_run)
+    would = "would be " if dry_run else ""
+    lines = [f"records {c.first:,} to {c.last:,} of {c.instance}, {c.hash}: {would}removed" for c in report.chains]
+    lines += [f"{p.place}{f', line {p.line}' if p.line else ''}: {p.what}; all is kept" for p in report.problems]
+    lines.append(
+        f"{output.plural(report.deleted_objects, 'object')} {would}deleted, "
+        f"{output.size(report.freed_bytes)} {would}freed"
+    )
+    return Reply(
+        report, "\n".join(map(output.printable, lines)), VerificationFailed.exit_status if report.problems else 0
+    )
+
+
+for _command in (_verify, _show, _prune):
     audit.add_command(_command)

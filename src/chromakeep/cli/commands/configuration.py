@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from chromakeep.addresses import parse
+from chromakeep.addresses import parse, without_password
 from chromakeep.cli import output
 from chromakeep.cli.command import Call, Command, command
 from chromakeep.cli.output import Reply
@@ -44,6 +44,8 @@ config.add_command(_show)
 
 def _shown(key: str, value: object) -> object:
     """An address may carry credentials: the one way to print it is the address's own."""
+    if key == "engine" and isinstance(value, str) and "://" in value:
+        return without_password(value)
     return str(parse(value)) if key == "repository" and isinstance(value, str) else value
 
 

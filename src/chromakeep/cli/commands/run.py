@@ -14,7 +14,7 @@ import click
 from chromakeep.addresses import local_path, parse
 from chromakeep.cli import added, output
 from chromakeep.cli.command import Call, command
-from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, oidc_of
+from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, forwarding_of, oidc_of
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS, PREFIX
 
@@ -27,6 +27,8 @@ from chromakeep.cli.settings import KEYS, PREFIX
         "every",
         "durability",
         "hold_writes",
+        "advertise",
+        "advertise_ca",
         "receive_token_file",
         "grace",
         "ephemeral",
@@ -90,6 +92,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
             durability=durability,
             door=open_door,
             facing=facing,
+            forwarding=forwarding_of(settings),
             receive_token=settings.receive_token(),
             hold_writes=settings.value("hold_writes"),
             grace=settings.value("grace"),

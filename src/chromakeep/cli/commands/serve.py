@@ -1,36 +1,48 @@
-"""``serve``: a closed door before any Chroma."""
+"""``serve``: a closed door before any Chroma, or before collections in PostgreSQL."""
 
 from __future__ import annotations
 
 import os
 from functools import partial
+from typing import TYPE_CHECKING
 
 import click
 
-from chromakeep.addresses import local_path, parse
+from chromakeep.addresses import POSTGRES, local_path, parse
 from chromakeep.cli import output
 from chromakeep.cli.command import Call, command, told_to_stop
 from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, oidc_of
 from chromakeep.cli.output import Reply
+from chromakeep.cli.settings import PREFIX, Settings
 from chromakeep.errors import UsageError
+
+if TYPE_CHECKING:
+    from chromakeep.operations.serve import Behind
+
+ENGINE_KEYS = ("engine", "engine_storage", "engine_connections", "allow_reset")
 
 
 @command(
     "serve",
-    keys=("repository", "data", "open", "host", "port", *DOOR_KEYS),
+    keys=("repository", "data", "open", "host", "port", *ENGINE_KEYS, *DOOR_KEYS),
     service=True,
     example="""
         chromakeep serve http://chroma:8000 --repository s3://bucket/prefix --host 0.0.0.0
         chromakeep serve https://chroma.internal --data /data --tls-certificate cert.pem --tls-key key.pem
+        chromakeep serve --engine postgresql://app@db:5432/chroma --data /data --host 0.0.0.0
+        chromakeep serve --engine postgresql --data /data
     """,
 )
-@click.argument("url")
-def serve(call: Call, url: str) -> Reply:
-    """Put a closed door before a Chroma.
+@click.argument("url", required=False)
+def serve(call: Call, url: str | None) -> Reply:
+    """Put a closed door before a Chroma, or be one on PostgreSQL.
 
     Clients of Chroma connect to it as to the server itself, with a key (see `keys`) in the headers that they send
     anyway. The keys are those of --repository, or of --data: a directory for nothing else will do. What ruins a
     server is refused. `run` has the same door before the Chroma that it starts.
+
+    With --engine there is no Chroma: this process answers as one, and all data is in a PostgreSQL with pgvector. Any
+    number of instances may have one database. `--engine postgresql` runs a private one in --data.
     """
     stop = told_to_stop()
     from chromakeep.operations.serve import ServeSettings
@@ -38,25 +50,25 @@ def serve(call: Call, url: str) -> Reply:
     from chromakeep.server.front import open_door
 
     settings = call.settings
-    host, port, secure = _backend(url)
     address, data = settings.text("repository"), settings.text("data")
     if not (address or data or settings.value("open")):
         raise UsageError("where are the keys?", hint="give --repository or --data as for `keys create`; or say --open")
     if address:
         parse(address)
         settings.secret()
+    behind = _behind(call, url)
     done = operation(
         ServeSettings(
             host=settings.text("host") or "localhost",
             port=int(settings.text("port") or 8000),
-            backend=(host, port),
-            secure=secure,
+            behind=behind,
             door=open_door,
             data=local_path(data or "."),
             open_repository=partial(call.repository, address) if address else None,
             open=bool(settings.value("open")),
             oidc=oidc_of(settings),
             facing=facing_of(settings),
+            writes=local_path(data) if data else None,
             books=books(settings, local_path(data) if data else None),
         ),
         observer=call.observer,
@@ -64,6 +76,46 @@ def serve(call: Call, url: str) -> Reply:
         env=os.environ,
     )
     return Reply(done, f"stopped after {output.duration(done.seconds)}")
+
+
+def _behind(call: Call, url: str | None) -> Behind:
+    settings, engine = call.settings, call.settings.text("engine")
+    if url and engine:
+        raise UsageError("a Chroma's URL and --engine are two servers", hint="give one of the two")
+    if engine:
+        from chromakeep.operations.engine import PostgresBehind
+
+        address = _engine(settings, engine)
+        connections, data = settings.number("engine_connections"), settings.text("data")
+        if not 1 <= connections <= 1000:
+            raise UsageError("--engine-connections is from 1 to 1000")
+        if address is None and not data:
+            raise UsageError("where shall the data lie?", hint="give --data DIR, or --engine the URL of a PostgreSQL")
+        return PostgresBehind(
+            address,
+            local_path(data or ".") / POSTGRES,
+            connections=connections,
+            storage=str(settings.text("engine_storage")),
+            allow_reset=bool(settings.value("allow_reset")),
+            observer=call.observer,
+        )
+    if not url:
+        raise UsageError("what shall be served?", hint="give the URL of a Chroma, or --engine")
+    from chromakeep.operations.serve import Elsewhere
+
+    host, port, secure = _backend(url)
+    return Elsewhere((host, port), secure)
+
+
+def _engine(settings: Settings, engine: str) -> str | None:
+    """The URL; None: a private one. Only a variable may hold a password: others end up in logs and histories."""
+    if engine == POSTGRES:
+        return None
+    if not engine.startswith((f"{POSTGRES}://", "postgres://")):
+        raise UsageError("--engine is the URL of a PostgreSQL, or just the word postgresql")
+    if settings.came_from("engine") != f"{PREFIX}ENGINE":
+        parse(engine)
+    return engine
 
 
 def _backend(url: str) -> tuple[str, int, bool]:

@@ -18,6 +18,7 @@ from chromakeep.cli.durations import seconds
 from chromakeep.cli.output import Reply
 
 if TYPE_CHECKING:
+    from chromakeep.operations.doors import Doors
     from chromakeep.operations.standing import Standing
     from chromakeep.operations.transfer import Opening
     from chromakeep.operations.transfer_state import StateFile
@@ -158,6 +159,11 @@ def _verify(call: Call, state: str) -> Reply:
         chromakeep transfer switch --stop-writes "docker stop app" --env-file app.env --hook "docker start app"
     """,
 )
+@click.option(
+    "--door",
+    metavar="URL",
+    help="Where `run` or `serve` serves A: writes are refused there. Found without it if A is given as that URL.",
+)
 @click.option("--stop-writes", metavar="COMMAND", help="Ends whatever writes to A.")
 @RESUME
 @click.option("--drain", metavar="TIME", default="2s", show_default=True, help="How long to wait after that.")
@@ -175,6 +181,7 @@ def _verify(call: Call, state: str) -> Reply:
 @STATE
 def _switch(
     call: Call,
+    door: str | None,
     stop_writes: str | None,
     resume_writes: str | None,
     drain: str,
@@ -202,8 +209,9 @@ def _switch(
         value,
         hook,
         seconds(recent),
+        door,
     )
-    return _reply(switch(_file(state), _opening(call), how, run=_run, observer=call.observer))
+    return _reply(switch(_file(state), _opening(call), how, run=_run, doors=_doors(), observer=call.observer))
 
 
 @command("rollback", example='chromakeep transfer rollback --hook "docker compose up -d app"')
@@ -211,7 +219,7 @@ def _switch(
 @click.option("--hook", metavar="COMMAND", help="Run when all is back.")
 @STATE
 def _rollback(call: Call, resume_writes: str | None, hook: str | None, state: str) -> Reply:
-    """Go back to A: the old line of the env file, --resume-writes as the switch was given it, the hook.
+    """Go back to A: the old line of the env file, writes at its door, --resume-writes of the switch, the hook.
 
     What was written to B after the switch is not carried back; how many records differ is told.
     """
@@ -225,6 +233,7 @@ def _rollback(call: Call, resume_writes: str | None, hook: str | None, state: st
             run=_run,
             resume_writes=resume_writes,
             hook=hook,
+            doors=_doors(),
             observer=call.observer,
         )
     )
@@ -264,6 +273,12 @@ def _opening(call: Call) -> Opening:
     from chromakeep.operations.transfer_ends import ends_of
 
     return lambda state: ends_of(state, means_of(call, Path(state.work)))
+
+
+def _doors() -> Doors:
+    from chromakeep.operations.doors import Doors
+
+    return Doors(os.environ.get("CHROMA_TOKEN"))
 
 
 def _run(words: Sequence[str]) -> int:

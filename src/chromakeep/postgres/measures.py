@@ -1,0 +1,60 @@
+"""Measures: a collection's distance as pgvector has it: what an index is made on, what is ordered by, what is told.
+
+What an index orders by is not what is told: ``<->`` is the root of Chroma's l2, ``<#>`` the negative inner product. A
+cosine distance to a vector of zeros is 1 for Chroma and NaN for pgvector, whose index leaves such vectors out.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from chromakeep.postgres.held import Held
+
+_OPERATORS = {"l2": ("<->", "l2"), "cosine": ("<=>", "cosine"), "ip": ("<#>", "ip")}
+INDEXED = {"vector": 2000, "halfvec": 4000}  # dimensions that an index of this type takes
+WIDEST = 16_000  # dimensions that either type takes
+
+
+class Measure(msgspec.Struct, frozen=True):
+    """Pieces of SQL. All vectors are of ``kind``(``dimension``), in the table and as a parameter."""
+
+    space: str
+    operator: str
+    dimension: int
+    kind: str  # of the column: vector or halfvec
+    index_kind: str | None  # of the index; None: there can be none
+
+    @property
+    def indexed(self) -> str:
+        """The expression that an index is made on. The column may be declared without a dimension."""
+        return f"(embedding::{self.index_kind}({self.dimension}))"
+
+    @property
+    def operators(self) -> str:
+        """The class of operators of the index."""
+        return f"{self.index_kind}_{_OPERATORS[self.space][1]}_ops"
+
+    @property
+    def coarse(self) -> bool:
+        """The index holds less than the table: what it finds first is measured again."""
+        return self.index_kind is not None and self.index_kind != self.kind
+
+    def near(self, query: str) -> str:
+        """What the index orders by."""
+        return f"{self.indexed} {self.operator} {query}::{self.index_kind}({self.dimension})"
+
+    def distance(self, query: str) -> str:
+        """The distance that Chroma tells, always of the vectors themselves; no index orders by it."""
+        if self.space == "l2":
+            return f"{self.kind}_l2_squared_distance(embedding, {query})"
+        if self.space == "ip":
+            return f"1 + (embedding <#> {query})"
+        return f"coalesce(nullif(embedding <=> {query}, 'NaN'), 1)"
+
+
+def measure(held: Held) -> Measure:
+    """Of a collection whose dimension is known."""
+    assert held.dimension is not None
+    kinds = [held.storage] if held.storage == "halfvec" else ["vector", "halfvec"]
+    kind = next((kind for kind in kinds if held.dimension <= INDEXED[kind]), None)
+    return Measure(held.space, _OPERATORS[held.space][0], held.dimension, held.storage, kind)

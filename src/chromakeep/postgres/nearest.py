@@ -1,0 +1,202 @@
+"""Nearest neighbours: one statement for each vector, answered from the indexes of the segments and what lies behind.
+
+A statement unites, for each segment, the nearest by its index, and the nearest of the tail, measured one by one. Where
+a filter leaves few records, all of these are measured and no index of vectors is used; where it leaves many, indexes
+are read on until enough of what they give satisfies the filter, and if that comes too late all are measured after all.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+
+from chromakeep.engine import Refused, Rows, Vectors, Wanted
+from chromakeep.filters import Filter
+from chromakeep.postgres import packing, reading
+from chromakeep.postgres.clauses import clause
+from chromakeep.postgres.estimates import Estimates
+from chromakeep.postgres.held import Held
+from chromakeep.postgres.measures import Measure, measure
+
+Connection = psycopg.Connection[Any]
+SEARCH = (
+    1.5  # ef_search of pgvector over that of Chroma's index for the same recall (measured: docs/design/postgres.md)
+)
+WIDEST = 1_000  # pgvector's bound of ef_search
+SCAN = 40_000  # entries of an index after which a search that a filter starves is given up
+AGAIN = 4  # times as many as are asked for are measured again where the index holds less than the table
+
+PROBED = 0.05  # of the lists of an index that is of lists
+HALF = 65504.0  # the largest number of a halfvec
+
+_SETTINGS = (
+    "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', 'strict_order', true),"
+    " set_config('hnsw.max_scan_tuples', %s, true),"
+    " set_config('ivfflat.probes', %s, true), set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
+)
+_estimates = Estimates()
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """What is searched: the records of a condition in SQL, "" for all, by the indexes or one by one."""
+
+    condition: str = ""
+    parameters: tuple[Any, ...] = ()
+    exact: bool = False
+    search: int = 100  # ef_search
+
+
+def query(
+    connection: Connection,
+    held: Held,
+    vectors: Vectors,
+    n_results: int,
+    ids: Sequence[str] | None,
+    where: Filter | None,
+    wanted: Wanted,
+) -> list[Rows]:
+    """As ``Engine.query``. Raises ``Refused`` for vectors of another dimension than the collection's."""
+    if len(vectors) and held.dimension is not None and vectors.shape[1] != held.dimension:
+        raise Refused(400, f"Collection expecting embedding with dimension of {held.dimension}, got {vectors.shape[1]}")
+    if held.dimension is None or n_results == 0 or (ids is not None and not ids):
+        return [_nothing(held, wanted) for _ in vectors]
+    scope = scope_of(connection, held, n_results, ids, where)
+    found = _ask(connection, held, vectors, n_results, scope, wanted)
+    short = [] if scope.exact else [number for number, one in enumerate(found) if len(one.ids) < n_results]
+    if short:  # fewer than there may be: a filter starved the indexes, or there are no more
+        all_of_it = msgspec.structs.replace(scope, exact=True)
+        for number, one in zip(
+            short, _ask(connection, held, vectors[short], n_results, all_of_it, wanted), strict=True
+        ):
+            found[number] = one
+    return found
+
+
+def scope_of(
+    connection: Connection,
+    held: Held,
+    n_results: int,
+    ids: Sequence[str] | None,
+    where: Filter | None,
+) -> Scope:
+    """What a filter and ids leave, and how that is best searched."""
+    conditions: list[str] = []
+    parameters: list[Any] = []
+    if ids is not None:
+        conditions.append("r.key = ANY(%b::uuid[])")
+        parameters.append(packing.uuids([packing.key(one) for one in ids]))
+    if where is not None:
+        condition, values = clause(where, held, trgm=packing.server(connection).trgm)
+        conditions.append(f"({condition})")
+        parameters += values
+    exact = ids is not None or not held.segments or measure(held).index_kind is None or n_results > WIDEST // 2
+    search = max(SEARCH * held.ef_search, 2.0 * n_results)
+    condition = " AND ".join(conditions)
+    if where is not None and not exact:
+        estimate = _estimates.of(connection, held, where, condition, parameters)
+        exact = estimate.few(n_results)
+        search = max(search, estimate.candidates(n_results))
+    return Scope(condition, tuple(parameters), exact, min(int(search), WIDEST))
+
+
+def _ask(
+    connection: Connection, held: Held, vectors: Vectors, n_results: int, scope: Scope, wanted: Wanted
+) -> list[Rows]:
+    """What each vector's statement finds; all statements go to the server at once."""
+    how = measure(held)
+    sql, repeated = statement(held, how, n_results, scope, wanted)
+    cursors = []
+    with connection.pipeline():
+        if not scope.exact:
+            connection.execute(_SETTINGS, (str(scope.search), str(SCAN), str(_probes(held))))
+        for vector in vectors:
+            cursor = connection.cursor(binary=True)
+            if held.space == "cosine" and not vector.any():
+                cursor.execute(statement_of_zero(held, n_results, scope, wanted), scope.parameters)
+            else:
+                cursor.execute(sql, (_packed(vector, held), *(scope.parameters * repeated)))
+            cursors.append(cursor)
+    return [_rows(cursor, held, wanted) for cursor in cursors]
+
+
+def _rows(cursor: psycopg.Cursor[Any], held: Held, wanted: Wanted) -> Rows:
+    found = reading.rows(cursor, held, wanted)
+    if wanted.distances:
+        result, column = cursor.pgresult, len(reading.names(wanted))
+        assert result is not None
+        packed = b"".join(result.get_value(row, column) or b"" for row in range(result.ntuples))
+        found.scores = np.frombuffer(packed, ">f4").astype(np.float32)
+    return found
+
+
+def _nothing(held: Held, wanted: Wanted) -> Rows:
+    """No records, with an empty list of each member that is wanted."""
+    return Rows(
+        [],
+        documents=[] if wanted.documents else None,
+        metadatas=[] if wanted.metadatas else None,
+        embeddings=np.zeros((0, held.dimension or 0), np.float32) if wanted.embeddings else None,
+        uris=[] if wanted.uris else None,
+        scores=np.zeros(0, np.float32) if wanted.distances else None,
+    )
+
+
+def _probes(held: Held) -> int:
+    """Lists that are searched where an index is of lists."""
+    return max((math.ceil(PROBED * segment.lists) for segment in held.segments if segment.lists), default=1)
+
+
+def _packed(vector: NDArray[np.float32], held: Held) -> packing.Packed:
+    if held.storage == "halfvec":
+        return packing.Packed(struct.pack(">hh", len(vector), 0) + vector.clip(-HALF, HALF).astype(">f2").tobytes())
+    return packing.Packed(struct.pack(">hh", len(vector), 0) + vector.astype(">f4").tobytes())
+
+
+def statement(held: Held, how: Measure, n_results: int, scope: Scope, wanted: Wanted) -> tuple[str, int]:
+    """SQL, and how often the parameters of the scope occur in it, all of them after the vector.
+
+    The ranges of the segments stand in it as numbers: else the planner could not know that an index covers one.
+    """
+    query_vector = "(SELECT v FROM q)"
+    each = f"SELECT r.ctid AS at, {how.distance(query_vector)} AS d FROM {held.table} r"
+    also = f" AND ({scope.condition}) IS TRUE" if scope.condition else ""  # which no other index can be taken for
+    deep = n_results * (AGAIN if how.coarse else 1)
+    branches = []
+    if not scope.exact:
+        branches += [
+            f"({each} WHERE r.place > {segment.low} AND r.place <= {segment.high}{also}"
+            f" ORDER BY {how.near(query_vector)} LIMIT {deep})"
+            for segment in held.segments
+        ]
+        also = f" AND ({scope.condition})" if scope.condition else ""
+        branches.append(f"({each} WHERE r.place > {held.segments[-1].high}{also} ORDER BY d LIMIT {n_results})")
+    else:
+        branches.append(f"({each}{_where(scope)} ORDER BY d, r.seq LIMIT {n_results})")
+    nearest = " UNION ALL ".join(branches)
+    if len(branches) > 1:
+        nearest = f"SELECT * FROM ({nearest}) u ORDER BY d LIMIT {n_results}"
+    return (
+        f"WITH q AS MATERIALIZED (SELECT %b::{how.kind} AS v) SELECT {_columns(wanted)}, t.d::float4"
+        f" FROM ({nearest}) t JOIN {held.table} r ON r.ctid = t.at ORDER BY t.d, r.seq",
+        len(branches),
+    )
+
+
+def statement_of_zero(held: Held, n_results: int, scope: Scope, wanted: Wanted) -> str:
+    """For the vector of zeros, which under cosine is at a distance of 1 from all."""
+    return f"SELECT {_columns(wanted)}, 1::float4 FROM {held.table} r{_where(scope)} ORDER BY r.seq LIMIT {n_results}"
+
+
+def _columns(wanted: Wanted) -> str:
+    return ", ".join(f"r.{name}" for name in reading.names(wanted))
+
+
+def _where(scope: Scope) -> str:
+    return f" WHERE {scope.condition}" if scope.condition else ""

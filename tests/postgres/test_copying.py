@@ -1,0 +1,141 @@
+"""Copies from and into PostgreSQL as a user makes them: any place to any other, verified, killed and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import psycopg
+import pytest
+
+from chromakeep.chroma.server import ChromaServer
+from chromakeep.postgres.source import described
+
+RECORDS = 900
+METADATA = [{"n": 1, "f": 1.0, "t": True, "s": "a"}, {"tags": ["x", "y"], "e": 1e300}, None]
+
+
+@pytest.fixture
+def address(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of the module's database, the password in the environment."""
+    parts = urlsplit(database_url)
+    monkeypatch.setenv("PGPASSWORD", parts.password or "")
+    host = parse_qs(parts.query)["host"][0]
+    return f"postgresql://{parts.username}@{parts.path}?host={host}"
+
+
+@pytest.fixture(autouse=True)
+def empty(database_url: str) -> Iterator[None]:
+    """No collection is left for the next test."""
+    yield
+    with psycopg.connect(database_url) as connection:
+        connection.execute("DELETE FROM chromakeep.collections")
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    """Records in a file, of a collection in cosine."""
+    rows: list[dict[str, Any]] = []
+    for n in range(RECORDS):
+        vector = [((n * 7 + i * 3) % 11) - 5.0 + n / RECORDS for i in range(8)]
+        metadata = METADATA[n % 3]
+        rows.append({"id": f"id-{n}", "embedding": vector, "document": f"text {n}\x00" if n % 5 else None,
+                     "metadata": metadata})  # fmt: skip
+    path = tmp_path / "books.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
+    return path
+
+
+def keep(*words: str, status: int = 0, cwd: Path) -> dict[str, Any]:
+    """What a command says, in JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "chromakeep", *words, "--json"], cwd=cwd, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return json.loads(done.stdout) if done.stdout else {}
+
+
+def test_round_from_a_file_to_postgresql_a_server_and_a_directory(
+    address: str, lines: Path, tmp_path: Path, database_url: str
+) -> None:
+    """Each verified record by record; what ends in the directory is what was in the file, NUL bytes and 1e300 too."""
+    with ChromaServer(tmp_path / "chroma", env=os.environ) as server:
+        way = [str(lines), address, f"http://127.0.0.1:{server.client.port}", "d.parquet"]
+        for source, target in pairwise(way):
+            done = keep("copy", source, target, "--verify", cwd=tmp_path)
+            assert (done["records"], done["verified"]) == (RECORDS, True)
+    assert keep("check", address, "d.parquet", cwd=tmp_path)["ok"]
+    keep("copy", address, "new-directory", "--verify", cwd=tmp_path)
+    assert keep("check", str(lines), "new-directory", cwd=tmp_path)["ok"]
+    with psycopg.connect(database_url) as connection:
+        assert [each.name for each in described(connection, None, None)] == ["books"]
+
+
+def test_conflicts_are_dealt_with_as_everywhere(address: str, lines: Path, tmp_path: Path) -> None:
+    """``fail`` says what to do; ``replace`` keeps what was there under another name."""
+    keep("copy", str(lines), address, cwd=tmp_path)
+    keep("copy", str(lines), address, cwd=tmp_path, status=2)
+    for conflict in ("skip", "upsert", "replace"):
+        done = keep("copy", str(lines), address, "--verify", "--on-conflict", conflict, cwd=tmp_path)
+        assert done["verified"], conflict
+    names = [c["name"] for c in keep("check", address, address, cwd=tmp_path)["collections"]]
+    assert len(names) == 2 and names[0] == "books" and names[1].startswith("books.old-")
+
+
+def test_a_killed_copy_goes_on_and_nothing_of_it_is_seen_before(
+    address: str, lines: Path, tmp_path: Path, database_url: str
+) -> None:
+    """SIGKILL in the middle, twice; the same command then ends what was begun."""
+
+    def rows() -> int:
+        with psycopg.connect(database_url) as connection:
+            names = connection.execute("SELECT relation FROM chromakeep.collections").fetchall()
+            counts = [connection.execute(f"SELECT count(*) FROM chromakeep.{name}".encode()) for (name,) in names]
+            return sum(int((count.fetchone() or (0,))[0]) for count in counts)
+
+    command = [sys.executable, "-m", "chromakeep", "copy", str(lines), address, "--verify", "--rate", "300"]
+    for least in (1, 400):
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        waited(lambda least=least: rows() >= least)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        with psycopg.connect(database_url) as connection:
+            assert described(connection, None, None) == []
+    done = keep("copy", str(lines), address, "--verify", cwd=tmp_path)
+    assert (done["records"], done["verified"]) == (RECORDS, True)
+    assert rows() == RECORDS
+    assert keep("check", str(lines), address, cwd=tmp_path)["ok"]
+
+
+@pytest.mark.parametrize(
+    "address, said",
+    [
+        ("postgresql://someone:secret@localhost/db", "credentials"),
+        ("postgresql://nobody@localhost:1/db", "Connection refused"),
+        ("postgresql://localhost", "host and a database"),
+    ],
+)
+def test_what_is_no_place_is_told_in_a_line(address: str, said: str, lines: Path, tmp_path: Path) -> None:
+    """No password is repeated, and there is no traceback."""
+    command = [sys.executable, "-m", "chromakeep", "copy", str(lines), address]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode not in (0, 1), done.stderr
+    assert said.lower() in done.stderr.lower() and "secret" not in done.stderr and "Traceback" not in done.stderr
+
+
+def waited(happened: Callable[[], bool]) -> None:
+    """Until it has."""
+    end = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)

@@ -1,0 +1,186 @@
+"""Whatever indexes stand, a query finds what is nearest, at the distances that Chroma tells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from chromakeep.engine import Refused, Wanted
+from chromakeep.postgres import catalog, nearest, segments
+from chromakeep.postgres.pool import Pool
+from postgres.grown import Grown, exact
+
+SPACES = ("l2", "cosine", "ip")
+DIMENSION = 24
+
+
+def _vectors(n: int, seed: int = 1, dimension: int = DIMENSION) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, dimension)).astype(np.float32)
+
+
+def _same(grown: Grown, vectors: np.ndarray, queries: np.ndarray, space: str, k: int) -> None:
+    for query, found in zip(queries, grown.query(queries, k), strict=True):
+        distances = exact(vectors, query, space)
+        numbers = [int(name[1:]) for name in found.ids]
+        assert found.scores is not None
+        np.testing.assert_allclose(found.scores, distances[numbers], rtol=1e-5, atol=2e-6)
+        np.testing.assert_allclose(np.sort(distances)[:k], found.scores, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_small_collections_are_searched_exactly(pool: Pool, space: str) -> None:
+    grown, vectors = Grown(pool, space), _vectors(300)
+    grown.add(vectors)
+    _same(grown, vectors, _vectors(5, 2), space, 10)
+    assert [len(found.ids) for found in grown.query(_vectors(2, 3), 1000)] == [300, 300]
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_segments_and_the_tail_make_one_answer(pool: Pool, space: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "TAIL", 100)
+    grown, vectors = Grown(pool, space, ef_search=400), _vectors(900)
+    grown.add(vectors[:500])
+    grown.settle()
+    grown.add(vectors[500:800], 500)
+    with pool.autocommit() as connection:
+        held = grown.held
+        segments.build(connection, held, segments.Range(held.segments[-1].high, segments.new_high(connection), ()))
+    grown.add(vectors[800:], 800)
+    assert len(grown.held.segments) == 2
+    _same(grown, vectors, _vectors(10, 2), space, 10)
+    _same(grown, vectors, _vectors(2, 4), space, 450)  # more than is searched for by default
+
+
+def test_the_indexes_are_used(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each branch by the partial index of its segment, the tail by the index of places."""
+    monkeypatch.setattr(segments, "TAIL", 100)
+    grown = Grown(pool)
+    grown.add(_vectors(3000))
+    grown.settle()
+    held = grown.held
+    sql, _ = nearest.statement(held, nearest.measure(held), 10, nearest.Scope(), Wanted(distances=True))
+    vector = nearest._packed(_vectors(1)[0], held)
+    plan = pool.run(lambda c: "\n".join(row[0] for row in c.execute("EXPLAIN " + sql, (vector,))), write=False)
+    assert f"Index Scan using {held.segments[0].index}" in plan
+    assert f"{held.relation}_place" in plan
+    assert "Seq Scan" not in plan
+
+
+def test_changed_and_deleted_records(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an index still has of them is no answer, and the new vector is found where it is now."""
+    monkeypatch.setattr(segments, "TAIL", 100)
+    grown, vectors = Grown(pool), _vectors(400)
+    grown.add(vectors)
+    grown.settle()
+    query = vectors[7:8]
+    near = grown.query(query, 40)[0].ids
+    grown.delete(near[:20])
+    grown.update([near[30]], query)
+    found = grown.query(query, 10)[0]
+    assert found.ids == [near[30], *near[20:29]]
+    assert found.scores is not None and found.scores[0] == 0
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_zeros_under_cosine(pool: Pool, indexed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are at a distance of 1 from all; pgvector's index has them not."""
+    monkeypatch.setattr(segments, "TAIL", 100)
+    grown = Grown(pool, "cosine")
+    vectors = np.abs(_vectors(300))
+    vectors[[3, 250]] = 0
+    grown.add(vectors)
+    if indexed:
+        grown.settle()
+        assert grown.held.segments
+    found = grown.query(-np.abs(_vectors(1, 5)), 5)[0]  # all others are farther
+    assert set(found.ids[:2]) == {"r3", "r250"}
+    assert found.scores is not None and found.scores[:2].tolist() == [1.0, 1.0]
+    of_zero = grown.query(np.zeros((1, DIMENSION)), 3)[0]
+    assert of_zero.ids == ["r0", "r1", "r2"]
+    assert of_zero.scores is not None and of_zero.scores.tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_filters_and_ids(pool: Pool, indexed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "TAIL", 100)
+    monkeypatch.setattr("chromakeep.postgres.estimates.ALWAYS", 20)
+    monkeypatch.setattr("chromakeep.postgres.estimates.WORTH", 0)
+    grown, vectors = Grown(pool), _vectors(1000)
+    grown.add(
+        vectors, metadatas=[{"tenth": n % 10, "rare": n % 200, "side": bool(vectors[n, 0] > 1)} for n in range(1000)]
+    )
+    if indexed:
+        grown.settle()
+    query = _vectors(1, 9)
+    query[0, 0] = -5  # far away from all that are on that side
+    for where, fits in (
+        ({"tenth": 3}, lambda n: n % 10 == 3),
+        ({"rare": 7}, lambda n: n % 200 == 7),
+        ({"side": True}, lambda n: vectors[n, 0] > 1),
+        ({"tenth": 77}, lambda n: False),
+    ):
+        distances = exact(vectors, query[0], "l2")
+        expected = sorted(filter(fits, range(1000)), key=distances.__getitem__)[:10]
+        assert grown.query(query, 10, where=where)[0].ids == [f"r{n}" for n in expected], where
+    assert grown.query(query, 5, ids=["r5", "nowhere", "r6"], where={"tenth": 5})[0].ids == ["r5"]
+    assert set(grown.query(query, 5, ids=["r5", "nowhere", "r6"])[0].ids) == {"r5", "r6"}
+    assert grown.query(query, 5, ids=[])[0].ids == []
+
+
+def test_what_is_wanted_comes_with_it(pool: Pool) -> None:
+    grown, vectors = Grown(pool), _vectors(5)
+    grown.add(vectors, metadatas=[{"n": n} for n in range(5)])
+    everything = Wanted(documents=True, metadatas=True, embeddings=True, uris=True, distances=True)
+    found = grown.query(vectors[:1], 2, wanted=everything)[0]
+    assert found.ids[0] == "r0" and found.documents == [None, None] and found.uris == [None, None]
+    assert found.metadatas is not None and found.metadatas[0] == b'{"n": 0}'
+    assert found.embeddings is not None and found.embeddings[0].tolist() == vectors[0].tolist()
+    bare = grown.query(vectors[:1], 2, wanted=Wanted())[0]
+    assert bare.scores is None and bare.metadatas is None and len(bare.ids) == 2
+
+
+def test_the_edges(pool: Pool) -> None:
+    grown = Grown(pool)
+    assert [found.ids for found in grown.query(_vectors(2), 5)] == [[], []]  # of no dimension yet
+    grown.add(_vectors(3))
+    assert grown.query(_vectors(1), 0)[0].ids == []
+    assert grown.query(np.zeros((0, DIMENSION)), 5) == []
+    with pytest.raises(Refused, match=r"^Collection expecting embedding with dimension of 24, got 3$"):
+        grown.query(np.zeros((1, 3)), 5)
+
+
+@pytest.mark.parametrize(("dimension", "storage"), [(2500, "vector"), (2500, "halfvec"), (5000, "vector")])
+def test_many_dimensions(pool: Pool, dimension: int, storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond 2,000 the index is of halves, and what it finds is measured again; beyond 4,000 there is none."""
+    monkeypatch.setattr(segments, "TAIL", 50)
+    grown, vectors = Grown(pool, storage=storage), _vectors(100, dimension=dimension)
+    grown.add(vectors)
+    grown.settle()
+    assert bool(grown.held.segments) == (dimension < 4000)
+    if storage == "halfvec":
+        vectors = vectors.astype(np.float16).astype(np.float32)
+    _same(grown, vectors, vectors[:2], "l2", 5)
+
+
+def test_an_index_of_lists(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segments, "TAIL", 100)
+    grown, vectors = Grown(pool), _vectors(500)
+    grown.add(vectors)
+    grown.settle(quickly=True)
+    assert grown.held.segments[0].lists == 22
+    found = [grown.query(vector[None], 1)[0].ids[0] for vector in vectors[:20]]
+    assert found == [f"r{n}" for n in range(20)]
+
+
+def test_a_stale_view_of_the_segments_is_only_slower(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance may still believe in indexes that another one has replaced."""
+    monkeypatch.setattr(segments, "TAIL", 100)
+    grown, vectors = Grown(pool), _vectors(600)
+    grown.add(vectors[:300])
+    grown.settle()
+    before = grown.held
+    grown.add(vectors[300:], 300)
+    grown.settle()
+    assert before.segments != grown.held.segments
+    monkeypatch.setattr(catalog, "held", lambda connection, target: before)
+    _same(grown, vectors, _vectors(5, 3), "l2", 10)

@@ -1,0 +1,121 @@
+"""An engine in place of Chroma: the same requests and calls to it and to a stock server, every answer compared.
+
+What differs and is meant to is known to ``documented``. Engines are the model in memory and PostgreSQL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from chromakeep.chroma.server import ChromaServer
+from chromakeep.server import Door
+from chromakeep.server.api import answer
+from server import test_differential_http as http
+from server.documented import HTTP, close, suits
+from server.made_up import OPENED, SEQUENCES, several
+from server.memory_engine import MemoryEngine
+from server.test_differential import numbers, opened
+from server.twins import Call, Sender
+
+C, D = http.C, http.D
+
+
+@pytest.fixture(scope="module", params=["memory", "postgres"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    if request.param == "memory":
+        yield MemoryEngine()
+        return
+    from chromakeep.postgres.embedded import Embedded
+    from chromakeep.postgres.engine import PostgresEngine
+
+    server = Embedded(tmp_path_factory.mktemp("postgresql"), memory=1 << 30)
+    server.start()
+    made = PostgresEngine(server.url)
+    yield made
+    made.close()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def ports(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
+    """Of a stock server, and of a door with the engine behind it."""
+    with ChromaServer(tmp_path_factory.mktemp("stock") / "data", env=dict(os.environ)) as stock:
+        door = Door("127.0.0.1", 0, ("", 0), answering=partial(answer, engine))
+        door.start()
+        yield stock.options.port, door.port
+        door.stop(0)
+
+
+@pytest.fixture(scope="module")
+def senders(ports: tuple[int, int]) -> Iterator[tuple[Sender, Sender]]:
+    yield from http.senders.__wrapped__(ports)  # type: ignore[attr-defined]
+
+
+def alike(senders: tuple[Sender, Sender], *request: Any) -> Any:
+    """The stock server's answer, which ours is like."""
+    stock, ours = (sender.ask(*request) for sender in senders)
+    assert ours == stock or any(rule(request, stock, ours) for rule in HTTP), (
+        f"{request!r:.500}: {stock!r:.1000} of the stock server, {ours!r:.1000} of the engine"
+    )
+    return stock
+
+
+@pytest.fixture(autouse=True)
+def documented_differences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite of the door, with what is documented let through."""
+    monkeypatch.setattr(http, "alike", alike)
+
+
+@pytest.mark.parametrize("target", http.READS)
+def test_reading_routes(senders: tuple[Sender, Sender], target: str) -> None:
+    http.test_every_reading_route_answers_the_same(senders, target)
+
+
+@pytest.mark.parametrize("target", [target for target in http.GOOD_BODIES if "/fork" not in target])
+def test_writing_routes(senders: tuple[Sender, Sender], target: str) -> None:
+    http.test_every_writing_route_answers_the_same(senders, target)
+
+
+def test_changing_and_deleting(senders: tuple[Sender, Sender]) -> None:
+    http.test_changing_and_deleting_answer_the_same(senders)
+
+
+def test_bodies_that_nobody_thought_of(senders: tuple[Sender, Sender]) -> None:
+    http.test_bodies_that_nobody_thought_of_answer_the_same(senders)
+
+
+async def same(ports: tuple[int, int], calls: list[Call]) -> list[object]:
+    """Make the calls to both, in a database of their own; what came of them on both."""
+    database = f"e{next(numbers)}-{os.getpid()}"
+    stock, ours = [await opened(port, database) for port in ports]
+    outcomes = []
+    for one in [*OPENED, *filter(suits, calls)]:
+        expected, found = await stock.outcome(one), await ours.outcome(one)
+        assert found == expected or close(one, expected, found), (
+            f"{one!r:.500}: {expected!r:.1000} of the stock server, {found!r:.1000} of the engine"
+        )
+        outcomes.append(expected)
+    return outcomes
+
+
+def test_chromadbs_client(ports: tuple[int, int]) -> None:
+    """Results and errors, types and texts; and the calls were such that both came about in numbers."""
+    failed, total = 0, 0
+
+    @several
+    @given(calls=SEQUENCES)
+    def go(calls: list[Call]) -> None:
+        nonlocal failed, total
+        outcomes = asyncio.run(same(ports, calls))
+        failed += sum(isinstance(one, tuple) for one in outcomes)
+        total += len(outcomes)
+
+    go()
+    assert total / 10 < failed < total * 9 / 10
