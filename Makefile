@@ -7,12 +7,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PORT   ?= 8000
 PYTEST ?=
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n > 3 ? 6 : 2 * n)))
 BENCH  ?=
 SNAPSHOTS ?= 500
 # Where it is set, as it is in many containers, each start of Python compiles all that it imports: four times as slow.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help up test lint bench stress soak clean packages servers
+.PHONY: help up test lint bench stress soak clean packages servers storage clients promtool
 .DEFAULT_GOAL := help
 
 help:
@@ -30,8 +31,12 @@ up: $(VENV)/.up
 	@$(BIN)/python sample/load.py --url http://127.0.0.1:$(PORT) --while-pid $$$$ & \
 	 RUST_LOG=$${RUST_LOG:-warn} exec $(BIN)/chromakeep run --data ./data --repository ./keep --every 10s --port $(PORT)
 
-test: lint packages servers
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
+# What is installed is waited for on the network, so it is done at once with what needs none of it. Tests wait too, for
+# processes, locks and disks: two files a core at a time.
+test: $(VENV)/.dev
+	@$(MAKE) --no-print-directory -j 4 lint packages servers
+	sh tools/python310.sh
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -53,6 +58,7 @@ stress: $(VENV)/.dev servers
 	$(BIN)/python tests/stress/lost_disks.py --rounds 100 --durability async
 	$(BIN)/python tests/stress/hand_over.py --rounds 40 --durability sync --long
 	$(BIN)/python tests/stress/hand_over.py --rounds 20 --durability async --long
+	DAMAGE_EVERY=1 $(BIN)/python -m pytest -q --timeout 3600 tests/operations/test_damage.py
 	MACHINE_EXAMPLES=40 $(BIN)/python -m pytest -q --timeout 3600 tests/run/test_machine.py
 	DIFFERENTIAL_EXAMPLES=500 $(BIN)/python -m pytest -q --timeout 3600 tests/server/test_differential*.py
 
@@ -81,7 +87,14 @@ $(BIN)/uv:
 packages:
 	@sh tools/packages.sh restic strace mkfs.xfs:xfsprogs nginx caddy
 
-servers: | $(BIN)/uv
+servers: promtool clients
+
+storage: | $(BIN)/uv
 	@sh tools/servers.sh
+
+clients: storage
 	@sh tools/clients.sh
+
+# After the packages, for two apt-get would wait for each other's lock, or fail.
+promtool: packages
 	@sh tools/promtool.sh

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -55,16 +58,35 @@ KEEP_ONE = Retention(last=1)
 
 
 def prepared(scene: Scene) -> MemoryStore:
-    """A repository with garbage in the making: five generations, old content that comes back later."""
-    store = MemoryStore()
-    Repository.create(store)
-    first = bytes(scene.content)
-    for _ in range(4):
+    """A repository with garbage in the making: five generations, old content that comes back later.
+
+    Made once in a process; every other scene goes on with a copy of it, and with changes of its own.
+    """
+    store, content, expected = _garbage_in_the_making()
+    scene.content[:], scene.expected = content, dict(expected)
+    return copied(store)
+
+
+@cache
+def _garbage_in_the_making() -> tuple[MemoryStore, bytes, dict[str, bytes]]:
+    with tempfile.TemporaryDirectory() as folder:
+        scene = Scene(Path(folder))
+        store = MemoryStore()
+        Repository.create(store)
+        first = bytes(scene.content)
+        for _ in range(4):
+            scene.backup(store)
+            scene.change(12)
         scene.backup(store)
-        scene.change(12)
-    scene.backup(store)
-    scene.content[:] = first  # the next backup finds all its blocks in snapshots that are about to be removed
-    return store
+        # With the first content the next backup finds all its blocks in snapshots that are about to be removed.
+        return store, first, scene.expected
+
+
+def copied(store: MemoryStore) -> MemoryStore:
+    """Another store with the same objects, of the same age."""
+    copy = MemoryStore()
+    copy._objects = dict(store._objects)
+    return copy
 
 
 def collect(store: Store, *, wait: float = 0.0) -> None:

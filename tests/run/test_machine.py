@@ -3,7 +3,7 @@
 Hypothesis chooses the requests (several tenants and databases; collections dropped, renamed and made again under the
 same name; adds, upserts, updates, deletes by id and by filter) and the moments at which all processes are killed and
 the disk is thrown away. ``--durability sync``: after each loss what the bucket gives is compared with the dict, whole.
-``MACHINE_EXAMPLES`` (6) is how many such lives it leads.
+``MACHINE_EXAMPLES`` (4, and 40 in ``make stress``) is how many such lives it leads.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def base(place: Place) -> str:
 
 TestLosses = Losses.TestCase
 TestLosses.settings = settings(
-    max_examples=int(os.environ.get("MACHINE_EXAMPLES", "6")),
+    max_examples=int(os.environ.get("MACHINE_EXAMPLES", "4")),
     stateful_step_count=30,
     deadline=None,
     # What a server answers depends on when it is asked: a failure is shown as it came, not made smaller.

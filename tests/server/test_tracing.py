@@ -14,6 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from chromakeep.errors import UsageError
 from chromakeep.server import Door
+from chromakeep.server.guard import Account
 from chromakeep.server.metrics import Metrics
 from chromakeep.server.tracing import Tracing
 from chromakeep.server.unlocked import Unlocked
@@ -50,11 +51,23 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     server.server_close()
 
 
+class Told(Tracing):
+    """``over`` is released for each request whose end it was told of, which is after the client has its answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.over = threading.Semaphore(0)
+
+    def ended(self, account: Account, now: float) -> None:
+        super().ended(account, now)
+        self.over.release()
+
+
 def test_a_span_for_each_request(
     backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire], spans: list[Any]
 ) -> None:
     """Within the client's trace, with what became of it; Chroma is told that it is the parent."""
-    tracing = Tracing()
+    tracing = Told()
     door = open_door(guard=Unlocked(), ledger=tracing)
     wire = knock(door)
     id_ = "0af76519-16cd-43dd-8448-eb211c80319c"
@@ -69,6 +82,7 @@ def test_a_span_for_each_request(
     other = knock(door)
     other.send(b"GET /api/v2/collections/a:b:c HTTP/1.1\r\nhost: h\r\n\r\n")
     assert other.until().startswith(b"HTTP/1.1 501")
+    assert tracing.over.acquire(timeout=30) and tracing.over.acquire(timeout=30)
     tracing.close()
     first, second = spans
     assert (first.name, first.trace_id.hex(), first.parent_span_id.hex()) == ("POST collection.query", TRACE, PARENT)

@@ -18,15 +18,15 @@ def prove(folder: Path, *options: str) -> None:
 
 
 def test_a_few(tmp_path: Path) -> None:
-    """20 captures under an embedded client, a server with four writer threads, and a database in WAL mode."""
-    prove(tmp_path, "--snapshots", "20", "--only", "0", "1", "4", "--baseline", "0.3", "--seed", "11")
+    """10 captures under an embedded client, a server with four writer threads, and a database in WAL mode."""
+    prove(tmp_path, "--snapshots", "10", "--only", "0", "1", "4", "--baseline", "0.3", "--seed", "11")
 
 
 def test_a_few_with_writers_held(tmp_path: Path) -> None:
-    """20 captures that do at once what the others do only when writers leave no gap: hold them and copy."""
-    prove(tmp_path, "--snapshots", "20", "--only", "0", "1", "--baseline", "0.3", "--seed", "13", "--through", "held")
+    """10 captures that do at once what the others do only when writers leave no gap: hold them and copy."""
+    prove(tmp_path, "--snapshots", "10", "--only", "0", "1", "--baseline", "0.3", "--seed", "13", "--through", "held")
 
 
 def test_a_few_through_a_repository(tmp_path: Path) -> None:
-    """8 backups under the same writers, each restored and then compared."""
-    prove(tmp_path, "--snapshots", "8", "--only", "0", "1", "--baseline", "0.3", "--seed", "12", "--through", "backup")
+    """5 backups under the same writers, each restored and then compared."""
+    prove(tmp_path, "--snapshots", "5", "--only", "0", "1", "--baseline", "0.3", "--seed", "12", "--through", "backup")

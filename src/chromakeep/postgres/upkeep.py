@@ -136,9 +136,10 @@ def working(pool: Pool, held: Held, *, wait: bool = False) -> Iterator[Connectio
 def tend(connection: Connection, held: Held, seen: Seen, *, at_rest: bool = False) -> bool:
     """All that is due in one collection, of whose indexes we are alone in charge. True: something was built."""
     built = bool(segments.sweep(connection, held))
-    if seen.modified > STALE * seen.alive:
-        analyze(connection, held)
-    built |= secondary(connection, held, seen.alive)
+    made = secondary(connection, held, seen.alive)
+    if made or seen.modified > STALE * seen.alive:
+        analyze(connection, held)  # after the indexes: they have statistics, too, without which ranges are guessed
+    built |= made
     if measure(held).index_kind is None:
         return built
     while True:
@@ -194,13 +195,17 @@ def settle(pool: Pool, held: Held, *, quickly: bool = False) -> tuple[Segment, .
     with working(pool, held, wait=True) as connection:
         assert connection is not None
         segments.sweep(connection, held)
-        analyze(connection, held)
         held = msgspec.structs.replace(held, segments=segments.read(connection, held.id))
         row = connection.execute(f"SELECT count(*) FROM {held.table}").fetchone()
         alive = int(row[0]) if row else 0
         secondary(connection, held, alive)
+        analyze(connection, held)
         behind = segments.tail(connection, held, segments.TAIL)
-        if measure(held).index_kind is not None and (behind >= segments.TAIL or len(held.segments) > 1):
+        if measure(held).index_kind is not None and (
+            behind >= segments.TAIL
+            or len(held.segments) > 1
+            or any(segment.lists and not quickly for segment in held.segments)
+        ):
             segments.memory(connection, held, alive)
             lists = max(1, math.isqrt(alive)) if quickly else 0
             segments.build(connection, held, segments.Range(0, segments.new_high(connection), held.segments, lists))
