@@ -19,16 +19,14 @@ from numpy.typing import NDArray
 
 from chromakeep.engine import Refused, Rows, Vectors, Wanted
 from chromakeep.filters import Filter
-from chromakeep.postgres import packing, reading
+from chromakeep.postgres import demand, packing, reading
 from chromakeep.postgres.clauses import clause
 from chromakeep.postgres.estimates import Estimates
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.measures import Measure, measure
 
 Connection = psycopg.Connection[Any]
-SEARCH = (
-    1.5  # ef_search of pgvector over that of Chroma's index for the same recall (measured: docs/design/postgres.md)
-)
+SEARCH = 1.2  # ef_search of pgvector over that of Chroma's index, for its recall at least: docs/design/nearest.md
 WIDEST = 1_000  # pgvector's bound of ef_search
 SCAN = 40_000  # entries of an index after which a search that a filter starves is given up
 AGAIN = 4  # times as many as are asked for are measured again where the index holds less than the table
@@ -100,6 +98,7 @@ def scope_of(
         conditions.append("r.key = ANY(%b::uuid[])")
         parameters.append(packing.uuids([packing.key(one) for one in ids]))
     if where is not None:
+        demand.asked(held, where)
         condition, values = clause(where, held, trgm=packing.server(connection).trgm)
         conditions.append(f"({condition})")
         parameters += values
