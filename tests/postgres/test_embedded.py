@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -176,3 +177,21 @@ def test_settings_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (small["maintenance_work_mem"], large["maintenance_work_mem"]) == ("64MB", "2048MB")
     monkeypatch.setattr(fitting, "_shared", lambda: 64 << 20)
     assert fitting.settings(64 << 30)["dynamic_shared_memory_type"] == "mmap"
+
+
+def test_what_a_killed_server_leaves_running_is_waited_for(server: Embedded) -> None:
+    """Its processes share memory and write files until they notice: nobody may begin beside them."""
+    server.start()
+    with psycopg.connect(server.url) as connection:
+        backend = connection.info.backend_pid
+        os.kill(backend, signal.SIGSTOP)
+        assert server._process
+        os.kill(server._process.pid, signal.SIGKILL)
+        server._process.wait()
+        again = threading.Thread(target=server.start)
+        again.start()
+        again.join(2)
+        assert again.is_alive()
+        os.kill(backend, signal.SIGCONT)
+        again.join(60)
+    assert ask(server, "SELECT 1") == 1

@@ -127,7 +127,7 @@ def test_what_is_dead_is_built_again(pool: Pool, low: None) -> None:
 def test_filters_have_indexes(pool: Pool, low: None) -> None:
     grown = Grown(pool)
     _grow(grown, 400)
-    upkeep.asked(grown.held, upkeep.Compare("n", "$gt", 5))
+    grown.query(_vectors(1), 1, where={"n": {"$gt": 5}})
     _tend(grown, 400)
     names = _indexes(grown)
     assert f"{grown.held.relation}_metadata" in names and any("_n_" in name for name in names)
@@ -161,6 +161,24 @@ def test_the_thread_finds_what_has_grown(pool: Pool, low: None) -> None:
             one.stop()
             one.stop()
     assert sum(name == grown.held.segments[0].index for name in _indexes(grown)) == 1
+
+
+def test_a_range_that_is_asked_for_later_gets_its_index(pool: Pool, low: None) -> None:
+    """Nobody writes any more; it is asked for the first time."""
+    grown, kept = Grown(pool), Upkeep(pool)
+    _grow(grown, 500)
+    pool.run(lambda c: c.execute("SELECT pg_stat_force_next_flush()"), write=True)
+    waiting = threading.Event()
+    for _ in range(600):
+        kept.look()
+        if grown.held.segments:
+            break
+        waiting.wait(0.05)
+    kept.look()
+    assert not [name for name in _indexes(grown) if "_n_" in name]
+    grown.query(_vectors(1), 1, where={"n": {"$gt": 5}})
+    kept.look()
+    assert [name for name in _indexes(grown) if "_n_" in name]
 
 
 def test_one_instance_at_a_time(pool: Pool) -> None:

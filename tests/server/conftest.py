@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import pytest
 
 from chromakeep.chroma.server import ChromaServer
+from chromakeep.engine import Engine
 from chromakeep.server import Door
-from chromakeep.server.api import answer
 from server.memory_engine import MemoryEngine
 from server.wires import Backend, Wire
 
@@ -53,15 +52,21 @@ def knock() -> Iterator[Callable[[Door], Wire]]:
         wire.close()
 
 
-@pytest.fixture(scope="module")
-def engine_ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, int]]:
-    """Of a stock server, and of a door with the model of an engine behind it."""
-    base = tmp_path_factory.mktemp("twins")
-    with ChromaServer(base / "stock", env=dict(os.environ)) as stock:
-        door = Door("127.0.0.1", 0, ("", 0), answering=partial(answer, MemoryEngine()))
-        door.start()
-        yield stock.options.port, door.port
-        door.stop(0)
+@pytest.fixture(scope="module", params=["memory", "postgres"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """The model in memory, and PostgreSQL."""
+    if request.param == "memory":
+        yield MemoryEngine()
+        return
+    from chromakeep.postgres.embedded import Embedded
+    from chromakeep.postgres.engine import PostgresEngine
+
+    server = Embedded(tmp_path_factory.mktemp("postgresql"), memory=1 << 30)
+    server.start()
+    made = PostgresEngine(server.url)
+    yield made
+    made.close()
+    server.stop()
 
 
 @pytest.fixture(scope="module")

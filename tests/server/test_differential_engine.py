@@ -20,27 +20,10 @@ from chromakeep.server.api import answer
 from server import test_differential_http as http
 from server.documented import HTTP, close, suits
 from server.made_up import OPENED, SEQUENCES, several
-from server.memory_engine import MemoryEngine
 from server.test_differential import numbers, opened
 from server.twins import Call, Sender
 
 C, D = http.C, http.D
-
-
-@pytest.fixture(scope="module", params=["memory", "postgres"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if request.param == "memory":
-        yield MemoryEngine()
-        return
-    from chromakeep.postgres.embedded import Embedded
-    from chromakeep.postgres.engine import PostgresEngine
-
-    server = Embedded(tmp_path_factory.mktemp("postgresql"), memory=1 << 30)
-    server.start()
-    made = PostgresEngine(server.url)
-    yield made
-    made.close()
-    server.stop()
 
 
 @pytest.fixture(scope="module")

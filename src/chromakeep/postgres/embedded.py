@@ -38,6 +38,8 @@ SOCKET_PATH = 100  # bytes that the path of a Unix socket may have, of 104 to 10
 LOG_SIZE = 8 << 20  # bytes, above which the log is begun anew (the one before is kept)
 BEGINNING = 60.0  # seconds until it must answer; a recovery after a crash may take as long as it likes
 ENDING = 60.0  # seconds for a checkpoint at the end
+_NOBODY = (1 << 22) + 1  # no process has this number: it is beyond Linux' largest
+_SHARED = "shared memory block"  # of the processes of a server that was killed; they notice, and end
 HINT = "run as another user, or give --engine the URL of a PostgreSQL with pgvector"
 
 
@@ -81,8 +83,11 @@ class Embedded:
             _end_orphan(data)
             if not data.exists():
                 self._make(binaries, data)
-            self._run(binaries, data)
-            self._wait()
+            until = time.monotonic() + BEGINNING
+            while not self._begun(binaries, data):
+                if time.monotonic() > until:
+                    raise ServerFailed(f"PostgreSQL in {self._directory} does not start: {self._last_line()}")
+                time.sleep(0.1)
         except BaseException:
             self.stop()
             raise
@@ -164,6 +169,18 @@ class Embedded:
             )
         self._sentinel = Sentinel(self._process.pid, data)
 
+    def _begun(self, binaries: Path, data: Path) -> bool:
+        """Run it; False where what is left of one before it is not gone yet."""
+        self._run(binaries, data)
+        try:
+            self._wait()
+        except ServerFailed:
+            if self.alive or _SHARED not in self._last_line():
+                raise
+            self._reap()
+            return False
+        return True
+
     def _wait(self) -> None:
         until = time.monotonic() + BEGINNING
         while True:
@@ -238,8 +255,8 @@ def _environment() -> dict[str, str]:
 
 
 def _end_orphan(data: Path) -> None:
-    """End what still runs on the directory although whoever started it is gone (we hold its lock), and take away a
-    ``postmaster.pid`` that tells of no PostgreSQL: another process may have its number now, as in every container."""
+    """End what still runs on the directory although whoever started it is gone (we hold its lock), and take the number
+    of nobody's PostgreSQL out of ``postmaster.pid``: another process may have it now, as in every container."""
     file = data / "postmaster.pid"
     try:
         number = int(file.read_text().split("\n", 1)[0])
@@ -253,8 +270,10 @@ def _end_orphan(data: Path) -> None:
         until = time.monotonic() + patience
         while _is_postgres(number) and time.monotonic() < until:
             time.sleep(0.02)
-    if sys.platform == "linux":  # elsewhere we cannot tell; PostgreSQL looks, too
-        file.unlink(missing_ok=True)
+    if sys.platform == "linux" and not _is_postgres(number):  # elsewhere we cannot tell; PostgreSQL looks, too
+        # The rest of the file stays: by it PostgreSQL finds the memory that processes of a killed one still share
+        with contextlib.suppress(FileNotFoundError):
+            file.write_text(f"{_NOBODY}\n" + file.read_text().partition("\n")[2])
 
 
 def _is_postgres(number: int) -> bool:

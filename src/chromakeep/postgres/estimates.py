@@ -1,4 +1,8 @@
-"""Estimates: how many records satisfy a filter, by PostgreSQL's own statistics, and whether that is few."""
+"""Estimates: how many records satisfy a filter, and whether that is few.
+
+By a sample of the table's blocks. The planner's own estimate of what is in a jsonb is by a hundred values of it, or in
+a table of regular data by a hundred that all have something in common: wrong by a factor of a hundred, as measured.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ import psycopg
 from chromakeep.filters import Filter
 from chromakeep.postgres.held import Held
 
-BELIEVED = 5.0  # seconds
+BELIEVED = 30.0  # seconds
+BLOCKS = 300  # of the table that are looked at; of 8 KiB, so about a thousand records
 REMEMBERED = 4096  # estimates
 SPREAD = 2.5  # candidates for one that satisfies the filter, over what it takes if it does not care where vectors lie
 WORTH = 8  # records that are measured one by one in the time of one candidate of an index
@@ -49,11 +54,15 @@ class Estimates:
         known = self._known.get(name)
         if known is not None and known[0] > now:
             return known[1]
-        explain = f"EXPLAIN (FORMAT JSON) SELECT 1 FROM {held.table} r WHERE {condition}"
-        (plan,) = connection.execute(explain, parameters, prepare=False).fetchone() or ([],)
-        size = f"SELECT reltuples FROM pg_class WHERE oid = '{held.table}'::regclass"
-        (total,) = connection.execute(size).fetchone() or (0,)
-        estimate = Estimate(float(plan[0]["Plan"]["Plan Rows"]), max(float(total), 0.0))
+        size = f"SELECT reltuples, relpages FROM pg_class WHERE oid = '{held.table}'::regclass"
+        total, pages = connection.execute(size).fetchone() or (0.0, 0)
+        part = min(100.0, 100.0 * BLOCKS / max(pages, 1))
+        sample = (
+            f"SELECT count(*), count(*) FILTER (WHERE {condition}) FROM {held.table} r TABLESAMPLE SYSTEM ({part:f})"
+        )
+        seen, matching = connection.execute(sample, parameters).fetchone() or (0, 0)
+        total = max(float(total), float(seen))
+        estimate = Estimate(max(matching, 0.5) / max(seen, 1) * total, total)
         with self._lock:
             if len(self._known) >= REMEMBERED:
                 self._known = {key: value for key, value in self._known.items() if value[0] > now}

@@ -19,16 +19,14 @@ from numpy.typing import NDArray
 
 from chromakeep.engine import Refused, Rows, Vectors, Wanted
 from chromakeep.filters import Filter
-from chromakeep.postgres import packing, reading
+from chromakeep.postgres import demand, packing, reading
 from chromakeep.postgres.clauses import clause
 from chromakeep.postgres.estimates import Estimates
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.measures import Measure, measure
 
 Connection = psycopg.Connection[Any]
-SEARCH = (
-    1.5  # ef_search of pgvector over that of Chroma's index for the same recall (measured: docs/design/postgres.md)
-)
+SEARCH = 1.2  # ef_search of pgvector over that of Chroma's index, for its recall at least: docs/design/nearest.md
 WIDEST = 1_000  # pgvector's bound of ef_search
 SCAN = 40_000  # entries of an index after which a search that a filter starves is given up
 AGAIN = 4  # times as many as are asked for are measured again where the index holds less than the table
@@ -39,7 +37,14 @@ HALF = 65504.0  # the largest number of a halfvec
 _SETTINGS = (
     "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', 'strict_order', true),"
     " set_config('hnsw.max_scan_tuples', %s, true),"
-    " set_config('ivfflat.probes', %s, true), set_config('ivfflat.iterative_scan', 'relaxed_order', true)"
+    " set_config('ivfflat.probes', %s, true), set_config('ivfflat.iterative_scan', 'relaxed_order', true),"
+    # The planner may misjudge a filter, and read a whole table where an index of vectors would do
+    " set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),"
+    " set_config('enable_sort', 'off', true)"
+)
+_RESTORED = (
+    "SELECT set_config('enable_seqscan', 'on', true), set_config('enable_bitmapscan', 'on', true),"
+    " set_config('enable_sort', 'on', true)"
 )
 _estimates = Estimates()
 
@@ -93,6 +98,7 @@ def scope_of(
         conditions.append("r.key = ANY(%b::uuid[])")
         parameters.append(packing.uuids([packing.key(one) for one in ids]))
     if where is not None:
+        demand.asked(held, where)
         condition, values = clause(where, held, trgm=packing.server(connection).trgm)
         conditions.append(f"({condition})")
         parameters += values
@@ -115,7 +121,7 @@ def _ask(
     cursors = []
     with connection.pipeline():
         if not scope.exact:
-            connection.execute(_SETTINGS, (str(scope.search), str(SCAN), str(_probes(held))))
+            connection.execute(_SETTINGS, (str(scope.search), str(SCAN), str(_probes(held, scope))))
         for vector in vectors:
             cursor = connection.cursor(binary=True)
             if held.space == "cosine" and not vector.any():
@@ -123,6 +129,8 @@ def _ask(
             else:
                 cursor.execute(sql, (_packed(vector, held), *(scope.parameters * repeated)))
             cursors.append(cursor)
+        if not scope.exact:
+            connection.execute(_RESTORED)
     return [_rows(cursor, held, wanted) for cursor in cursors]
 
 
@@ -148,9 +156,10 @@ def _nothing(held: Held, wanted: Wanted) -> Rows:
     )
 
 
-def _probes(held: Held) -> int:
-    """Lists that are searched where an index is of lists."""
-    return max((math.ceil(PROBED * segment.lists) for segment in held.segments if segment.lists), default=1)
+def _probes(held: Held, scope: Scope) -> int:
+    """Lists that are searched where an index is of lists; with a filter the nearest lie in more of them."""
+    part = PROBED * (3 if scope.condition else 1)
+    return max((math.ceil(part * segment.lists) for segment in held.segments if segment.lists), default=1)
 
 
 def _packed(vector: NDArray[np.float32], held: Held) -> packing.Packed:

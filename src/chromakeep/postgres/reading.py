@@ -10,7 +10,7 @@ import psycopg
 
 from chromakeep.engine import Rows, Wanted
 from chromakeep.filters import Filter
-from chromakeep.postgres import packing
+from chromakeep.postgres import demand, packing
 from chromakeep.postgres.clauses import clause
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.numbers import shown
@@ -44,6 +44,7 @@ def get(
         conditions.append("r.key = ANY(%b::uuid[])")
         parameters.append(packing.uuids([packing.key(one) for one in ids]))
     if where is not None:
+        demand.asked(held, where)
         condition, values = clause(where, held, trgm=packing.server(connection).trgm)
         conditions.append(condition)
         parameters += values

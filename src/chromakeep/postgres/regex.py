@@ -12,11 +12,12 @@ from chromakeep.engine import Refused
 from chromakeep.postgres import characters as ch
 from chromakeep.postgres.characters import Set
 from chromakeep.postgres.regex_parser import Parser
-from chromakeep.postgres.regex_tree import Char, Chars, Choice, Node, Place, Repeat, Row
+from chromakeep.postgres.regex_tree import Char, Chars, Choice, Node, Place, Repeat, Row, nullable
 from chromakeep.postgres.text import held
 
 _BOUND = 255  # of PostgreSQL's {n,m}
 _SIZE = 5_000  # characters and classes, with all repetitions
+_NULLABLE = 20  # what may be nothing, many times, takes PostgreSQL time by the third power
 _NUL = ord(held("\0"))
 _SPECIAL = frozenset("\\^$.[]|()*+?{}")
 
@@ -41,11 +42,14 @@ def translated(pattern: str) -> Expression:
         raise Refused(400, "Regex is nested too deeply") from None
 
 
-def _size(node: Node) -> int:
+def _size(node: Node, weight: int = _NULLABLE) -> int:
+    """``weight``: of what may be nothing and is repeated, counted once for all levels."""
     if isinstance(node, (Row, Choice)):
-        return 1 + sum(map(_size, node.parts))
+        return 1 + sum(_size(part, weight) for part in node.parts)
     if isinstance(node, Repeat):
-        return _size(node.part) * max(1, node.low if node.high is None else node.high)
+        times = max(1, node.low if node.high is None else node.high)
+        heavy = weight if times > 1 and nullable(node.part) else 1
+        return _size(node.part, 1 if heavy > 1 else weight) * times * heavy
     return 1
 
 

@@ -60,6 +60,15 @@ def empty(node: Node) -> bool:
     return isinstance(node, Place) or (isinstance(node, Repeat) and empty(node.part))
 
 
+def nullable(node: Node) -> bool:
+    """It may match nothing at all."""
+    if isinstance(node, Row):
+        return all(map(nullable, node.parts))
+    if isinstance(node, Choice):
+        return any(map(nullable, node.parts))
+    return isinstance(node, Place) or (isinstance(node, Repeat) and (not node.low or nullable(node.part)))
+
+
 def row(parts: list[Node]) -> Node:
     """One after the other, rows in it laid flat."""
     flat = [one for part in parts for one in (part.parts if isinstance(part, Row) else (part,))]
@@ -72,4 +81,8 @@ def repeat(part: Node, low: int, high: int | None) -> Node:
         return EMPTY
     if empty(part):
         return part if low else EMPTY
+    if isinstance(part, Repeat) and not part.low and high != 1:  # (a?){9} is a{0,9}, for which PostgreSQL is quicker
+        if part.high is None:
+            return part
+        low, part = 0, repeat(part.part, 1, part.high)
     return part if low == high == 1 else Repeat(part, low, high)

@@ -17,32 +17,30 @@ import psycopg
 
 from chromakeep.engine import Indexed, Refused, Target
 from chromakeep.events import Noted, Observer, ignore
-from chromakeep.filters import Compare, Every, Filter, Some
-from chromakeep.postgres import packing, segments
+from chromakeep.postgres import demand, packing, segments
 from chromakeep.postgres.catalog import held as held_of
 from chromakeep.postgres.clauses import index_statements
 from chromakeep.postgres.held import Held, Segment
 from chromakeep.postgres.measures import measure
 from chromakeep.postgres.pool import Pool, Vanished
+from chromakeep.postgres.text import told
 
 Connection = psycopg.Connection[Any]
 EVERY = 2.0  # seconds between two looks at what has changed
 REST = 60.0  # seconds without a write after which a collection is at rest
 STALE = 0.1  # of a table changed since its last ANALYZE: it is due again
-RANGED = 8  # keys of a collection that have an index of numbers
 LOCK = 0x636B7570  # the class of our advisory locks
 
 
-_ranged: dict[str, set[str]] = {}
-
-
 class Seen(msgspec.Struct, frozen=True):
-    """What the server counted of a table: rows ever written, rows alive, rows changed since the last ANALYZE."""
+    """What the server counted of a table: rows ever written, rows alive, rows changed since the last ANALYZE; and by
+    which keys it is filtered."""
 
     target: Target
     written: int
     alive: int
     modified: int
+    ranged: tuple[str, ...] = ()
 
 
 class Upkeep:
@@ -89,6 +87,8 @@ class Upkeep:
             last, since, done = self._known.get(name, (None, now, False))
             if last is None or last.written != one.written:
                 since, done = now, False
+            elif last.ranged != one.ranged:
+                done = False
             at_rest = now - since >= REST
             if not done and not self._ended.is_set():
                 worked = self._tend(one, at_rest=at_rest)
@@ -136,9 +136,10 @@ def working(pool: Pool, held: Held, *, wait: bool = False) -> Iterator[Connectio
 def tend(connection: Connection, held: Held, seen: Seen, *, at_rest: bool = False) -> bool:
     """All that is due in one collection, of whose indexes we are alone in charge. True: something was built."""
     built = bool(segments.sweep(connection, held))
-    if seen.modified > STALE * seen.alive:
-        analyze(connection, held)
-    built |= secondary(connection, held, seen.alive)
+    made = secondary(connection, held, seen.alive)
+    if made or seen.modified > STALE * seen.alive:
+        analyze(connection, held)  # after the indexes: they have statistics, too, without which ranges are guessed
+    built |= made
     if measure(held).index_kind is None:
         return built
     while True:
@@ -163,26 +164,9 @@ def secondary(connection: Connection, held: Held, alive: int) -> bool:
     if alive < segments.SECONDARY:
         return False
     before = _indexes(connection, held)
-    for statement in index_statements(held, ranged(held), packing.server(connection).trgm):
+    for statement in index_statements(held, demand.ranged(held.relation), packing.server(connection).trgm):
         connection.execute(statement)
     return _indexes(connection, held) != before
-
-
-def asked(held: Held, where: Filter | None) -> None:
-    """Note the keys that a filter asks for ranges of: upkeep makes an index of the numbers under each, at most
-    ``RANGED`` a collection. Asked of every instance sooner or later, so that it need not be kept."""
-    if isinstance(where, (Every, Some)):
-        for part in where.parts:
-            asked(held, part)
-    elif isinstance(where, Compare) and where.operator in ("$gt", "$gte", "$lt", "$lte"):
-        keys = _ranged.setdefault(held.relation, set())
-        if len(keys) < RANGED:
-            keys.add(where.key)
-
-
-def ranged(held: Held) -> list[str]:
-    """The keys that were asked for ranges."""
-    return sorted(_ranged.get(held.relation, ()))
 
 
 def settle(pool: Pool, held: Held, *, quickly: bool = False) -> tuple[Segment, ...]:
@@ -194,13 +178,17 @@ def settle(pool: Pool, held: Held, *, quickly: bool = False) -> tuple[Segment, .
     with working(pool, held, wait=True) as connection:
         assert connection is not None
         segments.sweep(connection, held)
-        analyze(connection, held)
         held = msgspec.structs.replace(held, segments=segments.read(connection, held.id))
         row = connection.execute(f"SELECT count(*) FROM {held.table}").fetchone()
         alive = int(row[0]) if row else 0
         secondary(connection, held, alive)
+        analyze(connection, held)
         behind = segments.tail(connection, held, segments.TAIL)
-        if measure(held).index_kind is not None and (behind >= segments.TAIL or len(held.segments) > 1):
+        if measure(held).index_kind is not None and (
+            behind >= segments.TAIL
+            or len(held.segments) > 1
+            or any(segment.lists and not quickly for segment in held.segments)
+        ):
             segments.memory(connection, held, alive)
             lists = max(1, math.isqrt(alive)) if quickly else 0
             segments.build(connection, held, segments.Range(0, segments.new_high(connection), held.segments, lists))
@@ -219,7 +207,7 @@ def indexing_status(connection: Connection, held: Held) -> Indexed:
 
 def _survey(connection: Connection) -> list[Seen]:
     found = connection.execute(
-        "SELECT c.id::text, d.tenant, d.name, s.n_tup_ins + s.n_tup_upd + s.n_tup_del,"
+        "SELECT c.relation, c.id::text, d.tenant, d.name, s.n_tup_ins + s.n_tup_upd + s.n_tup_del,"
         " greatest(s.n_live_tup, p.reltuples::bigint), s.n_mod_since_analyze"
         " FROM chromakeep.collections c JOIN chromakeep.databases d ON d.id = c.database"
         " JOIN pg_stat_user_tables s ON s.schemaname = 'chromakeep' AND s.relname = c.relation"
@@ -227,7 +215,10 @@ def _survey(connection: Connection) -> list[Seen]:
         " WHERE c.dimension IS NOT NULL AND greatest(s.n_live_tup, p.reltuples::bigint) >= %s",
         (segments.SECONDARY,),
     ).fetchall()
-    return [Seen(Target(tenant, database, name), *counted) for name, tenant, database, *counted in found]
+    return [
+        Seen(Target(told(tenant), told(database), number), written, alive, modified, tuple(demand.ranged(relation)))
+        for relation, number, tenant, database, written, alive, modified in found
+    ]
 
 
 def _indexes(connection: Connection, held: Held) -> int:

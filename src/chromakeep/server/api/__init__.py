@@ -6,7 +6,7 @@ import logging
 
 from chromakeep.engine import Engine, Refused
 from chromakeep.server.api.answers import TRACE, nothing, refused
-from chromakeep.server.api.handlers import HANDLERS, STREAMED, WITH_JSON, Asked
+from chromakeep.server.api.handlers import HANDLERS, STREAMED, WITH_JSON, Asked, sooner
 from chromakeep.server.api.routing import V1, V1_ALLOWED, Unrouted, route, v1_allows
 from chromakeep.server.gate import Page
 
@@ -34,7 +34,11 @@ def answer(engine: Engine, method: str, target: str, body: bytes, content_type: 
                 if call.route in STREAMED:
                     return Page(b"Payload too large", "", 413, fields=(TRACE,))
                 return refused(_TOO_LARGE)
-        return HANDLERS[call.route](engine, Asked(call, query, body))
+        asked = Asked(call, query, body)
+        try:
+            return HANDLERS[call.route](engine, asked)
+        except Refused as error:
+            return refused(sooner(engine, asked, error))
     except Refused as error:
         return refused(error)
     except Unrouted as error:

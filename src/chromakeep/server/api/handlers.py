@@ -23,7 +23,7 @@ from chromakeep.server.api.answers import (
     searched,
     shown,
 )
-from chromakeep.server.api.bodies import loose
+from chromakeep.server.api.bodies import NO_JSON, loose
 from chromakeep.server.api.configuration import check_configuration, fault_of_schema
 from chromakeep.server.api.finding import read_delete, read_get, read_query, read_searches, wanted
 from chromakeep.server.api.metadata import Invalid, Metadata, of_collection
@@ -298,6 +298,17 @@ def _detach(engine: Engine, asked: Asked) -> Page:
 def _there(engine: Engine, asked: Asked) -> None:
     """Raises ``Refused`` if the collection is not there."""
     engine.get(asked.target, [], None, 0, 0, Wanted())
+
+
+def sooner(engine: Engine, asked: Asked, error: Refused) -> Refused:
+    """What is told instead of a fault in what is asked of a collection: that this is not there, where it is not."""
+    if error.status != 400 or asked.call.id is None or error.message.startswith(NO_JSON):
+        return error
+    try:
+        _there(engine, asked)
+    except Refused as missing:
+        return missing if missing.status == 404 and asked.call.route != "collection.by_id" else error
+    return error
 
 
 def _metadata(member: str, given: Any, faults: dict[str, str | None]) -> Metadata | None:
