@@ -22,7 +22,7 @@ help:
 	@echo 'make lint    ruff and mypy only'
 	@echo 'make bench   the figures, against restic, tar and plain chroma run'
 	@echo 'make stress  $(SNAPSHOTS) snapshots under live writers, each compared exactly, kills, lost disks,'
-	@echo '             instances that take over from each other'
+	@echo '             instances that take over from each other, instances on one PostgreSQL'
 	@echo 'make soak    ten minutes of everything at once at the door; ten times the snapshots of stress'
 	@echo 'make clean   remove what these made, ./data and ./keep too'
 
@@ -59,6 +59,7 @@ stress: $(VENV)/.dev servers
 	$(BIN)/python tests/stress/lost_disks.py --rounds 100 --durability async
 	$(BIN)/python tests/stress/hand_over.py --rounds 40 --durability sync --long
 	$(BIN)/python tests/stress/hand_over.py --rounds 20 --durability async --long
+	$(BIN)/python tests/stress/postgres_instances.py
 	DAMAGE_EVERY=1 $(BIN)/python -m pytest -q --timeout 3600 tests/operations/test_damage.py
 	MACHINE_EXAMPLES=40 $(BIN)/python -m pytest -q --timeout 3600 tests/run/test_machine.py
 	DIFFERENTIAL_EXAMPLES=500 $(BIN)/python -m pytest -q --timeout 3600 tests/server/test_differential*.py

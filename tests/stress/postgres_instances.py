@@ -1,6 +1,6 @@
 """Instances of ``serve --engine`` on one PostgreSQL, under writers that never rest, while what can end is ended.
 
-    python tests/stress/postgres_instances.py [--seconds 120] [--writers 8] [--only killed ...] [--seed 0]
+    python tests/stress/postgres_instances.py [--seconds 120] [--writers 8] [--ballast 20000] [--only killed ...]
 
 Three instances behind the shipped nginx configuration; each client sends a request once more when it got no answer,
 502, 503 or 504, after the time that Retry-After says. One scene after the other:
@@ -30,7 +30,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
-from postgres.instances import Instance, Tally, Writer, create, eventually, stop  # noqa: E402
+from postgres.instances import Instance, Tally, Writer, ask, create, eventually, stop  # noqa: E402
 from servers.nginx import ENGINE, nginx  # noqa: E402
 from servers.postgresql import PostgreSQL  # noqa: E402
 from servers.process import free_port  # noqa: E402
@@ -54,10 +54,12 @@ class World:
         self.writers: list[Writer] = []
 
     @contextmanager
-    def written(self, writers: int) -> Iterator[None]:
-        """Writers through nginx; at the end all is compared."""
+    def written(self, writers: int, ballast: int) -> Iterator[None]:
+        """Writers through nginx, in one collection beside so many other records; at the end all is compared."""
         with nginx(self.base / "nginx", [one.port for one in self.instances], ENGINE) as (balanced, _):
             paths = [create(balanced, f"shared-{n}", configuration={"hnsw": {"space": "l2"}}) for n in range(3)]
+            if ballast:
+                self.fill(balanced, paths[0], ballast)
             self.writers = [Writer(self.tally, balanced, n, paths) for n in range(writers)]
             for one in self.writers:
                 one.start()
@@ -67,8 +69,24 @@ class World:
                 stop(self.tally, self.writers)
         for instance in self.instances:
             eventually(instance.is_ready, f"instance {instance.port}")
+            there = {i for i in ask(instance.port, "POST", f"{paths[0]}/get", {"include": []})[1]["ids"] if i[0] == "b"}
+            if len(there) != ballast:
+                self.tally.wrong.append(f"of {ballast} records that nobody touched {len(there)} are there")
             for one in self.writers:
                 one.check_all(instance.port)
+
+    def fill(self, port: int, path: str, count: int) -> None:
+        """Records far from those of the writers, until indexes are due."""
+        self.tally.approximate = True
+        for start in range(0, count, 1000):
+            numbers = range(start, min(start + 1000, count))
+            body = {
+                "ids": [f"ballast-{n}" for n in numbers],
+                "embeddings": [
+                    [-1000.0 - self.random.random() * 1000, *self.random.choices(range(1000), k=3)] for _ in numbers
+                ],
+            }
+            assert ask(port, "POST", f"{path}/add", body)[0] == 201
 
     def end(self) -> None:
         for one in self.instances:
@@ -139,6 +157,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--writers", type=int, default=8)
+    parser.add_argument("--ballast", type=int, default=20_000, help="records beside those of the writers, in killed")
     parser.add_argument("--seed", type=int, default=0)
     scenes: dict[str, Scene] = {one.__name__: one for one in (killed, restarted, full, failover)}
     parser.add_argument("--only", nargs="*", choices=scenes, default=list(scenes))
@@ -152,7 +171,8 @@ def main() -> int:
             url = server.database("chroma")
             world = World(base, server, url, options.seed, options.seconds, name == "failover")
             stack.callback(lambda world=world: world.end())
-            with world.written(options.writers * (4 if name == "full" else 1)):
+            ballast = options.ballast if name == "killed" else 0
+            with world.written(options.writers * (4 if name == "full" else 1), ballast):
                 said = scenes[name](world)
             print(f"{name}: {said}; {world.acknowledged} writes acknowledged; {world.tally}", flush=True)
             for problem in world.tally.wrong[:20] + world.tally.failed[:5]:
