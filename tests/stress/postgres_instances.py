@@ -137,7 +137,7 @@ def full(world: World) -> str:
 
 def failover(world: World) -> str:
     """The next standby takes the place of the primary that was killed."""
-    failovers, longest = 0, 0.0
+    failovers, longest, promoted = 0, 0.0, 0.0
     for _ in world.until():
         standby = world.server.standby(world.base / f"postgresql-{failovers + 1}", world.other)
         world.server.synchronous()
@@ -146,11 +146,12 @@ def failover(world: World) -> str:
         begun, before = time.monotonic(), world.acknowledged
         world.other = world.server.port
         standby.promote()
+        promoted = max(promoted, time.monotonic() - begun)
         world.server = standby
         eventually(lambda before=before: world.acknowledged > before, "a write after the failover")
         longest = max(longest, time.monotonic() - begun)
         failovers += 1
-    return f"{failovers} failovers, none acknowledged for at most {longest:.1f} s"
+    return f"{failovers} failovers, none acknowledged for at most {longest:.1f} s, of a promotion {promoted:.1f} s"
 
 
 def main() -> int:
