@@ -40,7 +40,7 @@ def sink_in(place: Address, observer: Observer = ignore) -> tuple[Sink, Callable
         raise _not_installed(error) from None
     url = str(place)
     migrate(url, observer)
-    sink = PostgresSink(Pool(url, CONNECTIONS), observer=observer)
+    sink = PostgresSink(Pool(url, CONNECTIONS), quickly=True, observer=observer)
     return sink, lambda: PostgresSource(lambda: connect(url), run=sink.run)
 
 
