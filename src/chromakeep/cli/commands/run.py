@@ -12,7 +12,7 @@ from types import FrameType
 import click
 
 from chromakeep.addresses import local_path, parse
-from chromakeep.cli import added, output
+from chromakeep.cli import added, memory, output
 from chromakeep.cli.command import Call, command
 from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, forwarding_of, oidc_of
 from chromakeep.cli.output import Reply
@@ -61,6 +61,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
 
     Where CHROMAKEEP_RECEIVE_TOKEN is set, whoever knows it may send a directory that is served from then on.
     """
+    memory.steady()
     stop, hurry = threading.Event(), threading.Event()
 
     def asked(number: int, frame: FrameType | None) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 import click
 
 from chromakeep.addresses import local_path, parse
-from chromakeep.cli import output
+from chromakeep.cli import memory, output
 from chromakeep.cli.command import Call, command, told_to_stop
 from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, oidc_of
 from chromakeep.cli.output import Reply
@@ -32,6 +32,7 @@ def serve(call: Call, url: str) -> Reply:
     anyway. The keys are those of --repository, or of --data: a directory for nothing else will do. What ruins a
     server is refused. `run` has the same door before the Chroma that it starts.
     """
+    memory.steady()
     stop = told_to_stop()
     from chromakeep.operations.serve import ServeSettings
     from chromakeep.operations.serve import serve as operation
