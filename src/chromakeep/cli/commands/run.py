@@ -12,11 +12,12 @@ from types import FrameType
 import click
 
 from chromakeep.addresses import local_path, parse
-from chromakeep.cli import added, memory, output
+from chromakeep.cli import added, output
 from chromakeep.cli.command import Call, command
 from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, forwarding_of, oidc_of
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS, PREFIX
+from chromakeep.operations import memory
 
 
 @command(

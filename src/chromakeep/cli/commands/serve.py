@@ -8,11 +8,12 @@ from functools import partial
 import click
 
 from chromakeep.addresses import local_path, parse
-from chromakeep.cli import memory, output
+from chromakeep.cli import output
 from chromakeep.cli.command import Call, command, told_to_stop
 from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, oidc_of
 from chromakeep.cli.output import Reply
 from chromakeep.errors import UsageError
+from chromakeep.operations import memory
 
 
 @command(

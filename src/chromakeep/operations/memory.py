@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 
 _TRIM, _MMAP, _ARENAS = -1, -3, -8  # parameters of glibc's mallopt
 # What is this large, as the buffer of a TLS connection or a block of a snapshot, lies apart and goes back when it is
@@ -21,14 +22,31 @@ def steady(env: Mapping[str, str] | None = None) -> bool:
 
     An operator's own choice (``MALLOC_...``, ``GLIBC_TUNABLES``) stays.
     """
-    gc.set_threshold(700, 10, 10)  # Python's own, which ``main`` has raised for commands that end soon
+    gc.set_threshold(700, 10, 10)  # Python's own, which the command line has raised for commands that end soon
     env = os.environ if env is None else env
     if any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in env):
         return False
+    mallopt = _function("mallopt")
+    if mallopt is None:
+        return False
+    return all([mallopt(_MMAP, _APART), mallopt(_TRIM, _SPARE), mallopt(_ARENAS, _POOLS)])
+
+
+def give_back() -> None:
+    """Give pages in which nothing lies any more to the system, after work that needed much: something small stays behind
+    what was freed, which would be kept for that. Some milliseconds, without Python's lock. Does nothing where the C
+    library has no such thing."""
+    if trim := _function("malloc_trim"):
+        trim(0)
+
+
+@cache
+def _function(name: str) -> Callable[..., int] | None:
+    """Of the C library, if it has it."""
     import ctypes
 
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        found: Callable[..., int] = getattr(ctypes.CDLL(None), name)
     except (OSError, AttributeError, TypeError):  # another C library; Windows
-        return False
-    return all([mallopt(_MMAP, _APART), mallopt(_TRIM, _SPARE), mallopt(_ARENAS, _POOLS)])
+        return None
+    return found
