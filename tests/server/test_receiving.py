@@ -274,7 +274,7 @@ def test_a_body_that_does_not_come_is_408(told: Told, open_door: Open, knock: Kn
 class Exchanging:
     """A duty whose directory is being replaced."""
 
-    role, sync, writes = EXCHANGING, False, Writes()
+    role, sync, writes, elsewhere = EXCHANGING, False, Writes(), None
 
     def refusal(self) -> NotNow | None:
         return NotNow("this instance is exchanging") if self.role == EXCHANGING else None

@@ -33,9 +33,8 @@ def steady(env: Mapping[str, str] | None = None) -> bool:
 
 
 def give_back() -> None:
-    """Give pages in which nothing lies any more to the system, after work that needed much: something small stays behind
-    what was freed, which would be kept for that. Some milliseconds, without Python's lock. Does nothing where the C
-    library has no such thing."""
+    """Give pages in which nothing lies any more to the system, after work that needed much: a small thing that lies
+    behind them would keep them. Some milliseconds, without Python's lock. Does nothing where the C library cannot."""
     if trim := _function("malloc_trim"):
         trim(0)
 
