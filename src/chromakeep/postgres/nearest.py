@@ -128,6 +128,7 @@ def _ask(
         if connection.autocommit:  # else an undone transaction takes them back
             _tuned[connection] = tuning
     forced = bool(scope.condition) and not scope.exact
+    prepare = False if scope.condition else None  # see ``clauses.unprepared``
     cursors = []
     with nullcontext() if len(vectors) == 1 and not forced else connection.pipeline():
         if forced:
@@ -136,9 +137,9 @@ def _ask(
             for vector in vectors:
                 cursor = connection.cursor(binary=True)
                 if held.space == "cosine" and not vector.any():
-                    cursor.execute(statement_of_zero(held, n_results, scope, wanted), scope.parameters)
+                    cursor.execute(statement_of_zero(held, n_results, scope, wanted), scope.parameters, prepare=prepare)
                 else:
-                    cursor.execute(sql, (_packed(vector, held), *(scope.parameters * repeated)))
+                    cursor.execute(sql, (_packed(vector, held), *(scope.parameters * repeated)), prepare=prepare)
                 cursors.append(cursor)
         finally:
             if forced:

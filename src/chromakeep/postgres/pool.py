@@ -57,7 +57,6 @@ class Pool:
         self._parameters = connection_parameters(url)
         self._size, self._patience = size, patience
         self._session = f"SET statement_timeout = {int(statement_timeout * 1000)}; SET jit = off"
-        self._session += "; SET plan_cache_mode = force_custom_plan"  # a filter's values decide which index answers it
         self._configure = configure
         self._idle: deque[_Kept] = deque()  # the last that was given back is at the right, and taken first
         self._open = 0
