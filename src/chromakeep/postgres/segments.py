@@ -22,6 +22,7 @@ from chromakeep.postgres.measures import measure
 Connection = psycopg.Connection[Any]
 BLOCK = 65_536  # places of one batch
 TAIL = 5_000  # records behind all segments that make another one worth while; fewer are searched one by one
+LOOSE = 500  # records behind a segment that are worth making it anew when nobody writes; they are a millisecond a query
 GROWTH = 3  # a segment is made anew with its successor when it has fewer than so many times as many records
 WASTE = 0.5  # of a segment's entries dead: it is made anew
 SECONDARY = 2_000  # records of a collection from which on filters have indexes
@@ -48,7 +49,7 @@ def plan(standing: Sequence[Standing], tail: float, high: int, *, at_rest: bool 
     """The next index to build, or None. ``tail``: records behind all segments, with places up to ``high``.
 
     Sizes of segments fall by more than ``GROWTH`` from each to the next, so that there are few of them and a record is
-    built into an index a few times only. ``at_rest``: nobody writes, and all become one.
+    built into an index a few times only. ``at_rest``: nobody writes, and all become one, the tail too.
     """
     merged, rows = list(standing), 0.0
     low = merged[-1].segment.high if merged else 0
@@ -63,8 +64,9 @@ def plan(standing: Sequence[Standing], tail: float, high: int, *, at_rest: bool 
     for one in standing:
         if one.segment.lists or one.alive < (1 - WASTE) * one.built:
             return Range(one.segment.low, one.segment.high, (one.segment,))
-    if at_rest and len(standing) > 1:
-        return Range(standing[0].segment.low, standing[-1].segment.high, tuple(one.segment for one in standing))
+    if at_rest and (len(standing) > 1 or (standing and tail >= LOOSE)):
+        end = high if tail else standing[-1].segment.high
+        return Range(standing[0].segment.low, end, tuple(one.segment for one in standing))
     return None
 
 

@@ -27,7 +27,10 @@ from chromakeep.postgres.text import told
 
 Connection = psycopg.Connection[Any]
 EVERY = 2.0  # seconds between two looks at what has changed
-REST = 60.0  # seconds without a write after which a collection is at rest
+REST = 30.0  # seconds without a write after which a collection is at rest
+SHARE = (
+    20  # times as long as making one index of all took, it is not done again: else small writes would cost large builds
+)
 STALE = 0.1  # of a table changed since its last ANALYZE: it is due again
 LOCK = 0x636B7570  # the class of our advisory locks
 
@@ -52,6 +55,7 @@ class Upkeep:
     def __init__(self, pool: Pool, *, every: float = EVERY, observer: Observer = ignore) -> None:
         self._pool, self._every, self._observer = pool, every, observer
         self._known: dict[str, tuple[Seen, float, bool]] = {}  # last seen, since when, whether nothing is left to do
+        self._again: dict[str, float] = {}  # from when on one index may be made of all once more
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._working: Connection | None = None
@@ -83,15 +87,19 @@ class Upkeep:
         built, now = False, time.monotonic()
         seen = {one.target.id: one for one in self._pool.run(_survey, write=False)}
         self._known = {name: known for name, known in self._known.items() if name in seen}
+        self._again = {name: again for name, again in self._again.items() if name in seen}
         for name, one in seen.items():
             last, since, done = self._known.get(name, (None, now, False))
             if last is None or last.written != one.written:
                 since, done = now, False
             elif last.ranged != one.ranged:
                 done = False
-            at_rest = now - since >= REST
+            at_rest = now - since >= REST and now >= self._again.get(name, 0.0)
             if not done and not self._ended.is_set():
+                begun = time.monotonic()
                 worked = self._tend(one, at_rest=at_rest)
+                if at_rest and worked:
+                    self._again[name] = time.monotonic() + SHARE * (time.monotonic() - begun)
                 built, done = built or bool(worked), at_rest and worked is False
             self._known[name] = (one, since, done)
         return built
