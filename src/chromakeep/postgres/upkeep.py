@@ -9,7 +9,9 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -167,21 +169,23 @@ def analyze(connection: Connection, held: Held) -> None:
     connection.execute(f"ANALYZE {held.table}")
 
 
-def secondary(connection: Connection, held: Held, alive: int) -> bool:
-    """The indexes of filters, where the collection is large enough for them. True: one was made."""
+def secondary(connection: Connection, held: Held, alive: int, *, alone: bool = False) -> bool:
+    """The indexes of filters, where the collection is large enough for them. True: one was made. ``alone``: see
+    ``segments.build``."""
     if alive < segments.SECONDARY:
         return False
     before = _indexes(connection, held)
     for statement in index_statements(held, demand.ranged(held.relation), packing.server(connection).trgm):
-        connection.execute(statement)
+        connection.execute(statement.replace(" CONCURRENTLY", "", 1) if alone else statement)
     return _indexes(connection, held) != before
 
 
-def settle(pool: Pool, held: Held, *, quickly: bool = False) -> tuple[Segment, ...]:
+def settle(pool: Pool, held: Held, *, quickly: bool = False, alone: bool = False) -> tuple[Segment, ...]:
     """Give a collection all its indexes now, one for all vectors, and return when they stand. For bulk loads.
 
-    Others may read and write meanwhile. ``quickly``: an index of lists, which takes a tenth of the time, is half as
-    quick to search, and gives way to a graph in the next round of upkeep. Returns the segments there are then.
+    Others may read and write meanwhile, unless we are ``alone``, which is quicker. ``quickly``: an index of lists,
+    which takes a tenth of the time, is half as quick to search, and gives way to a graph in the next round of upkeep.
+    Returns the segments there are then.
     """
     with working(pool, held, wait=True) as connection:
         assert connection is not None
@@ -189,18 +193,26 @@ def settle(pool: Pool, held: Held, *, quickly: bool = False) -> tuple[Segment, .
         held = msgspec.structs.replace(held, segments=segments.read(connection, held.id))
         row = connection.execute(f"SELECT count(*) FROM {held.table}").fetchone()
         alive = int(row[0]) if row else 0
-        secondary(connection, held, alive)
+        filters = partial(secondary, held=held, alive=alive, alone=alone)
+        with ThreadPoolExecutor(1, "indexes") as threads:
+            beside = threads.submit(_apart, pool, filters) if alone else None
+            if beside is None:
+                filters(connection)
+            behind = segments.tail(connection, held, segments.TAIL)
+            if measure(held).index_kind is not None and (behind >= segments.TAIL or len(held.segments) > 1):
+                segments.memory(connection, held, alive)
+                lists = max(1, math.isqrt(alive)) if quickly else 0
+                wanted = segments.Range(0, segments.new_high(connection), held.segments, lists)
+                segments.build(connection, held, wanted, alone=alone)
+            if beside is not None:
+                beside.result()
         analyze(connection, held)
-        behind = segments.tail(connection, held, segments.TAIL)
-        if measure(held).index_kind is not None and (
-            behind >= segments.TAIL
-            or len(held.segments) > 1
-            or any(segment.lists and not quickly for segment in held.segments)
-        ):
-            segments.memory(connection, held, alive)
-            lists = max(1, math.isqrt(alive)) if quickly else 0
-            segments.build(connection, held, segments.Range(0, segments.new_high(connection), held.segments, lists))
         return segments.read(connection, held.id)
+
+
+def _apart(pool: Pool, work: Callable[[Connection], object]) -> None:
+    with pool.autocommit() as connection:
+        work(connection)
 
 
 def indexing_status(connection: Connection, held: Held) -> Indexed:
@@ -220,7 +232,7 @@ def _survey(connection: Connection) -> list[Seen]:
         " FROM chromakeep.collections c JOIN chromakeep.databases d ON d.id = c.database"
         " JOIN pg_stat_user_tables s ON s.schemaname = 'chromakeep' AND s.relname = c.relation"
         " JOIN pg_class p ON p.oid = s.relid"
-        " WHERE c.dimension IS NOT NULL AND greatest(s.n_live_tup, p.reltuples::bigint) >= %s",
+        " WHERE d.tenant <> '' AND c.dimension IS NOT NULL AND greatest(s.n_live_tup, p.reltuples::bigint) >= %s",
         (segments.SECONDARY,),
     ).fetchall()
     return [
