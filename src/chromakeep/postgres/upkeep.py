@@ -161,6 +161,7 @@ def tend(connection: Connection, held: Held, seen: Seen, *, at_rest: bool = Fals
             return built
         segments.memory(connection, held, seen.alive)
         segments.build(connection, held, wanted)
+        analyze(connection, held)  # how much of a segment is alive is told by statistics, which may be of before it
         built = True
 
 
