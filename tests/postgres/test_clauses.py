@@ -83,7 +83,7 @@ def test_metadata_as_in_python(
 
 
 def found(records: Records, held: Held, where: Filter, setting: str) -> list[str]:
-    condition, values = clauses.clause(where, held, trgm=False)
+    condition, values = clauses.clause(where, held, trgm=records.trgm)
     query = f"SELECT r.id FROM {held.table} r WHERE {condition} ORDER BY r.seq".encode()
 
     def ask(connection: Any) -> list[str]:
