@@ -31,9 +31,11 @@ from urllib.parse import urlsplit, urlunsplit
 import boot
 import msgspec
 import numpy as np
+import psycopg
 from numpy.typing import NDArray
 
 from chromakeep.postgres.embedded import Embedded
+from chromakeep.postgres.segments import LOOSE
 
 ROOT = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 K, ROUNDS = 10, 3
@@ -176,7 +178,8 @@ def created(client: Client, name: str) -> str:
 class Bench:
     """Both servers with the same collection."""
 
-    def __init__(self, stock: Client, ours: Client, data: NDArray[np.float32], seconds: float) -> None:
+    def __init__(self, stock: Client, ours: Client, data: NDArray[np.float32], seconds: float, url: str) -> None:
+        self.url = url
         self.both = {"stock": stock, "ours": ours}
         self.data, self.seconds = data, seconds
         self.ids: dict[str, str] = {}
@@ -225,6 +228,23 @@ class Bench:
                 break
             time.sleep(1)
         print(f"{'indexes stand after':44} {time.perf_counter() - begun:.1f} s", flush=True)
+        while not self.rested():  # one index of all, which upkeep makes when nobody has written for a while
+            time.sleep(1)
+        print(f"{'one index of all stands after':44} {time.perf_counter() - begun:.1f} s", flush=True)
+
+    def rested(self) -> bool:
+        """Whether the collection that is asked has one segment, and next to nothing behind it."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            found = connection.execute(
+                "SELECT c.relation, s.high FROM chromakeep.segments s JOIN chromakeep.collections c"
+                " ON c.id = s.collection WHERE c.id = %s",
+                (self.ids["ours"],),
+            ).fetchall()
+            if len(found) != 1:
+                return False
+            sql = f'SELECT count(*) FROM chromakeep."{found[0][0]}" WHERE place > %s'
+            row = connection.execute(sql.encode(), (found[0][1],)).fetchone()
+            return row is not None and row[0] < LOOSE
 
     def asked(self, what: str, path: str, bodies: list[bytes], at_once: int = 1) -> dict[str, dict[int, bytes]]:
         """p50, or the throughput of several at once: the median of the rounds, in turns."""
@@ -331,7 +351,7 @@ def main() -> None:
         command = [boot.BIN / "chromakeep", "serve", "--engine", url, "--data", work / "ours", "--open"]
         command += ["--port", str(ports[1]), "--engine-connections", "8"]
         ours = stack.enter_context(server(command, ports[1], work / "ours.log"))
-        bench = Bench(stock, ours, vectors(arguments.records, 384, 1) if data is None else data, arguments.seconds)
+        bench = Bench(stock, ours, vectors(arguments.records, 384, 1) if data is None else data, arguments.seconds, url)
         if "add" in chosen:
             bench.add(768, max(5000, arguments.records // 5))
         if "copy" in chosen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sqlite3
@@ -24,6 +25,7 @@ from chromakeep.operations.prune import Retention, prune
 from chromakeep.operations.restore import restore
 from chromakeep.operations.unlock import unlock
 from chromakeep.repository import Repository
+from chromakeep.repository.snapshots import Snapshot
 from chromakeep.store.local import LocalStore
 from chromakeep.store.memory import MemoryStore
 from chromakeep.store.retrying import RetryingStore
@@ -77,6 +79,19 @@ def test_a_database_without_collections(generations: list[Path], tmp_path: Path)
     assert backup(empty, repository, allow_empty=True).collections == ()
     restore(repository, None, tmp_path / "out")
     assert list(everything(tmp_path / "out")) == ["chroma.sqlite3"]
+
+
+def test_backups_without_end_hold_no_more_than_the_last_snapshots(
+    generations: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one open repository, as ``run`` has it for months."""
+    monkeypatch.setattr("chromakeep.operations.backup.RECENT", 2)
+    repository, held = Repository.create(MemoryStore()), []
+    for number in range(6):
+        backup(generations[number % 2], repository)
+        held.append(sum(isinstance(one, Snapshot) for one in gc.get_objects()))
+    assert held[2:] == [held[2]] * 4, held
+    assert len(repository.snapshots()) == 6
 
 
 def test_a_directory_that_may_not_be_read(tmp_path: Path, generations: list[Path]) -> None:

@@ -34,7 +34,9 @@ def test_the_plan() -> None:
     second = _standing(10, 20, 1.5 * tail)
     assert segments.plan([large, second], tail, 30) == Range(10, 30, (second.segment,))
     assert segments.plan([large, second], 3, 30) is None
-    assert segments.plan([large, second], 3, 30, at_rest=True) == Range(0, 20, (large.segment, second.segment))
+    assert segments.plan([large, second], 3, 30, at_rest=True) == Range(0, 30, (large.segment, second.segment))
+    assert segments.plan([large, second], 0, 0, at_rest=True) == Range(0, 20, (large.segment, second.segment))
+    assert segments.plan([large], segments.LOOSE, 30, at_rest=True) == Range(0, 30, (large.segment,))
     assert segments.plan([large], 3, 30, at_rest=True) is None
     dead = _standing(0, 10, tail, 3 * tail)
     assert segments.plan([dead], 3, 30) == Range(0, 10, (dead.segment,))

@@ -22,7 +22,7 @@ def main() -> None:
     if BLAS not in os.environ:
         os.environ[BLAS] = "1"
         added.append(BLAS)
-    gc.set_threshold(50_000)  # imports and tables of records make objects, not garbage
+    gc.set_threshold(50_000)  # imports and tables of records make objects, not garbage (but see ``operations.memory``)
     from chromakeep.cli.app import invoke
 
     status = invoke(sys.argv[1:])

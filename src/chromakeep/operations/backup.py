@@ -203,7 +203,7 @@ def refuse_broken(source: Path, inspection: Inspection, *, allow_empty: bool, ob
 def _parent(repository: Repository, layouts: dict[str, Layout], origin: str) -> Snapshot | None:
     """The newest recent snapshot that shares most segments with this directory, wherever it was taken."""
     best: tuple[int, int, Snapshot] | None = None
-    for age, name in enumerate(reversed(repository.snapshot_names()[-RECENT:])):
+    for age, name in enumerate(reversed(repository.recent(RECENT))):
         try:
             candidate = repository.snapshot(name)
         except CorruptObject:

@@ -22,6 +22,7 @@ from chromakeep.chroma.signature import signature
 from chromakeep.errors import ChromakeepError, LeaseLost, NotAChromaDirectory, NotNow, SourceBroken, StoreError
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
+from chromakeep.operations.memory import give_back
 from chromakeep.operations.ship import Shipping
 from chromakeep.operations.tenure import Tenure
 from chromakeep.records import Collection
@@ -303,6 +304,7 @@ class Keeping:
             failure = error
         except Exception as error:  # a fault of ours must not end the keeping either
             failure = ChromakeepError(f"{type(error).__name__}: {error}")
+        give_back()
         self.failure = failure
         if failure:
             again = "" if self._ending.is_set() else ", it will be tried again"

@@ -42,6 +42,7 @@ from chromakeep.operations.duty import (
 )
 from chromakeep.operations.fronts import entrance_of, front_of
 from chromakeep.operations.keep import Keeping
+from chromakeep.operations.memory import give_back
 from chromakeep.operations.platform import advise
 from chromakeep.operations.rescue import Findings, examine, rescue
 from chromakeep.operations.run_settings import RunResult, RunSettings
@@ -266,6 +267,7 @@ class _Service:
                 self.uncovered = True
                 if self.keeping:
                     self.keeping.begin_anew()
+        give_back()
         return findings
 
     def _unless_stopped(self, work: Callable[[], T]) -> T | None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
@@ -34,18 +36,20 @@ AGAIN = 4  # times as many as are asked for are measured again where the index h
 PROBED = 0.05  # of the lists of an index that is of lists
 HALF = 65504.0  # the largest number of a halfvec
 
+# Of a session; what it was told last is remembered, for hardly a query has other numbers than the one before it.
 _SETTINGS = (
-    "SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', 'strict_order', true),"
-    " set_config('hnsw.max_scan_tuples', %s, true),"
-    " set_config('ivfflat.probes', %s, true), set_config('ivfflat.iterative_scan', 'relaxed_order', true),"
-    # The planner may misjudge a filter, and read a whole table where an index of vectors would do
-    " set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true),"
-    " set_config('enable_sort', 'off', true)"
+    "SELECT set_config('hnsw.ef_search', %s, false), set_config('ivfflat.probes', %s, false),"
+    " set_config('hnsw.iterative_scan', 'strict_order', false),"
+    f" set_config('hnsw.max_scan_tuples', '{SCAN}', false),"
+    " set_config('ivfflat.iterative_scan', 'relaxed_order', false)"
 )
-_RESTORED = (
-    "SELECT set_config('enable_seqscan', 'on', true), set_config('enable_bitmapscan', 'on', true),"
-    " set_config('enable_sort', 'on', true)"
+# The planner may misjudge a filter, and read a whole table where an index of vectors would do
+_FORCED, _RESTORED = (
+    f"SELECT set_config('enable_seqscan', '{state}', false), set_config('enable_bitmapscan', '{state}', false),"
+    f" set_config('enable_sort', '{state}', false)"
+    for state in ("off", "on")
 )
+_tuned: WeakKeyDictionary[Connection, tuple[int, int]] = WeakKeyDictionary()
 _estimates = Estimates()
 
 
@@ -118,19 +122,28 @@ def _ask(
     """What each vector's statement finds; all statements go to the server at once."""
     how = measure(held)
     sql, repeated = statement(held, how, n_results, scope, wanted)
+    if not scope.exact and _tuned.get(connection) != (tuning := (scope.search, _probes(held, scope))):
+        _tuned.pop(connection, None)
+        connection.execute(_SETTINGS, (str(tuning[0]), str(tuning[1])))
+        if connection.autocommit:  # else an undone transaction takes them back
+            _tuned[connection] = tuning
+    forced = bool(scope.condition) and not scope.exact
+    prepare = False if scope.condition else None  # see ``clauses.unprepared``
     cursors = []
-    with connection.pipeline():
-        if not scope.exact:
-            connection.execute(_SETTINGS, (str(scope.search), str(SCAN), str(_probes(held, scope))))
-        for vector in vectors:
-            cursor = connection.cursor(binary=True)
-            if held.space == "cosine" and not vector.any():
-                cursor.execute(statement_of_zero(held, n_results, scope, wanted), scope.parameters)
-            else:
-                cursor.execute(sql, (_packed(vector, held), *(scope.parameters * repeated)))
-            cursors.append(cursor)
-        if not scope.exact:
-            connection.execute(_RESTORED)
+    with nullcontext() if len(vectors) == 1 and not forced else connection.pipeline():
+        if forced:
+            connection.execute(_FORCED)
+        try:
+            for vector in vectors:
+                cursor = connection.cursor(binary=True)
+                if held.space == "cosine" and not vector.any():
+                    cursor.execute(statement_of_zero(held, n_results, scope, wanted), scope.parameters, prepare=prepare)
+                else:
+                    cursor.execute(sql, (_packed(vector, held), *(scope.parameters * repeated)), prepare=prepare)
+                cursors.append(cursor)
+        finally:
+            if forced:
+                connection.execute(_RESTORED)
     return [_rows(cursor, held, wanted) for cursor in cursors]
 
 

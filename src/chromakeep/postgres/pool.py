@@ -57,7 +57,6 @@ class Pool:
         self._parameters = connection_parameters(url)
         self._size, self._patience = size, patience
         self._session = f"SET statement_timeout = {int(statement_timeout * 1000)}; SET jit = off"
-        self._session += "; SET plan_cache_mode = force_custom_plan"  # a filter's values decide which index answers it
         self._configure = configure
         self._idle: deque[_Kept] = deque()  # the last that was given back is at the right, and taken first
         self._open = 0
@@ -68,7 +67,8 @@ class Pool:
         return f"Pool({self._parameters.get('host', '')}, {self._open} of {self._size})"  # never the password
 
     def run(self, work: Callable[[Connection], T], *, write: bool) -> T:
-        """What ``work`` returns, done in one transaction which is committed by then. It may be called several times.
+        """What ``work`` returns. It may be called several times. With ``write`` it is done in one transaction which is
+        committed by then; else each of its statements is one, which saves two round trips.
 
         Raises ``Refused``: 503 where nothing is changed and another try may help, 504 where nobody knows whether it was
         committed; ``Vanished``, and whatever ``work`` raises that is not psycopg's.
@@ -78,9 +78,12 @@ class Pool:
             kept = self._take()
             committing = False
             try:
+                if kept.connection.autocommit is write:
+                    kept.connection.autocommit = not write
                 done = work(kept.connection)
                 committing = True
-                kept.connection.commit()
+                if write:
+                    kept.connection.commit()
             except psycopg.Error as error:
                 lost = self._discard_if_lost(kept)
                 if lost and committing and write:

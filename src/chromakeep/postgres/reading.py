@@ -11,7 +11,7 @@ import psycopg
 from chromakeep.engine import Rows, Wanted
 from chromakeep.filters import Filter
 from chromakeep.postgres import demand, packing
-from chromakeep.postgres.clauses import clause
+from chromakeep.postgres.clauses import clause, unprepared
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.numbers import shown
 from chromakeep.postgres.text import MARKS, told
@@ -50,9 +50,11 @@ def get(
         parameters += values
     condition = " AND ".join(conditions) or "true"
     columns = ", ".join(f"r.{name}" for name in names(wanted))
-    cursor = connection.cursor(binary=True)
+    cursor, prepare = connection.cursor(binary=True), unprepared(where)
     if limit is None and not offset:
-        cursor.execute(f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq", parameters)
+        cursor.execute(
+            f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq", parameters, prepare=prepare
+        )
         return rows(cursor, held, wanted)
     parameters += [limit, offset]
     if where is not None and ids is None and limit is not None and limit + offset <= _PROBE_LIMIT:
@@ -62,15 +64,20 @@ def get(
             f"SELECT {columns} FROM (SELECT * FROM {held.table} ORDER BY seq LIMIT {_PROBED}) r"
             f" WHERE {condition} ORDER BY r.seq LIMIT %s OFFSET %s",
             parameters,
+            prepare=prepare,
         )
         if cursor.rowcount == limit:
             return rows(cursor, held, wanted)
         cursor.execute(
-            f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq + 0 LIMIT %s OFFSET %s", parameters
+            f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq + 0 LIMIT %s OFFSET %s",
+            parameters,
+            prepare=prepare,
         )
         return rows(cursor, held, wanted)
     cursor.execute(
-        f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq LIMIT %s OFFSET %s", parameters
+        f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq LIMIT %s OFFSET %s",
+        parameters,
+        prepare=prepare,
     )
     return rows(cursor, held, wanted)
 

@@ -107,7 +107,7 @@ def _sparse(
     weights = dict(zip(wanted.indices, wanted.values, strict=True))
     ids: list[str] = []
     distances: list[float] = []
-    for name, text in connection.execute(sql, (key, *parameters)).fetchall():
+    for name, text in connection.execute(sql, (key, *parameters), prepare=False).fetchall():
         value = orjson.loads(text)
         if not isinstance(value, dict) or value.get("#type") != "sparse_vector":
             continue

@@ -22,6 +22,7 @@ from chromakeep.postgres.measures import measure
 Connection = psycopg.Connection[Any]
 BLOCK = 65_536  # places of one batch
 TAIL = 5_000  # records behind all segments that make another one worth while; fewer are searched one by one
+LOOSE = 500  # records behind a segment for which it is made anew when nobody writes: they cost a query 0.5 ms
 GROWTH = 3  # a segment is made anew with its successor when it has fewer than so many times as many records
 WASTE = 0.5  # of a segment's entries dead: it is made anew
 SECONDARY = 2_000  # records of a collection from which on filters have indexes
@@ -48,7 +49,7 @@ def plan(standing: Sequence[Standing], tail: float, high: int, *, at_rest: bool 
     """The next index to build, or None. ``tail``: records behind all segments, with places up to ``high``.
 
     Sizes of segments fall by more than ``GROWTH`` from each to the next, so that there are few of them and a record is
-    built into an index a few times only. ``at_rest``: nobody writes, and all become one.
+    built into an index a few times only. ``at_rest``: nobody writes, and all become one, the tail too.
     """
     merged, rows = list(standing), 0.0
     low = merged[-1].segment.high if merged else 0
@@ -63,8 +64,9 @@ def plan(standing: Sequence[Standing], tail: float, high: int, *, at_rest: bool 
     for one in standing:
         if one.segment.lists or one.alive < (1 - WASTE) * one.built:
             return Range(one.segment.low, one.segment.high, (one.segment,))
-    if at_rest and len(standing) > 1:
-        return Range(standing[0].segment.low, standing[-1].segment.high, tuple(one.segment for one in standing))
+    if at_rest and (len(standing) > 1 or (standing and tail >= LOOSE)):
+        end = high if tail else standing[-1].segment.high
+        return Range(standing[0].segment.low, end, tuple(one.segment for one in standing))
     return None
 
 
@@ -107,10 +109,11 @@ def read(connection: Connection, collection: str) -> tuple[Segment, ...]:
     return tuple(Segment(*row) for row in found)
 
 
-def build(connection: Connection, held: Held, wanted: Range) -> Segment:
+def build(connection: Connection, held: Held, wanted: Range, *, alone: bool = False) -> Segment:
     """Build an index beside all others and let it stand for what it replaces. ``connection`` is in autocommit.
 
-    Nobody waits for it. What is killed in it leaves an index that ``sweep`` takes away.
+    Nobody waits for it. What is killed in it leaves an index that ``sweep`` takes away. ``alone``: nobody writes to the
+    table meanwhile, or waits; it takes less, and other indexes may be built at the same time.
     """
     how, kind = measure(held), f"i{wanted.lists}_" if wanted.lists else "h"
     name = f"{held.relation.split('_')[0]}_{kind}{secrets.token_hex(4)}"
@@ -119,7 +122,8 @@ def build(connection: Connection, held: Held, wanted: Range) -> Segment:
     efforts = f"m = {neighbors}, ef_construction = {max(_within(held.ef_construction, 4, 1000), 2 * neighbors)}"
     method, options = ("ivfflat", f"lists = {wanted.lists}") if wanted.lists else ("hnsw", efforts)
     statement = (
-        f'CREATE INDEX CONCURRENTLY "{name}" ON {held.table} USING {method} ({how.indexed} {how.operators})'
+        f'CREATE INDEX {"" if alone else "CONCURRENTLY"} "{name}" ON {held.table}'
+        f" USING {method} ({how.indexed} {how.operators})"
         f" WITH ({options}) WHERE place > {wanted.low} AND place <= {wanted.high}"
     )
     try:

@@ -138,10 +138,10 @@ class PostgresSink:
             time.sleep(pause)
             pause = min(2 * pause, FIRST[1])
 
-    def indexed(self, held: Held) -> None:
-        """Give a collection that is whole its indexes."""
+    def indexed(self, held: Held, *, alone: bool) -> None:
+        """Give a collection that is whole its indexes; ``alone``: nobody else sees it."""
         try:
-            settle(self.pool, held, quickly=self._quickly)
+            settle(self.pool, held, quickly=self._quickly, alone=alone)
         except (Refused, psycopg.Error) as error:  # whoever serves it builds them, too
             self._observer(Noted(f"the indexes of {held.name} are not built yet: {error}", "warning"))
 
@@ -275,7 +275,7 @@ class PostgresIntake:
     def finish(self) -> None:
         """All is there: the indexes are made."""
         if self._held.dimension is not None:
-            self._sink.indexed(self._held)
+            self._sink.indexed(self._held, alone=self._arriving)
         if self._arriving:
             self._sink.ask(lambda connection: arrivals.finish(connection, self._held), write=True)
 

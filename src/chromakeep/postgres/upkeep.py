@@ -9,7 +9,9 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -27,7 +29,10 @@ from chromakeep.postgres.text import told
 
 Connection = psycopg.Connection[Any]
 EVERY = 2.0  # seconds between two looks at what has changed
-REST = 60.0  # seconds without a write after which a collection is at rest
+REST = 30.0  # seconds without a write after which a collection is at rest
+SHARE = (
+    20  # times as long as making one index of all took, it is not done again: else small writes would cost large builds
+)
 STALE = 0.1  # of a table changed since its last ANALYZE: it is due again
 LOCK = 0x636B7570  # the class of our advisory locks
 
@@ -52,6 +57,7 @@ class Upkeep:
     def __init__(self, pool: Pool, *, every: float = EVERY, observer: Observer = ignore) -> None:
         self._pool, self._every, self._observer = pool, every, observer
         self._known: dict[str, tuple[Seen, float, bool]] = {}  # last seen, since when, whether nothing is left to do
+        self._again: dict[str, float] = {}  # from when on one index may be made of all once more
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._working: Connection | None = None
@@ -83,15 +89,19 @@ class Upkeep:
         built, now = False, time.monotonic()
         seen = {one.target.id: one for one in self._pool.run(_survey, write=False)}
         self._known = {name: known for name, known in self._known.items() if name in seen}
+        self._again = {name: again for name, again in self._again.items() if name in seen}
         for name, one in seen.items():
             last, since, done = self._known.get(name, (None, now, False))
             if last is None or last.written != one.written:
                 since, done = now, False
             elif last.ranged != one.ranged:
                 done = False
-            at_rest = now - since >= REST
+            at_rest = now - since >= REST and now >= self._again.get(name, 0.0)
             if not done and not self._ended.is_set():
+                begun = time.monotonic()
                 worked = self._tend(one, at_rest=at_rest)
+                if at_rest and worked:
+                    self._again[name] = time.monotonic() + SHARE * (time.monotonic() - begun)
                 built, done = built or bool(worked), at_rest and worked is False
             self._known[name] = (one, since, done)
         return built
@@ -159,21 +169,23 @@ def analyze(connection: Connection, held: Held) -> None:
     connection.execute(f"ANALYZE {held.table}")
 
 
-def secondary(connection: Connection, held: Held, alive: int) -> bool:
-    """The indexes of filters, where the collection is large enough for them. True: one was made."""
+def secondary(connection: Connection, held: Held, alive: int, *, alone: bool = False) -> bool:
+    """The indexes of filters, where the collection is large enough for them. True: one was made. ``alone``: see
+    ``segments.build``."""
     if alive < segments.SECONDARY:
         return False
     before = _indexes(connection, held)
     for statement in index_statements(held, demand.ranged(held.relation), packing.server(connection).trgm):
-        connection.execute(statement)
+        connection.execute(statement.replace(" CONCURRENTLY", "", 1) if alone else statement)
     return _indexes(connection, held) != before
 
 
-def settle(pool: Pool, held: Held, *, quickly: bool = False) -> tuple[Segment, ...]:
+def settle(pool: Pool, held: Held, *, quickly: bool = False, alone: bool = False) -> tuple[Segment, ...]:
     """Give a collection all its indexes now, one for all vectors, and return when they stand. For bulk loads.
 
-    Others may read and write meanwhile. ``quickly``: an index of lists, which takes a tenth of the time, is half as
-    quick to search, and gives way to a graph in the next round of upkeep. Returns the segments there are then.
+    Others may read and write meanwhile, unless we are ``alone``, which is quicker. ``quickly``: an index of lists,
+    which takes a tenth of the time, is half as quick to search, and gives way to a graph in the next round of upkeep.
+    Returns the segments there are then.
     """
     with working(pool, held, wait=True) as connection:
         assert connection is not None
@@ -181,18 +193,26 @@ def settle(pool: Pool, held: Held, *, quickly: bool = False) -> tuple[Segment, .
         held = msgspec.structs.replace(held, segments=segments.read(connection, held.id))
         row = connection.execute(f"SELECT count(*) FROM {held.table}").fetchone()
         alive = int(row[0]) if row else 0
-        secondary(connection, held, alive)
+        filters = partial(secondary, held=held, alive=alive, alone=alone)
+        with ThreadPoolExecutor(1, "indexes") as threads:
+            beside = threads.submit(_apart, pool, filters) if alone else None
+            if beside is None:
+                filters(connection)
+            behind = segments.tail(connection, held, segments.TAIL)
+            if measure(held).index_kind is not None and (behind >= segments.TAIL or len(held.segments) > 1):
+                segments.memory(connection, held, alive)
+                lists = max(1, math.isqrt(alive)) if quickly else 0
+                wanted = segments.Range(0, segments.new_high(connection), held.segments, lists)
+                segments.build(connection, held, wanted, alone=alone)
+            if beside is not None:
+                beside.result()
         analyze(connection, held)
-        behind = segments.tail(connection, held, segments.TAIL)
-        if measure(held).index_kind is not None and (
-            behind >= segments.TAIL
-            or len(held.segments) > 1
-            or any(segment.lists and not quickly for segment in held.segments)
-        ):
-            segments.memory(connection, held, alive)
-            lists = max(1, math.isqrt(alive)) if quickly else 0
-            segments.build(connection, held, segments.Range(0, segments.new_high(connection), held.segments, lists))
         return segments.read(connection, held.id)
+
+
+def _apart(pool: Pool, work: Callable[[Connection], object]) -> None:
+    with pool.autocommit() as connection:
+        work(connection)
 
 
 def indexing_status(connection: Connection, held: Held) -> Indexed:
@@ -212,7 +232,7 @@ def _survey(connection: Connection) -> list[Seen]:
         " FROM chromakeep.collections c JOIN chromakeep.databases d ON d.id = c.database"
         " JOIN pg_stat_user_tables s ON s.schemaname = 'chromakeep' AND s.relname = c.relation"
         " JOIN pg_class p ON p.oid = s.relid"
-        " WHERE c.dimension IS NOT NULL AND greatest(s.n_live_tup, p.reltuples::bigint) >= %s",
+        " WHERE d.tenant <> '' AND c.dimension IS NOT NULL AND greatest(s.n_live_tup, p.reltuples::bigint) >= %s",
         (segments.SECONDARY,),
     ).fetchall()
     return [

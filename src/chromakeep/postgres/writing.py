@@ -17,7 +17,7 @@ from chromakeep.engine import Refused, Written
 from chromakeep.filters import Filter
 from chromakeep.postgres import packing, trigrams
 from chromakeep.postgres.batch import Batch, gathered
-from chromakeep.postgres.clauses import clause
+from chromakeep.postgres.clauses import clause, unprepared
 from chromakeep.postgres.held import UNINDEXABLE, Held
 from chromakeep.postgres.numbers import encoded
 
@@ -74,6 +74,7 @@ def delete(
         f"WITH gone AS MATERIALIZED ({chosen} ORDER BY r.key FOR UPDATE)"
         f" DELETE FROM {held.table} t USING gone WHERE t.key = gone.key",
         parameters,
+        prepare=unprepared(where),
     ).rowcount
 
 

@@ -183,7 +183,8 @@ class Repository:
 
     def snapshot(self, name: str) -> Snapshot | None:
         """One snapshot by its object's name; None when it is a tombstone or has just been pruned."""
-        if name not in self._snapshots:
+        known = self._snapshots  # another thread may forget some meanwhile
+        if name not in known:
             try:
                 payload = unseal("S", name, self.store.get(name), self.keys)
             except ObjectNotFound:
@@ -191,8 +192,17 @@ class Repository:
             found = snapshots_.decode(name, payload)
             if found and f"snapshots/{found.id}" != name:
                 raise CorruptObject(name, f"calls itself {found.id}")
-            self._snapshots[name] = found
-        return self._snapshots[name]
+            known[name] = found
+        return known[name]
+
+    def recent(self, count: int) -> list[str]:
+        """Names of the last ``count`` objects under ``snapshots/``, oldest first. What was read of older snapshots is
+        forgotten: who goes on making them for months shall not hold them all."""
+        names = self.snapshot_names()
+        last, there = names[-count:], set(names)
+        kept = [(n, self._snapshots.get(n)) for n in list(self._snapshots) if n in there]
+        self._snapshots = {n: found for n, found in kept if n in last or found is None}
+        return last
 
     def find(self, selector: str | None) -> Snapshot:
         """The snapshot a selector means (``snapshots.select``). ``latest`` and a full id read one object only."""

@@ -204,11 +204,16 @@ class Door:
 async def _sweep(service: Service) -> None:
     while True:
         await asyncio.sleep(_SWEEP)
-        now = service.loop.time()
-        for client in list(service.clients):
-            client.expire(now)
+        _expire(service)
         if service.relay:
             service.relay.look()
+
+
+def _expire(service: Service) -> None:
+    """Of its own, so that nobody keeps the last client until the next look."""
+    now = service.loop.time()
+    for client in list(service.clients):
+        client.expire(now)
 
 
 async def _watch(certificates: Certificates, service: Service) -> None:

@@ -289,8 +289,12 @@ class Exchange:
     def abort(self) -> None:
         """The client went away or is sent away: stop everything, say nothing."""
         self.over, self.taking = True, False
-        if self._task:
-            self._task.cancel()
+        task, self._task = (
+            self._task,
+            None,
+        )  # its error keeps frames that keep this: a circle with the client in it
+        if task:
+            task.cancel()
         self._drop_upstream()
 
     def _drop_upstream(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
-from contextlib import suppress
 from typing import Any
 
 from chromakeep.server import answers
@@ -85,7 +84,7 @@ class Reception:
         if not first or self._closed:  # ``wait_for`` before 3.12 swallows a cancellation that comes with the byte
             connection.close()
             return
-        with suppress(OSError, asyncio.TimeoutError):  # SSLError is an OSError: the client's own affair
+        try:
             if first == _HANDSHAKE:
                 context = self._certificates.context
                 await loop.connect_accepted_socket(
@@ -93,6 +92,8 @@ class Reception:
                 )
             else:
                 await loop.connect_accepted_socket(lambda: _Mistaken(service), connection)
+        except (OSError, asyncio.TimeoutError) as error:  # SSLError is an OSError: the client's own affair
+            error.with_traceback(None)  # its frames hold asyncio's future, that holds it: a circle with the connection
 
     async def _first(self, connection: socket.socket) -> bytes:
         """The first byte that comes, which stays unread; none at the end."""

@@ -223,6 +223,9 @@ class Pool:
             _, upstream = await asyncio.wait_for(connected, self._timeout)
         except asyncio.TimeoutError:  # not an OSError before Python 3.11
             raise TimeoutError(f"no connection in {self._timeout:g} s") from None
+        except OSError as error:
+            # Its frames hold the loop's future, that holds it: a circle, with whoever asked and his client in it.
+            raise error.with_traceback(None) from None
         return upstream
 
     def keep(self, upstream: Upstream) -> None:

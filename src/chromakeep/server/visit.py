@@ -119,5 +119,9 @@ class Visit:
     def abort(self) -> None:
         """The client went away or is sent away."""
         self.over, self.taking = True, False
-        if self._task:
-            self._task.cancel()
+        task, self._task = (
+            self._task,
+            None,
+        )  # its error keeps frames that keep this: a circle with the client in it
+        if task:
+            task.cancel()

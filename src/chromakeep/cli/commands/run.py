@@ -17,6 +17,7 @@ from chromakeep.cli.command import Call, command
 from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, forwarding_of, oidc_of
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS, PREFIX
+from chromakeep.operations import memory
 
 
 @command(
@@ -61,6 +62,7 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
 
     Where CHROMAKEEP_RECEIVE_TOKEN is set, whoever knows it may send a directory that is served from then on.
     """
+    memory.steady()
     stop, hurry = threading.Event(), threading.Event()
 
     def asked(number: int, frame: FrameType | None) -> None:

@@ -15,6 +15,7 @@ from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, oidc_of
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import PREFIX, Settings
 from chromakeep.errors import UsageError
+from chromakeep.operations import memory
 
 if TYPE_CHECKING:
     from chromakeep.operations.serve import Behind
@@ -44,6 +45,7 @@ def serve(call: Call, url: str | None) -> Reply:
     With --engine there is no Chroma: this process answers as one, and all data is in a PostgreSQL with pgvector. Any
     number of instances may have one database. `--engine postgresql` runs a private one in --data.
     """
+    memory.steady()
     stop = told_to_stop()
     from chromakeep.operations.serve import ServeSettings
     from chromakeep.operations.serve import serve as operation
