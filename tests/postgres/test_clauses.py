@@ -90,7 +90,7 @@ def found(records: Records, held: Held, where: Filter, setting: str) -> list[str
         connection.execute(setting)
         return [row[0] for row in connection.execute(query, values).fetchall()]
 
-    return records.pool.run(ask, write=False)
+    return records.pool.run(ask, write=True)  # in a transaction, for the setting
 
 
 ALPHABET = "ab%_\\\0é😀\n'"

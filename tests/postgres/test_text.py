@@ -76,7 +76,7 @@ class Found:
             plan = connection.execute(f"EXPLAIN {query}".encode(), values).fetchall() if indexed else ""
             return {name for (name,) in connection.execute(query.encode(), values)}, str(plan)
 
-        return self.records.pool.run(work, write=False)
+        return self.records.pool.run(work, write=True)  # in a transaction, for its setting
 
 
 def texts(found: Found, rng: random.Random) -> Iterator[str]:

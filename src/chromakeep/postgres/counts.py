@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 import psycopg
@@ -16,12 +18,13 @@ from chromakeep.postgres.measures import measure
 from chromakeep.postgres.pool import Pool, Vanished
 from chromakeep.postgres.text import told
 
+T = TypeVar("T")
 Connection = psycopg.Connection[Any]
 MOST = 100  # collections that are told of: the largest
 EXACT = segments.SECONDARY  # records of a table up to which they are counted: of it there may be no statistics yet
 _TIMEOUT = "SET LOCAL statement_timeout = '5s'"
 
-# What was counted since the statistics were lost (by a crash) is less than what there is; then as VACUUM found it last.
+# A crash takes the statistics, and what is counted since is less than what there is: then as the last VACUUM found it.
 _SURVEY = """
     SELECT c.id::text, d.tenant, d.name, c.name, CASE
         WHEN coalesce(s.last_analyze, s.last_autoanalyze, s.last_vacuum, s.last_autovacuum) IS NOT NULL
@@ -56,23 +59,33 @@ def counts(pool: Pool) -> Counts:
 
     Raises ``Refused``, and ``Vanished`` where the catalog is gone.
     """
-    surveyed = pool.run(_survey, write=False)
+    surveyed = pool.run(_within(_survey), write=False)
     found = []
     for row in surveyed:
         with contextlib.suppress(Vanished):
-            if one := pool.run(lambda connection, row=row: _look(connection, *row[:5]), write=False):  # type: ignore[misc]
+            if one := pool.run(_within(functools.partial(_look, row=row)), write=False):
                 found.append(one)
     return Counts(surveyed[0][5] if surveyed else 0, tuple(found))
 
 
+def _within(work: Callable[[Connection], T]) -> Callable[[Connection], T]:
+    """In a transaction whose statements wait for nobody for long."""
+
+    def limited(connection: Connection) -> T:
+        with connection.transaction():
+            connection.execute(_TIMEOUT)
+            return work(connection)
+
+    return limited
+
+
 def _survey(connection: Connection) -> list[tuple[Any, ...]]:
-    connection.execute(_TIMEOUT)
     return connection.execute(_SURVEY, (NOWHERE[0], MOST)).fetchall()
 
 
-def _look(connection: Connection, number: str, tenant: str, database: str, name: str, estimated: int) -> Counted | None:
+def _look(connection: Connection, row: tuple[Any, ...]) -> Counted | None:
     """None: it is gone."""
-    connection.execute(_TIMEOUT)
+    number, tenant, database, name, estimated = row[:5]
     target = Target(told(tenant), told(database), number)
     try:
         held = catalog.held(connection, target)
@@ -80,8 +93,8 @@ def _look(connection: Connection, number: str, tenant: str, database: str, name:
         if refused.status == 404:
             return None
         raise
-    row = connection.execute(f"SELECT count(*) FROM (SELECT FROM {held.table} LIMIT {EXACT}) r".encode()).fetchone()
-    counted = int(row[0]) if row else 0
+    found = connection.execute(f"SELECT count(*) FROM (SELECT FROM {held.table} LIMIT {EXACT}) r".encode()).fetchone()
+    counted = int(found[0]) if found else 0
     records = counted if counted < EXACT else max(EXACT, estimated)
     return Counted(target.tenant, target.database, told(name), records, _waiting(connection, held))
 
