@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,12 +20,13 @@ import pytest
 from chromakeep.chroma.server import free_port
 from chromakeep.postgres.embedded import Embedded
 from cli.test_serve import asked, until_ready
+from server.test_metrics import checked, values
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(cli: Cli, *options: str | Path, **environ: str) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """A port and the process that serves on it, with a private group so that it can be killed alone."""
     port = free_port()
@@ -41,6 +44,20 @@ def serving(cli: Cli, *options: str | Path, **environ: str) -> Iterator[tuple[in
     finally:
         running.kill()
         running.wait()
+
+
+def measured(port: int, token: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """The numbers of its page, when there are some."""
+    deadline = time.monotonic() + 60
+    while True:
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/metrics", headers={"x-chroma-token": token})
+        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=20) as answer:
+            page = answer.read()
+            if b"chromakeep_ready 1" in page:
+                checked(page)
+                return values(page)
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_private_server_keeps_what_was_acknowledged_over_a_kill(cli: Cli, tmp_path: Path) -> None:
@@ -76,6 +93,13 @@ def test_a_private_server_keeps_what_was_acknowledged_over_a_kill(cli: Cli, tmp_
         assert books.query(query_embeddings=[[3.2, 0.0]], n_results=1)["ids"] == [["3"]]
         with pytest.raises(Exception, match="Reset is disabled"):
             client.reset()
+        found = measured(port, token)  # the kill took PostgreSQL's statistics
+        labels = (("collection", "books"), ("database", "default_database"), ("tenant", "default_tenant"))
+        assert found["chromakeep_collection_records", labels] == books.count()
+        assert found["chromakeep_collection_unindexed_records", labels] == 0
+        assert found["chromakeep_server_restarts_total", ()] == 0
+        assert found["chromakeep_ready", ()] == found["chromakeep_collections", ()] == 1
+        assert not [name for name, _ in found if "snapshot" in name]
         running.send_signal(signal.SIGTERM)
         assert running.wait(60) == 0
         assert running.stdout and "stopped" in running.stdout.read()

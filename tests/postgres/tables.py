@@ -10,7 +10,7 @@ import numpy as np
 
 from chromakeep.engine import CollectionWanted, Rows, Target, Wanted, Written
 from chromakeep.filters import Filter
-from chromakeep.postgres import catalog, clauses, reading, writing
+from chromakeep.postgres import catalog, clauses, packing, reading, writing
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.pool import Pool
 
@@ -77,15 +77,21 @@ class Records:
             write=False,
         )
 
+    @property
+    def trgm(self) -> bool:
+        """Whether documents are found by pg_trgm here."""
+        return self.do(packing.server).trgm
+
     def make_indexes(self, *keys: str) -> None:
+        trgm = self.trgm
         with self.pool.autocommit() as connection:
-            for statement in clauses.index_statements(self.held, keys, False):
+            for statement in clauses.index_statements(self.held, keys, trgm):
                 connection.execute(statement.encode())
             connection.execute(f"ANALYZE {self.held.table}".encode())
 
     def plan(self, where: Filter, *, settings: str = "") -> str:
         """How PostgreSQL would find those that satisfy it."""
-        condition, values = clauses.clause(where, self.held, trgm=False)
+        condition, values = clauses.clause(where, self.held, trgm=self.trgm)
         query = f"EXPLAIN SELECT r.id FROM {self.held.table} r WHERE {condition}".encode()
 
         def explain(connection: Any) -> str:

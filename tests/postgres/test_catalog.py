@@ -186,19 +186,32 @@ def test_forty_at_once_make_one(here: Here) -> None:
 def test_creating_and_dropping_by_many_is_as_if_one_after_the_other(here: Here) -> None:
     """Who creates finds none there, who drops finds one: so creations and drops that came through alternate."""
     done: list[str] = []
-    start = threading.Barrier(8, timeout=30)
+    start, over = threading.Barrier(8, timeout=30), threading.Event()
 
-    def client(creates: bool) -> None:
+    def attempt(creates: bool) -> None:
+        try:
+            here.create("shared") if creates else here.drop("shared")
+            done.append("create" if creates else "drop")
+        except Refused as refused:
+            assert refused.status in (404, 409)
+
+    def create() -> None:
         start.wait()
         for _ in range(10):
-            try:
-                here.create("shared") if creates else here.drop("shared")
-                done.append("create" if creates else "drop")
-            except Refused as refused:
-                assert refused.status in (404, 409)
+            attempt(True)
+
+    def drop() -> None:
+        start.wait()
+        while not over.is_set():
+            attempt(False)
+        attempt(False)
 
     with ThreadPoolExecutor(8) as threads:
-        for future in [threads.submit(client, number % 2 == 0) for number in range(8)]:
+        creators, droppers = ([threads.submit(one) for _ in range(4)] for one in (create, drop))
+        for future in creators:
+            future.result(60)
+        over.set()
+        for future in droppers:
             future.result(60)
     left = here.do(catalog.count_collections, TENANT, DATABASE)
     assert done.count("create") - done.count("drop") == left

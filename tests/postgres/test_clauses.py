@@ -83,14 +83,14 @@ def test_metadata_as_in_python(
 
 
 def found(records: Records, held: Held, where: Filter, setting: str) -> list[str]:
-    condition, values = clauses.clause(where, held, trgm=False)
+    condition, values = clauses.clause(where, held, trgm=records.trgm)
     query = f"SELECT r.id FROM {held.table} r WHERE {condition} ORDER BY r.seq".encode()
 
     def ask(connection: Any) -> list[str]:
         connection.execute(setting)
         return [row[0] for row in connection.execute(query, values).fetchall()]
 
-    return records.pool.run(ask, write=False)
+    return records.pool.run(ask, write=True)  # in a transaction, for the setting
 
 
 ALPHABET = "ab%_\\\0é😀\n'"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import msgspec
 import psycopg
@@ -30,8 +30,7 @@ def address(database_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Of the module's database, the password in the environment."""
     parts = urlsplit(database_url)
     monkeypatch.setenv("PGPASSWORD", parts.password or "")
-    host = parse_qs(parts.query)["host"][0]
-    return f"postgresql://{parts.username}@{parts.path}?host={host}"
+    return database_url.replace(f":{parts.password}@", "@")
 
 
 @pytest.fixture(autouse=True)

@@ -7,18 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from chromakeep.errors import ServerFailed, UnsupportedFormat
+from chromakeep.errors import RefusedToServe, ServerFailed, UnsupportedFormat
 from chromakeep.postgres.migrating import migrate
 from chromakeep.postgres.migrations import MIGRATIONS
-from postgres.conftest import database_of
+from postgres.conftest import fresh, role
 
 
 @pytest.fixture
-def empty_url(postgres_url: str, request: pytest.FixtureRequest) -> str:
-    name = f"m{abs(hash(request.node.name))}"
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    return database_of(postgres_url, name)
+def empty_url(postgres_url: str) -> str:
+    return fresh(postgres_url)
 
 
 def test_eight_at_once(empty_url: str) -> None:
@@ -51,15 +48,20 @@ def test_tables_of_a_newer_program(empty_url: str) -> None:
 
 
 def test_a_user_who_may_not(empty_url: str, postgres_url: str) -> None:
-    with psycopg.connect(postgres_url, autocommit=True) as connection:
-        connection.execute("CREATE ROLE poor LOGIN PASSWORD 'poor'")
     password = psycopg.conninfo.conninfo_to_dict(empty_url)["password"]
-    with pytest.raises(ServerFailed, match="permission denied") as caught:
-        migrate(empty_url.replace(f"postgres:{password}", "poor:poor"))
-    assert "CREATE EXTENSION vector" in str(caught.value.hint)
-    with pytest.raises(ServerFailed, match="user and password") as caught:
-        migrate(empty_url.replace(f"postgres:{password}", "poor:rich"))
-    assert "rich" not in caught.value.message
+    with role(postgres_url, "poor", ""):
+        with pytest.raises(ServerFailed, match="permission denied") as caught:
+            migrate(empty_url.replace(f"postgres:{password}", "poor:poor"))
+        assert "CREATE EXTENSION vector" in str(caught.value.hint)
+        with pytest.raises(ServerFailed, match="user and password") as caught:
+            migrate(empty_url.replace(f"postgres:{password}", "poor:rich"))
+        assert "rich" not in caught.value.message
+
+
+def test_a_database_that_cannot_hold_all_texts(postgres_url: str) -> None:
+    with pytest.raises(RefusedToServe, match="LATIN1") as caught:
+        migrate(fresh(postgres_url, "template0", "ENCODING 'LATIN1' LOCALE 'C'"))
+    assert "UTF8" in str(caught.value.hint)
 
 
 def test_a_server_that_takes_no_writes(empty_url: str) -> None:

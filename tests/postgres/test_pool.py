@@ -13,6 +13,7 @@ from chromakeep.engine import Refused
 from chromakeep.errors import UsageError
 from chromakeep.postgres.conninfo import connection_parameters, shown
 from chromakeep.postgres.pool import Connection, Pool, Vanished
+from postgres.conftest import role
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -148,26 +149,25 @@ def test_no_connection_in_time_is_503(database_url: str) -> None:
 
 def test_a_server_that_takes_no_more_connections(postgres_url: str, database_url: str) -> None:
     """Those that we have are waited for; with none of our own at all it is 503 at once, and passes."""
-    with psycopg.connect(postgres_url, autocommit=True) as owner:
-        owner.execute("CREATE ROLE few LOGIN PASSWORD 'few' CONNECTION LIMIT 2")
     given = psycopg.conninfo.conninfo_to_dict(database_url)
     few = database_url.replace(f"postgres:{given['password']}", "few:few")
     pool, other = Pool(few, 8, patience=30), Pool(few, 2)
-    with ThreadPoolExecutor(8) as threads:
-        found = [threads.submit(pool.run, one("SELECT 1 FROM pg_sleep(0.01)"), write=False) for _ in range(64)]
-        assert [future.result(60) for future in found] == [1] * 64
-    with pytest.raises(Refused) as caught:  # the first pool holds both
+    with role(postgres_url, "few", "CONNECTION LIMIT 2"):
+        with ThreadPoolExecutor(8) as threads:
+            found = [threads.submit(pool.run, one("SELECT 1 FROM pg_sleep(0.01)"), write=False) for _ in range(64)]
+            assert [future.result(60) for future in found] == [1] * 64
+        with pytest.raises(Refused) as caught:  # the first pool holds both
+            other.run(do("SELECT 1"), write=False)
+        assert (caught.value.status, caught.value.retry_after) == (503, 1.0)
+        pool.close()
+        for _ in range(1000):  # until the server has noticed
+            try:
+                assert other.run(one("SELECT 1"), write=False) == 1
+                break
+            except Refused:
+                threading.Event().wait(0.01)
         other.run(do("SELECT 1"), write=False)
-    assert (caught.value.status, caught.value.retry_after) == (503, 1.0)
-    pool.close()
-    for _ in range(1000):  # until the server has noticed
-        try:
-            assert other.run(one("SELECT 1"), write=False) == 1
-            break
-        except Refused:
-            threading.Event().wait(0.01)
-    other.run(do("SELECT 1"), write=False)
-    other.close()
+        other.close()
 
 
 def test_nobody_there_is_503() -> None:

@@ -39,6 +39,7 @@ FULL = Reading(
     snapshot_pending=True,
     restored_at=1.7e9,
     records=(("acme", "prod", 'a "quoted"\nname\\', 12),),
+    waiting=(("acme", "prod", 'a "quoted"\nname\\', 7),),
     collections=1,
     queue=5,
     data_size=2000,
@@ -83,6 +84,7 @@ def test_the_page_is_as_prometheus_wants_it() -> None:
     found = values(page)
     labels = (("collection", 'a "quoted"\nname\\'), ("database", "prod"), ("tenant", "acme"))
     assert found["chromakeep_collection_records", labels] == 12
+    assert found["chromakeep_collection_unindexed_records", labels] == 7
     assert found["chromakeep_role", (("role", "serving"),)] == 1
     assert found["chromakeep_role", (("role", "standby"),)] == 0
     assert found["chromakeep_resident_memory_bytes", (("process", "chroma"),)] == 123

@@ -11,13 +11,14 @@ from chromakeep.addresses import without_password
 from chromakeep.errors import ChromakeepError, UsageError
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.duty import Front
+from chromakeep.operations.engine_gauges import EngineGauges
 
 if TYPE_CHECKING:
     from chromakeep.postgres.embedded import Embedded
     from chromakeep.postgres.engine import PostgresEngine
     from chromakeep.postgres.upkeep import Upkeep
 
-SPARE = 2  # connections beside those that requests use: for upkeep, and to ask how it stands
+SPARE = 2  # connections beside those that requests use: for upkeep, and to ask how it stands and what it has
 
 
 class PostgresBehind:
@@ -42,6 +43,7 @@ class PostgresBehind:
         self._private: Embedded | None = None
         self._engine: PostgresEngine | None = None
         self._upkeep: Upkeep | None = None
+        self._restarts = 0
         self.name = f"what is in {without_password(url) if url else home}"
 
     def start(self) -> None:
@@ -72,7 +74,14 @@ class PostgresBehind:
 
     def front(self, front: Front) -> Front:
         """See ``Behind``."""
-        return replace(front, engine=self._engine, threads=self._connections)
+        assert self._engine is not None
+        gauges = EngineGauges(
+            front.duty,
+            self._engine.counts,
+            lambda: self._restarts if self._private else None,
+            self._home if self._private else None,
+        )
+        return replace(front, engine=self._engine, threads=self._connections, read=gauges.read)
 
     def trouble(self) -> str | None:
         """See ``Behind``. A private server that has ended is started again."""
@@ -82,6 +91,7 @@ class PostgresBehind:
                 self._private.start()
             except ChromakeepError as error:
                 return error.message
+            self._restarts += 1
         return self._engine.trouble() if self._engine else "not started"
 
     def stop(self) -> None:

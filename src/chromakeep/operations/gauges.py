@@ -32,25 +32,27 @@ SHARE = 50  # and so many times as long as the last one took: a count keeps writ
 class Reading(msgspec.Struct, frozen=True):
     """What was found; None: not known, or there is no such thing. Bytes, seconds, counts.
 
-    ``records`` has (tenant, database, collection, records) of a bounded number of ``collections``.
+    ``records`` has (tenant, database, collection, records) of a bounded number of ``collections``, ``waiting`` those
+    that an index of vectors should have and has not.
     """
 
     role: str
     ready: bool
     readable: bool
-    restarts: int
+    restarts: int | None = None  # of the server behind
     lag: float | None = None
     failing: float | None = None
     behind: float | None = None  # of a standby
     epoch: int | None = None
     segment: int | None = None
-    snapshots: int = 0
+    snapshots: int | None = 0
     snapshot_age: float | None = None
     snapshot_size: int | None = None
     snapshot_failed: bool | None = None
     snapshot_pending: bool | None = None
     restored_at: float | None = None  # seconds since 1970
     records: tuple[tuple[str, str, str, int], ...] = ()
+    waiting: tuple[tuple[str, str, str, int], ...] = ()
     collections: int | None = None
     queue: int | None = None
     data_size: int | None = None
@@ -96,7 +98,7 @@ class Gauges:
         self._look()
         if measured := self._measured:
             found = replace(found, records=measured.records, collections=measured.collections, queue=measured.queue)
-        disk = _disk(data)
+        disk = disk_of(data)
         return replace(
             found,
             snapshot_pending=self._pending,
@@ -139,7 +141,8 @@ def resident(process: Process | None) -> int | None:
     return None
 
 
-def _disk(data: Path) -> tuple[int | None, int | None]:
+def disk_of(data: Path) -> tuple[int | None, int | None]:
+    """Its size and its free bytes."""
     with suppress(OSError):
         usage = shutil.disk_usage(data)
         return usage.total, usage.free

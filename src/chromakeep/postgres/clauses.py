@@ -120,21 +120,28 @@ class _Clauses:
         if (DOCUMENT, "fts") in self._held.unindexed:
             raise Refused(400, "Cannot filter using full-text search because FTS indexing is disabled")
         negated = filter.operator in ("$not_contains", "$not_regex")
+        required: Sequence[str] = [as_held(filter.pattern)]
         if filter.operator in ("$contains", "$not_contains"):
-            pattern = as_held(filter.pattern)
-            required = [pattern]
-            escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-            found: Clause = ("r.document LIKE %s::text", [f"%{escaped}%"])
+            found = _contains(required[0])
         else:
             expression = regex.translated(filter.pattern)
-            required = list(expression.required)
-            found = ("r.document ~ %s::text", [expression.pattern])
-        if not negated and not self._trgm:
-            hashes = trigrams.required(required)
-            if len(hashes):
-                condition, values = found
-                found = f"({condition} AND r.trigrams @> %b::int4[])", [*values, packing.integers(hashes)]
-        return _negated(found) if negated else found
+            required = expression.required
+            found = "textregexeq(r.document, %s::text)", [expression.pattern]  # never ``~``: see below
+        if not negated:
+            for condition, values in self._candidates(filter.operator, required):
+                found = f"{found[0]} AND {condition}", [*found[1], *values]
+        return _negated(found) if negated else (f"({found[0]})", found[1])
+
+    def _candidates(self, operator: str, required: Sequence[str]) -> list[Clause]:
+        """What an index answers of documents that have all these texts.
+
+        With pg_trgm that is LIKE, never ``~``: of an expression with an upper case letter beyond ASCII (``abcÉ``) an
+        index on a column of collation "C" misses documents, in PostgreSQL 15 to 18. As a function it uses none.
+        """
+        if self._trgm:
+            return [] if operator == "$contains" else [_contains(one) for one in required if len(one) >= 3]
+        hashes = trigrams.required(required)
+        return [("r.trigrams @> %b::int4[]", [packing.integers(hashes)])] if len(hashes) else []
 
     def _allowed(self, key: str, value: Scalar) -> None:
         kind = {str: "Str", bool: "Bool", int: "Int", float: "Float"}[type(value)]
@@ -142,6 +149,11 @@ class _Clauses:
             raise Refused(
                 400, f"Cannot filter using metadata key '{key}' with type '{kind}' because indexing is disabled"
             )
+
+
+def _contains(text: str) -> Clause:
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return "r.document LIKE %s::text", [f"%{escaped}%"]
 
 
 def _holds(filter: Holds) -> Clause:

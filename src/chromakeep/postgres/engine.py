@@ -28,6 +28,7 @@ from chromakeep.engine import (
 from chromakeep.events import Observer, ignore
 from chromakeep.filters import Filter
 from chromakeep.postgres import catalog, forking, nearest, reading, searching, tenancy, upkeep, writing
+from chromakeep.postgres.counts import Counts, counts
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.migrating import migrate
 from chromakeep.postgres.pool import SIZE, Connection, Pool, Vanished
@@ -199,6 +200,13 @@ class PostgresEngine:
         except Vanished:
             return "the tables are gone"
         return None
+
+    def counts(self) -> Counts:
+        """How many records there are, about. Raises ``Refused``."""
+        try:
+            return counts(self.pool)
+        except Vanished as vanished:
+            raise Refused(503, f"PostgreSQL: {vanished}", retry_after=1.0) from vanished
 
     def close(self) -> None:
         """See ``Engine``."""

@@ -17,10 +17,15 @@ from chromakeep.postgres.migrations import MIGRATIONS
 _ASIDE = "Is the server running"  # libpq's question below its errors
 LOCK = 0x6368726F6D616B65  # "chromake": of pg_advisory_lock
 LEAST, GOOD = (0, 8, 0), (0, 8, 4)  # pgvector: iterative scans; indexes that survive a VACUUM
+# Three letters have four trigrams, of which all but the last are in whatever goes on with these letters.
+_FINDS_ALL = """
+    SELECT cardinality(show_trgm('中文字')) > 0 AND 3 =
+        (SELECT count(*) FROM unnest(show_trgm('ΑΒΣ')) part WHERE part = ANY(show_trgm('ΑΒΣΓ')))
+"""
 
 
 class Server(msgspec.Struct, frozen=True):
-    """What a PostgreSQL has: pgvector's version, and whether there is pg_trgm."""
+    """What a PostgreSQL has: pgvector's version, and whether there is a pg_trgm that finds all texts."""
 
     pgvector: tuple[int, ...]
     trigrams: bool
@@ -29,8 +34,8 @@ class Server(msgspec.Struct, frozen=True):
 def migrate(url: str, observer: Observer = ignore) -> Server:
     """Bring the tables up. Any number of instances may do so at once: one works, the others wait for it.
 
-    Raises ``ServerFailed`` where the server cannot be reached or lacks what is needed, ``UnsupportedFormat`` where a
-    newer chromakeep was here.
+    Raises ``ServerFailed`` where the server cannot be reached or lacks what is needed, ``RefusedToServe`` where its
+    pgvector is too old or the database cannot hold all texts, ``UnsupportedFormat`` where a newer chromakeep was here.
     """
     try:
         with psycopg.connect(**connection_parameters(url), autocommit=True) as connection:
@@ -45,6 +50,11 @@ def migrate(url: str, observer: Observer = ignore) -> Server:
 
 
 def _migrate(connection: psycopg.Connection[Any], observer: Observer) -> Server:
+    if (encoding := connection.info.parameter_status("server_encoding")) != "UTF8":
+        raise RefusedToServe(
+            f"this database has the encoding {encoding}, which cannot hold all texts",
+            hint="make another one: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0",
+        )
     connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))  # let go of with the connection
     version, trigrams = _vector(connection), _trigrams(connection)
     if version < GOOD:
@@ -53,6 +63,7 @@ def _migrate(connection: psycopg.Connection[Any], observer: Observer) -> Server:
                 f"pgvector {'.'.join(map(str, version))} has faults in its indexes: 0.8.4 or later is better", "warning"
             )
         )
+    connection.execute("SELECT set_config('chromakeep.documents', %s, false)", ("pg_trgm" if trigrams else "trigrams",))
     if connection.execute("SELECT to_regclass('chromakeep.version')").fetchone() == (None,):
         with connection.transaction():
             connection.execute("CREATE SCHEMA IF NOT EXISTS chromakeep")
@@ -92,16 +103,22 @@ def _vector(connection: psycopg.Connection[Any]) -> tuple[int, ...]:
 
 
 def _trigrams(connection: psycopg.Connection[Any]) -> bool:
-    """pg_trgm is made where the server has it and lets us; it is quicker than what we have without it."""
+    """pg_trgm is made where the server has it and lets us, and used where it does what we need in this database.
+
+    It sees only letters that the locale knows: in C, ASCII. And it makes them small as the locale does: where
+    that looks at the letters around (ICU), ``ΑΒΣ`` alone gets another sigma than in ``ΑΒΣΓ``, and is not found there.
+    """
     known = "SELECT installed_version FROM pg_available_extensions WHERE name = 'pg_trgm'"
     found = connection.execute(known).fetchone()
-    if found is None or found[0] is not None:
-        return found is not None
-    try:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public")
-    except errors.InsufficientPrivilege:
+    if found is None:
         return False
-    return True
+    try:
+        if found[0] is None:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS pg_trgm SCHEMA public")
+        row = connection.execute(_FINDS_ALL).fetchone()
+    except (errors.InsufficientPrivilege, errors.UndefinedFunction):  # or it is in a schema that is not searched
+        return False
+    return bool(row and row[0])
 
 
 def unreachable(url: str, error: psycopg.Error) -> ServerFailed:

@@ -70,8 +70,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE SEQUENCE chromakeep.blocks;  -- of 65,536 positions each: seq and place
     CREATE TABLE chromakeep.settings (name text PRIMARY KEY, value text NOT NULL);
     -- how text in documents is found: decided once, so that all write alike
-    INSERT INTO chromakeep.settings SELECT 'documents',
-        CASE WHEN EXISTS (SELECT FROM pg_extension WHERE extname = 'pg_trgm') THEN 'pg_trgm' ELSE 'trigrams' END;
+    INSERT INTO chromakeep.settings VALUES ('documents', current_setting('chromakeep.documents'));  -- see migrating
     INSERT INTO chromakeep.tenants (name) VALUES ('default_tenant');
     INSERT INTO chromakeep.databases (id, tenant, name)
         VALUES ('00000000-0000-0000-0000-000000000000', 'default_tenant', 'default_database');

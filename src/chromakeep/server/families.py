@@ -111,10 +111,11 @@ def _run(reading: Reading) -> Iterator[Metric]:
     for role in ROLES:
         roles.add_metric([role], role == reading.role)
     yield roles
-    yield CounterMetricFamily(
-        PREFIX + "server_restarts", "How often Chroma had to be started again.", value=reading.restarts
-    )
-    yield CounterMetricFamily(PREFIX + "snapshots", "Snapshots that this run has taken.", value=reading.snapshots)
+    if reading.restarts is not None:
+        told = "How often the server behind had to be started again."
+        yield CounterMetricFamily(PREFIX + "server_restarts", told, value=reading.restarts)
+    if reading.snapshots is not None:
+        yield CounterMetricFamily(PREFIX + "snapshots", "Snapshots that this run has taken.", value=reading.snapshots)
     for field, (name, told) in GAUGES.items():
         if (value := getattr(reading, field)) is not None:
             yield GaugeMetricFamily(PREFIX + name, told, value=float(value))
@@ -123,9 +124,17 @@ def _run(reading: Reading) -> Iterator[Metric]:
         "Records of a collection; of a hundred collections at most.",
         labels=["tenant", "database", "collection"],
     )
-    for *labels, count in reading.records:
-        records.add_metric(list(map(str, labels)), int(count))
+    for tenant, database, collection, count in reading.records:
+        records.add_metric([tenant, database, collection], count)
     yield records
+    waiting = GaugeMetricFamily(
+        PREFIX + "collection_unindexed_records",
+        "Records that an index of vectors should have and has not yet: they are compared one by one.",
+        labels=["tenant", "database", "collection"],
+    )
+    for tenant, database, collection, count in reading.waiting:
+        waiting.add_metric([tenant, database, collection], count)
+    yield waiting
     memory = GaugeMetricFamily(
         PREFIX + "resident_memory_bytes", "Memory in RAM, of Chroma and of this program.", labels=["process"]
     )
