@@ -126,6 +126,19 @@ def test_what_is_dead_is_built_again(pool: Pool, low: None) -> None:
     assert [(one.low, one.high) for one in after] == [(one.low, one.high) for one in before] and after != before
 
 
+def test_statistics_of_before_build_nothing_again(pool: Pool, low: None) -> None:
+    """By those a new segment has no records, as if all of it were dead: it would be built for ever."""
+    grown = Grown(pool)
+    _grow(grown, 300)
+    assert _tend(grown, 300)
+    _grow(grown, 900, 300)
+    for built in (True, False):
+        with upkeep.working(pool, grown.held) as connection:
+            assert connection is not None
+            assert upkeep.tend(connection, grown.held, Seen(grown.target, 1200, 1200, 0)) == built
+    assert sum(segment.high > 0 for segment in grown.held.segments) <= 2
+
+
 def test_filters_have_indexes(pool: Pool, low: None) -> None:
     grown = Grown(pool)
     _grow(grown, 400)
