@@ -145,7 +145,7 @@ def test_what_the_backend_is_told_of_a_trace(
     state: list[str],
 ) -> None:
     """Our span, in the client's trace where that is one; nothing else of the head changes, and no log is filled."""
-    tracing = Tracing()
+    tracing = Told()
     wire = knock(open_door(guard=Unlocked(), ledger=tracing))
     head = "\r\n".join(["GET /api/v2/heartbeat?x=traceparent HTTP/1.1", "host: h", *sent, "x-a: b"])
     wire.send(head.encode("latin-1") + b"\r\n\r\n")
@@ -154,6 +154,7 @@ def test_what_the_backend_is_told_of_a_trace(
     behind.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
     assert wire.until().startswith(b"HTTP/1.1 200")
     wire.exactly(2)
+    assert tracing.over.acquire(timeout=30)
     tracing.close()
     assert line == b"GET /api/v2/heartbeat?x=traceparent HTTP/1.1"
     (parent,) = fields.pop("traceparent")

@@ -17,7 +17,7 @@ from chromakeep.postgres.numbers import shown
 from chromakeep.postgres.text import MARKS, told
 
 Connection = psycopg.Connection[Any]
-_PROBED = 512  # first records among which a filter's first matches are looked for
+_PROBED = 256  # first records among which a filter's first matches are looked for
 _PROBE_LIMIT = 64
 
 
