@@ -4,7 +4,7 @@
 
 Each size is loaded by COPY into a private PostgreSQL, indexed by one HNSW graph, and asked 300 queries one after the
 other by the engine itself, without HTTP. Vectors are 200 clusters; bytes are PostgreSQL's own count. Recall is of the
-ten nearest by exact distances.
+ten nearest by exact distances. ``--balance`` simulates instead how evenly collections fill the nodes of a cluster.
 """
 
 from __future__ import annotations
@@ -103,13 +103,37 @@ def measured(engine: PostgresEngine, records: int, dimension: int) -> Measured:
     return Measured(records, dimension, busy, build, sizes[0], sizes[1], others, statistics.median(spent), p99, recall)
 
 
+def balance() -> None:
+    """The fullest of n nodes against the mean, if each collection is on one node: 1,000 collections whose sizes fall as
+    1 / rank, placed by chance (as by a hash), or each, the largest first, on the node that is emptiest."""
+    random = np.random.default_rng(1)
+    sizes = 1 / np.arange(1, 1001)
+    for nodes in (2, 4, 8, 16):
+        chance = [
+            np.bincount(random.integers(0, nodes, len(sizes)), sizes, nodes).max() * nodes / sizes.sum()
+            for _ in range(2000)
+        ]
+        filled = np.zeros(nodes)
+        for size in sizes:
+            filled[filled.argmin()] += size
+        best = filled.max() * nodes / sizes.sum()
+        print(
+            f"{nodes:>3} nodes: fullest / mean by chance, median {np.median(chance):.2f},"
+            f" 95 % {np.quantile(chance, 0.95):.2f}; largest first {best:.2f}"
+        )
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="25000,50000,100000,200000")
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--balance", action="store_true")
     arguments = parser.parse_args()
+    if arguments.balance:
+        balance()
+        return
     work = Path(tempfile.mkdtemp(prefix="scale-"))
     postgres = Embedded(work)
     postgres.start()
