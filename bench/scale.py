@@ -1,6 +1,6 @@
 """What a collection in PostgreSQL costs as it grows: the base of docs/scale.md.
 
-    python bench/scale.py [--sizes 25000,50000,100000,200000] [--dimension 384] [--json FILE]
+    python bench/scale.py [--sizes 25000,50000,100000,200000] [--dimension 384] [--storage vector] [--json FILE]
 
 Each size is loaded by COPY into a private PostgreSQL, indexed by one HNSW graph, and asked 300 queries one after the
 other by the engine itself, without HTTP. Vectors are 200 clusters; bytes are PostgreSQL's own count. Recall is of the
@@ -128,6 +128,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="25000,50000,100000,200000")
     parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--storage", choices=("vector", "halfvec"), default="vector")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--balance", action="store_true")
     arguments = parser.parse_args()
@@ -139,7 +140,7 @@ def main() -> None:
     postgres.start()
     found = []
     try:
-        engine = PostgresEngine(postgres.url, 4)
+        engine = PostgresEngine(postgres.url, 4, storage=arguments.storage)
         for size in arguments.sizes.split(","):
             one = measured(engine, int(size), arguments.dimension)
             found.append(one)
