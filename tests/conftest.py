@@ -4,6 +4,11 @@ for at the end where several files run at a time."""
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long examples take says something of the machine, not of us.
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
 
 pytest_plugins = ["servers.fixtures"]
 

@@ -28,12 +28,6 @@ _KINDS = {"Str": "string", "Bool": "bool", "Int": "int", "Float": "float"}  # in
 _PENDING = 1024  # KiB of a GIN index that are searched one by one
 
 
-def unprepared(where: Filter | None) -> bool | None:
-    """What psycopg is told of a statement with this filter: it is not prepared, else PostgreSQL would plan it once for
-    all values, and these decide which index answers it. What has no filter is planned once, and takes half the time."""
-    return None if where is None else False
-
-
 def clause(filter: Filter, held: Held, *, trgm: bool) -> Clause:
     """The condition and its parameters. Raises ``Refused`` for what the schema forbids to ask, and for a regular
     expression that is none or that PostgreSQL cannot answer."""

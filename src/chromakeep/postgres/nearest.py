@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from chromakeep.engine import Refused, Rows, Vectors, Wanted
 from chromakeep.filters import Filter
-from chromakeep.postgres import demand, packing, reading
-from chromakeep.postgres.clauses import clause
+from chromakeep.postgres import packing, reading
+from chromakeep.postgres.chosen import chosen
 from chromakeep.postgres.estimates import Estimates
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.measures import Measure, measure
@@ -96,19 +96,9 @@ def scope_of(
     where: Filter | None,
 ) -> Scope:
     """What a filter and ids leave, and how that is best searched."""
-    conditions: list[str] = []
-    parameters: list[Any] = []
-    if ids is not None:
-        conditions.append("r.key = ANY(%b::uuid[])")
-        parameters.append(packing.uuids([packing.key(one) for one in ids]))
-    if where is not None:
-        demand.asked(held, where)
-        condition, values = clause(where, held, trgm=packing.server(connection).trgm)
-        conditions.append(f"({condition})")
-        parameters += values
+    condition, parameters = chosen(connection, held, ids, where)
     exact = ids is not None or not held.segments or measure(held).index_kind is None or n_results > WIDEST // 2
     search = max(SEARCH * held.ef_search, 2.0 * n_results)
-    condition = " AND ".join(conditions)
     if where is not None and not exact:
         estimate = _estimates.of(connection, held, where, condition, parameters)
         exact = estimate.few(n_results)
@@ -128,7 +118,7 @@ def _ask(
         if connection.autocommit:  # else an undone transaction takes them back
             _tuned[connection] = tuning
     forced = bool(scope.condition) and not scope.exact
-    prepare = False if scope.condition else None  # see ``clauses.unprepared``
+    prepare = False if scope.condition else None  # see ``chosen.unprepared``
     cursors = []
     with nullcontext() if len(vectors) == 1 and not forced else connection.pipeline():
         if forced:

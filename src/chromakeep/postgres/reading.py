@@ -10,8 +10,8 @@ import psycopg
 
 from chromakeep.engine import Rows, Wanted
 from chromakeep.filters import Filter
-from chromakeep.postgres import demand, packing
-from chromakeep.postgres.clauses import clause, unprepared
+from chromakeep.postgres import packing
+from chromakeep.postgres.chosen import chosen, unprepared
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.numbers import shown
 from chromakeep.postgres.text import MARKS, told
@@ -38,17 +38,8 @@ def get(
     wanted: Wanted,
 ) -> Rows:
     """Those with these ids that satisfy the filter."""
-    conditions: list[str] = []
-    parameters: list[Any] = []
-    if ids is not None:
-        conditions.append("r.key = ANY(%b::uuid[])")
-        parameters.append(packing.uuids([packing.key(one) for one in ids]))
-    if where is not None:
-        demand.asked(held, where)
-        condition, values = clause(where, held, trgm=packing.server(connection).trgm)
-        conditions.append(condition)
-        parameters += values
-    condition = " AND ".join(conditions) or "true"
+    condition, parameters = chosen(connection, held, ids, where)
+    condition = condition or "true"
     columns = ", ".join(f"r.{name}" for name in names(wanted))
     cursor, prepare = connection.cursor(binary=True), unprepared(where)
     if limit is None and not offset:

@@ -17,7 +17,7 @@ from chromakeep.engine import Refused, Written
 from chromakeep.filters import Filter
 from chromakeep.postgres import packing, trigrams
 from chromakeep.postgres.batch import Batch, gathered
-from chromakeep.postgres.clauses import clause, unprepared
+from chromakeep.postgres.chosen import chosen, unprepared
 from chromakeep.postgres.held import UNINDEXABLE, Held
 from chromakeep.postgres.numbers import encoded
 
@@ -56,22 +56,13 @@ def delete(
     """Delete those with these ids that satisfy the filter, with ``limit`` the first that were added. How many."""
     if ids is None and where is None:
         return 0
-    conditions: list[str] = []
-    parameters: list[Any] = []
-    if ids is not None:
-        conditions.append("r.key = ANY(%b::uuid[])")
-        parameters.append(packing.uuids([packing.key(one) for one in ids]))
-    if where is not None:
-        condition, values = clause(where, held, trgm=packing.server(connection).trgm)
-        conditions.append(condition)
-        parameters += values
-    condition = " AND ".join(conditions)
-    chosen = f"SELECT r.key FROM {held.table} r WHERE {condition}"
+    condition, parameters = chosen(connection, held, ids, where)
+    those = f"SELECT r.key FROM {held.table} r WHERE {condition}"
     if limit is not None:
-        chosen = f"{chosen} AND r.key IN ({chosen} ORDER BY r.seq LIMIT %s)"
+        those = f"{those} AND r.key IN ({those} ORDER BY r.seq LIMIT %s)"
         parameters += [*parameters, limit]
     return connection.execute(
-        f"WITH gone AS MATERIALIZED ({chosen} ORDER BY r.key FOR UPDATE)"
+        f"WITH gone AS MATERIALIZED ({those} ORDER BY r.key FOR UPDATE)"
         f" DELETE FROM {held.table} t USING gone WHERE t.key = gone.key",
         parameters,
         prepare=unprepared(where),
