@@ -50,6 +50,7 @@ bench: $(VENV)/.dev packages servers
 	$(BIN)/python bench/send.py
 	$(BIN)/python bench/shield.py
 	$(BIN)/python bench/postgres.py
+	$(BIN)/python bench/scale.py
 
 stress: $(VENV)/.dev servers
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)

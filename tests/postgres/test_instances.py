@@ -160,7 +160,7 @@ def test_postgresql_takes_fewer_connections_than_they_want(world: World) -> None
             client = Client(port)
             for method in ("GET", "POST"):
                 status, said = client.ask(method, COLLECTIONS, {"name": "not-made"} if method == "POST" else None)
-                assert (status, client.fields["retry-after"]) == (503, "1"), said
+                assert (status, client.fields.get("retry-after")) == (503, "1"), said
         for connection in taken:
             connection.close()
         for port in world.ports:
@@ -175,6 +175,7 @@ def test_postgresql_takes_fewer_connections_than_they_want(world: World) -> None
 def taken_up(server: PostgreSQL, first: psycopg.Connection[Any]) -> list[psycopg.Connection[Any]]:
     """All connections that it takes, while no instance has one."""
     ends = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'chromakeep'"
+    most = int(server.settings["max_connections"])
     taken = [first]
 
     def all_ours() -> bool:
@@ -182,7 +183,8 @@ def taken_up(server: PostgreSQL, first: psycopg.Connection[Any]) -> list[psycopg
             while True:
                 taken.append(psycopg.connect(server.url(), autocommit=True))
         except psycopg.OperationalError:
-            return not first.execute(ends).fetchall()
+            first.execute(ends)
+            return len(taken) == most  # one that ended by itself meanwhile has left room for another
 
     eventually(all_ours, "all connections")
     return taken

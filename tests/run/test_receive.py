@@ -395,9 +395,9 @@ def test_a_proxy_that_takes_no_large_bodies(
     """As nginx, which answers 413 to more than a megabyte: chunks are sent in parts that it takes."""
     admit, refused = ReceivingDesk.admit, 0
 
-    async def narrow(self: ReceivingDesk, request: Any) -> Any:
+    async def narrow(self: ReceivingDesk, request: Any, account: Any) -> Any:
         nonlocal refused
-        admitted = await admit(self, request)
+        admitted = await admit(self, request, account)
         if request.method == "PUT" and int(request.field(b"content-length")) > 200_000:
             refused += 1
             return 0

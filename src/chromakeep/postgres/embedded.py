@@ -51,6 +51,7 @@ class Embedded:
         self._memory = memory
         self._lock: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._begins = 0  # where what it writes to its log begins
         self._sentinel: Sentinel | None = None
         self._elsewhere: Path | None = None  # of the socket, where the directory's path is too long
 
@@ -155,6 +156,7 @@ class Embedded:
         with contextlib.suppress(FileNotFoundError):
             if log.stat().st_size > LOG_SIZE:
                 log.replace(log.with_suffix(".log.1"))
+        self._begins = log.stat().st_size if log.exists() else 0
         command = [str(binaries / "postgres"), "-D", str(data), "-h", "", "-k", str(self._socket)]
         for name, value in settings(self._memory).items():
             command += ["-c", f"{name}={value}"]
@@ -175,7 +177,7 @@ class Embedded:
         try:
             self._wait()
         except ServerFailed:
-            if self.alive or _SHARED not in self._last_line():
+            if self.alive or not any(_SHARED in line for line in self._lines()):
                 raise
             self._reap()
             return False
@@ -203,11 +205,17 @@ class Embedded:
                 )
             time.sleep(0.02)
 
-    def _last_line(self) -> str:
+    def _lines(self) -> list[str]:
+        """What was written to the log since it was run last; perhaps by processes of one before it, too."""
         try:
-            lines = (self._directory / "postgresql.log").read_text("utf-8", "replace")[-10_000:].splitlines()
+            with (self._directory / "postgresql.log").open("rb") as log:
+                log.seek(self._begins)
+                return log.read()[-10_000:].decode("utf-8", "replace").splitlines()
         except OSError:
-            return "it left no log"
+            return []
+
+    def _last_line(self) -> str:
+        lines = self._lines()
         telling = [line for line in lines if "FATAL" in line or "PANIC" in line or "ERROR" in line] or lines
         return telling[-1].strip() if telling else "it wrote nothing"
 
