@@ -40,7 +40,7 @@ class Vanished(Exception):
 
 
 class Pool:
-    """Asked by any number of threads. ``configure`` is called once with each new connection.
+    """Asked by any number of threads.
 
     Raises ``UsageError`` for a URL that is none.
     """
@@ -52,12 +52,10 @@ class Pool:
         *,
         patience: float = PATIENCE,
         statement_timeout: float = STATEMENT,
-        configure: Callable[[Connection], None] | None = None,
     ) -> None:
         self._parameters = connection_parameters(url)
         self._size, self._patience = size, patience
         self._session = f"SET statement_timeout = {int(statement_timeout * 1000)}; SET jit = off"
-        self._configure = configure
         self._idle: deque[_Kept] = deque()  # the last that was given back is at the right, and taken first
         self._open = 0
         self._changed = threading.Condition()
@@ -159,8 +157,6 @@ class Pool:
         connection = psycopg.connect(**self._parameters)
         try:
             connection.execute(self._session)
-            if self._configure is not None:
-                self._configure(connection)
             connection.commit()
         except BaseException:
             connection.close()

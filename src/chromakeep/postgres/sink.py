@@ -57,7 +57,6 @@ class PostgresSink:
         self._storage, self._quickly, self._observer = storage, quickly, observer
         self.run = ""  # what marks those of its collections that are not published yet
         self._stack = ExitStack()  # what holds the run's lock
-        self.places: set[tuple[str, str]] = set()  # tenants and databases that collections were begun in
 
     def definitions(self) -> Sequence[Definition]:
         """See ``Sink``; nothing is counted."""
@@ -66,8 +65,7 @@ class PostgresSink:
     def find(self, place: tuple[str, str, str]) -> Definition | None:
         """The collection that is there of this tenant, database and name, if there is one."""
         wanted = self._placed(Definition(place[2], tenant=place[0], database=place[1])).place
-        found = self.ask(lambda connection: described(connection, wanted[0], wanted[1]))
-        return next((each for each in found if each.name == wanted[2]), None)
+        return next(iter(self.ask(lambda connection: described(connection, *wanted))), None)
 
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> PostgresIntake:
         """See ``Sink``. Raises ``TargetNotEmpty``; ``UsageError`` for another dimension, and for what the engine
@@ -75,7 +73,6 @@ class PostgresSink:
         if conflict not in CONFLICTS:
             raise UsageError(f"{conflict!r} is no way to deal with a conflict", hint=f"say {', '.join(CONFLICTS)}")
         definition = self._placed(definition)
-        self.places.add((definition.tenant, definition.database))
         if mark is not None:
             return self._resumed(definition, conflict, mark)
         there = self.find(definition.place)

@@ -33,7 +33,7 @@ _COLLECTIONS = """
     SELECT c.id::text, d.tenant, d.name, c.name, c.dimension, c.metadata, c.configuration, c.schema
     FROM chromakeep.collections c JOIN chromakeep.databases d ON d.id = c.database
     WHERE d.tenant <> '' AND (%(tenant)s::text IS NULL OR d.tenant = %(tenant)s)
-        AND (%(database)s::text IS NULL OR d.name = %(database)s)
+        AND (%(database)s::text IS NULL OR d.name = %(database)s) AND (%(name)s::text IS NULL OR c.name = %(name)s)
     ORDER BY d.tenant, d.name, c.name
 """
 # What a copy has written and not published yet, as it is going to be.
@@ -50,10 +50,16 @@ _PAGE = """
 """
 
 
-def described(connection: psycopg.Connection[Any], tenant: str | None, database: str | None) -> list[Definition]:
-    """The collections of a tenant and database, or where these are None of all. Nothing is counted."""
-    place = {"tenant": tenant and held(tenant), "database": database and held(database)}
-    return [_definition(row) for row in connection.execute(_COLLECTIONS, place)]
+def described(
+    connection: psycopg.Connection[Any], tenant: str | None, database: str | None, name: str | None = None
+) -> list[Definition]:
+    """The collections of a tenant, database and name, or where these are None of all. Nothing is counted."""
+    return [_definition(row) for row in connection.execute(_COLLECTIONS, _place(tenant, database, name))]
+
+
+def _place(tenant: str | None, database: str | None, name: str | None = None) -> dict[str, str | None]:
+    given = {"tenant": tenant, "database": database, "name": name}
+    return {part: value if value is None else held(value) for part, value in given.items()}
 
 
 def _definition(row: Sequence[Any]) -> Definition:
@@ -86,10 +92,9 @@ class PostgresSource:
         self._connection = connect()
         self._connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         self._connection.read_only = True
-        place = {"tenant": tenant and held(tenant), "database": database and held(database)}
         arriving = [_definition(row) for row in self._rows(_ARRIVING, (run,))] if run else []
         places = {each.place for each in arriving}
-        visible = [_definition(row) for row in self._rows(_COLLECTIONS, place)]
+        visible = [_definition(row) for row in self._rows(_COLLECTIONS, _place(tenant, database))]
         found = arriving + [each for each in visible if each.place not in places]
         self._tables = {
             identity: f'chromakeep."{relation}"'

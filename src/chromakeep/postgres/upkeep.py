@@ -30,9 +30,7 @@ from chromakeep.postgres.text import told
 Connection = psycopg.Connection[Any]
 EVERY = 2.0  # seconds between two looks at what has changed
 REST = 30.0  # seconds without a write after which a collection is at rest
-SHARE = (
-    20  # times as long as making one index of all took, it is not done again: else small writes would cost large builds
-)
+SHARE = 20  # so many times as long as one index of all took to make, none is made again: small writes would cost much
 STALE = 0.1  # of a table changed since its last ANALYZE: it is due again
 LOCK = 0x636B7570  # the class of our advisory locks
 

@@ -45,7 +45,7 @@ def answer(engine: Engine, method: str, target: str, body: bytes, content_type: 
         if error.status == 404 and V1.fullmatch(path):
             return refused(_V1_GONE) if v1_allows(method) else nothing(405, V1_ALLOWED)
         return nothing(error.status, error.allowed)
-    except Exception:
+    except Exception:  # a fault of ours: the client gets an answer, and the log says which
         _log.exception("%s %s failed", method, path[:200])
         return refused(_FAILED)
 

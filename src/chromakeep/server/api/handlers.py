@@ -9,7 +9,18 @@ from typing import Any
 import msgspec
 
 from chromakeep.access.rights import Call
-from chromakeep.engine import DATABASE, MAX_BATCH, TENANT, Change, CollectionWanted, Engine, Refused, Target, Wanted
+from chromakeep.engine import (
+    DATABASE,
+    MAX_BATCH,
+    TENANT,
+    Change,
+    CollectionWanted,
+    Engine,
+    Refused,
+    Target,
+    Wanted,
+    Written,
+)
 from chromakeep.server.api import payloads
 from chromakeep.server.api.answers import (
     CREATED,
@@ -200,30 +211,25 @@ def _drop_collection(engine: Engine, asked: Asked) -> Page:
     return EMPTY
 
 
-def _add(engine: Engine, asked: Asked) -> Page:
-    records = added(asked.body)
+def _write(engine: Engine, asked: Asked, records: Written, write: Callable[[Target, Written], None]) -> None:
     if records.ids:
-        engine.add(asked.target, records)
-    else:
+        write(asked.target, records)
+    else:  # nothing to write, but a collection that is not there is told
         _there(engine, asked)
+
+
+def _add(engine: Engine, asked: Asked) -> Page:
+    _write(engine, asked, added(asked.body), engine.add)
     return CREATED
 
 
 def _upsert(engine: Engine, asked: Asked) -> Page:
-    records = upserted(asked.body)
-    if records.ids:
-        engine.upsert(asked.target, records)
-    else:
-        _there(engine, asked)
+    _write(engine, asked, upserted(asked.body), engine.upsert)
     return EMPTY
 
 
 def _update(engine: Engine, asked: Asked) -> Page:
-    records = updated(asked.body)
-    if records.ids:
-        engine.update(asked.target, records)
-    else:
-        _there(engine, asked)
+    _write(engine, asked, updated(asked.body), engine.update)
     return EMPTY
 
 
