@@ -1,7 +1,8 @@
 """What the door costs: the same requests to a ``chroma run`` directly and through a door, in turns.
 
 ``python bench/door.py`` prints one line a figure. The door is a process of its own, as is the server; loads of the
-machine's own fall on both sides alike, for the sides take turns every fraction of a second.
+machine's own fall on both sides alike, for the sides take turns every fraction of a second. An nginx that only passes
+on is a third side, where it is installed: what any process in between costs on this machine.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import contextlib
 import http.client
 import json
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -19,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -32,6 +35,19 @@ from chromakeep.server import Door, Limits
 from chromakeep.server.gatehouse import Gatehouse
 from chromakeep.server.metrics import Metrics
 
+NGINX = """daemon off; pid {base}/nginx.pid; worker_processes 1;
+events {{ worker_connections 512; }}
+http {{
+    access_log off; client_max_body_size 0; client_body_buffer_size 1m; proxy_buffers 16 64k;
+    client_body_temp_path {base}/body; proxy_temp_path {base}/proxy; fastcgi_temp_path {base}/fastcgi;
+    uwsgi_temp_path {base}/uwsgi; scgi_temp_path {base}/scgi;
+    upstream chroma {{ server 127.0.0.1:{backend}; keepalive 64; }}
+    server {{
+        listen 127.0.0.1:{port}; keepalive_requests 1000000;
+        location / {{ proxy_pass http://chroma; proxy_http_version 1.1; proxy_set_header Connection ""; }}
+    }}
+}}
+"""
 COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
 HEADERS = {"content-type": "application/json"}
 KEY = "BENCH_KEY"  # variable by which a closed door's process is given its key
@@ -114,7 +130,9 @@ async def _load(port: int, path: str, bodies: list[bytes], width: int, seconds: 
             n += 1
             writer.write(head.encode() + b"%d\r\n\r\n" % len(body) + body)
             answer = await reader.readuntil(b"\r\n\r\n")
-            length = next(int(f.split(b":")[1]) for f in answer.split(b"\r\n") if f.startswith(b"content-length"))
+            length = next(
+                int(f.split(b":")[1]) for f in answer.lower().split(b"\r\n") if f.startswith(b"content-length")
+            )
             await reader.readexactly(length)
             done += 1
         writer.close()
@@ -199,6 +217,23 @@ def close_door(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+@contextlib.contextmanager
+def nginx(base: Path, backend: int) -> Iterator[int]:
+    """The port of one that passes on, on connections that it keeps."""
+    port = free_port()
+    (base / "nginx.conf").write_text(NGINX.format(base=base, port=port, backend=backend))
+    process = subprocess.Popen(["nginx", "-p", base, "-e", base / "nginx.log", "-c", base / "nginx.conf"])
+    try:
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.05)
+        yield port
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def bodies_and_memory(asyncio_only: bool) -> None:
     """A large upload, and idle connections."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -225,9 +260,12 @@ def against_chroma(rounds: int, asyncio_only: bool) -> None:
     with (
         tempfile.TemporaryDirectory() as scratch,
         ChromaServer(Path(scratch) / "data", env={**os.environ, "RUST_LOG": "error"}) as server,
+        contextlib.ExitStack() as stack,
     ):
         direct = server.options.port
         ports = {"direct": direct, "door": free_port()}
+        if shutil.which("nginx"):
+            ports["nginx"] = stack.enter_context(nginx(Path(scratch), direct))
         process = open_door(ports["door"], direct, asyncio_only)
         client = ChromaClient("127.0.0.1", direct)
 
@@ -241,11 +279,10 @@ def against_chroma(rounds: int, asyncio_only: bool) -> None:
         bodies = queries(384)
 
         def say(what: str, unit: str, found: dict[str, float]) -> None:
-            print(
-                f"{what:30} direct {found['direct']:8.2f} {unit}  door {found['door']:8.2f} {unit}"
-                f"  ratio {found['door'] / found['direct']:.3f}",
-                flush=True,
+            ratios = "".join(
+                f"  {side} {found[side]:8.2f} {unit} ({found[side] / found['direct']:.3f})" for side in list(ports)[1:]
             )
+            print(f"{what:30} direct {found['direct']:8.2f} {unit}{ratios}", flush=True)
 
         say("query of 12k x 384, p50, c=1", "ms", latency(ports, f"{path}/query", bodies, 4 * rounds))
         before = cpu(process.pid)
