@@ -61,6 +61,14 @@ def test_every_search_makes_one_comparison_of_whole_digests(monkeypatch: pytest.
     assert compared == [(64, 64)]
 
 
+def test_a_token_that_was_right_is_right_until_its_key_ends() -> None:
+    key, token = mint("a", "reader", expires=timestamp(1_000.0), now=0.0)
+    ring = Keyring([key])
+    assert [ring.find(token, now) for now in (1.0, 999.0, 1_000.0, 1_001.0)] == [key, key, None, None]
+    assert ring.find(token[:-1] + ("a" if token[-1] != "a" else "b"), 1.0) is None
+    assert ring.find(token, 2.0) is key
+
+
 def test_expired_and_revoked_keys_open_nothing_from_their_time_on() -> None:
     one, token = mint("app", "reader", now=NOW)
     at = timestamp(NOW + 60)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from chromakeep.events import ignore
 from chromakeep.server.client_side import ClientSide
 from chromakeep.server.limits import Limits
+from chromakeep.server.request_head import reader
 from chromakeep.server.service import Service
 from chromakeep.server.upstream import Pool, Upstream
 
@@ -145,7 +146,7 @@ def test_every_cut_gives_the_same(planned: list[tuple[Message, Message]], drawn:
     widths = itertools.cycle(drawn)
     loop = cast(asyncio.AbstractEventLoop, Clock())
     pool = Pool(loop, ("", 0), 1)
-    service = Service(loop, pool, Limits(), None, lambda: None, {}, ignore)
+    service = Service(loop, pool, Limits(), reader(Limits()), None, lambda: None, {}, ignore)
     client_end, backend_end = Transport(), Transport()
     upstream = Upstream(pool)
     upstream.connection_made(cast(asyncio.Transport, backend_end))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 
+import httptools
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from chromakeep.server import Door, Limits
 from chromakeep.server.answer_head import parse_answer
+from chromakeep.server.credentials import CARRIERS
 from chromakeep.server.fields import Malformed
-from chromakeep.server.request_head import parse_request
+from chromakeep.server.request_head import parse_request, reader
 from server.wires import GET, OK, Backend, Wire
 
 H = b"host: h\r\n"
@@ -229,3 +233,45 @@ def test_an_answers_length_is_not_dropped_as_a_field_of_the_hop() -> None:
     assert parse_answer(head, "GET").fields == b"content-length: 3\r\n"
     with pytest.raises(Malformed):
         parse_answer(b"HTTP/1.1 999 x\r\n\r\n", "GET")
+
+
+_PIECES = st.sampled_from(
+    [b"HTTP/1.1 200 OK", b"HTTP/1.1 204", b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b"a", b"X-Y", b"content-length",
+     b"3", b"", b"content-length: 3\r\n", b"connection: close\r\n", b"transfer-encoding: chunked\r\n", b"\x00", b"\x7f", b"\xe4", b"("]
+)  # fmt: skip
+
+
+@given(st.lists(_PIECES, max_size=14).map(b"".join))
+def test_no_answer_is_read_that_llhttp_would_read_otherwise(fields: bytes) -> None:
+    """What the one expression lets pass has the same fields for llhttp."""
+    head = b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n\r\n"
+    head = head[: head.index(b"\r\n\r\n") + 4]
+    try:
+        answer = parse_answer(head, "HEAD")
+    except Malformed:
+        return
+    seen: list[tuple[bytes, bytes]] = []
+
+    class Seen:
+        def on_header(self, name: bytes, value: bytes) -> None:
+            seen.append((name, value.strip(b" \t")))
+
+    httptools.HttpResponseParser(Seen()).feed_data(head)
+    passed = [line.partition(b":") for line in answer.fields.split(b"\r\n")[:-1]]
+    assert [(name, value.strip(b" \t")) for name, _, value in passed] == [
+        field for field in seen if field[0].lower() not in (b"connection", b"transfer-encoding")
+    ]
+
+
+def test_a_head_that_comes_again_is_not_read_again() -> None:
+    """But a long one is, and one that was refused: nobody fills the memory with what he sends once."""
+    read = reader(Limits(), CARRIERS)
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX-Chroma-Token: one\r\n\r\n"
+    assert read(head) is read(bytes(bytearray(head)))
+    assert read(head).token == "one" and b"one" not in read(head).forward
+    assert read(head.replace(b"one", b"two")).token == "two"
+    long = head.replace(b"Host: a", b"Host: a\r\nX: " + b"x" * 3000)
+    assert read(long) == read(long) and read(long) is not read(long)
+    for _ in range(2):
+        with pytest.raises(Malformed):
+            read(b"GET / HTTP/1.1\r\n\r\n")

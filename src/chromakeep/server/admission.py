@@ -23,7 +23,6 @@ from chromakeep.server.answers import refusal
 from chromakeep.server.asking import Unanswered, ask
 from chromakeep.server.backend import Backend
 from chromakeep.server.credentials import Lock, token_of
-from chromakeep.server.fields import Fields
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.guard import Account, Ruling
 from chromakeep.server.request_head import RequestHead
@@ -68,13 +67,13 @@ class Admission:
         account.describe(call)
         if head.method in ("GET", "HEAD") and (page := self._pages.get(path)):
             account.route = path
-            found = self._who(head.fields, account)
+            found = self._who(head.token, account)
             return found if isinstance(found, Refusal) else page()
         if self._shielded and (refused := shield.refuse_route(head.method, path)):
             return refused
         if call.action == "public":
             return None
-        key = self._who(head.fields, account)
+        key = self._who(head.token, account)
         if isinstance(key, Refusal):
             return key
         account.key, account.identity = key.name, key.id
@@ -119,16 +118,16 @@ class Admission:
 
     def admin(self, request: Request, account: Account) -> Refusal | None:
         """Why it may not do everything, at every tenant."""
-        key = self._who(request.fields, account)
+        key = self._who(token_of(request.fields), account)
         if isinstance(key, Refusal):
             return key
         account.key, account.identity = key.name, key.id
         return None if permits(key, NO_ROUTE, None) else _forbidden(key)
 
-    def _who(self, fields: Fields | tuple[tuple[bytes, bytes], ...], account: Account) -> Key | Refusal:
-        token, now = token_of(fields), self._loop.time()
+    def _who(self, token: str | None, account: Account) -> Key | Refusal:
         if token is None:
             return _UNKNOWN
+        now = self._loop.time()
         if wait := self._lock.wait(account.peer, token, now):
             return refusal(429, "too many wrong keys from there", retry_after=wait)
         key = self._keys().find(token, self._wall())

@@ -8,16 +8,17 @@ import struct
 from math import inf
 from typing import cast
 
+from msgspec.structs import replace
+
 from chromakeep.server import answers
 from chromakeep.server.bodies import Body, body_of
 from chromakeep.server.cors import Cors, is_preflight
-from chromakeep.server.credentials import CARRIERS
 from chromakeep.server.exchange import Exchange
 from chromakeep.server.fields import END, Malformed, whole_lines
 from chromakeep.server.gate import Refusal
 from chromakeep.server.guard import Account
 from chromakeep.server.limits import BUFFER
-from chromakeep.server.request_head import NOTHING, RequestHead, parse_request, retraced
+from chromakeep.server.request_head import RequestHead, retraced
 from chromakeep.server.service import Service
 from chromakeep.server.visit import Visit
 
@@ -174,8 +175,7 @@ class ClientSide(asyncio.Protocol):
         try:
             if len(head) > limits.head_bytes:
                 raise Malformed(f"a request's head has more than {limits.head_bytes} bytes", 431)
-            dropped = CARRIERS if self._service.guard else NOTHING
-            request = parse_request(head, limits, dropped, self._service.pool.authority)
+            request = self._service.read(head)
             if request.length is not None and request.length > limits.body_bytes:
                 raise Malformed(f"a body of more than {limits.body_bytes} bytes", 413)
         except Malformed as error:
@@ -199,7 +199,8 @@ class ClientSide(asyncio.Protocol):
                 self._service.ledger.begun(account)
                 account.state = b""
                 if account.context:
-                    request.forward, account.context = retraced(request.forward, account.context), b""
+                    request = replace(request, forward=retraced(request.forward, account.context))
+                    account.context = b""
         path, desk = request.target.partition("?")[0], self._service.desk
         if cors := self._service.cors:
             self.extra = cors.fields(request)

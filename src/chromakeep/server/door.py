@@ -16,12 +16,14 @@ from chromakeep.events import Observer, ignore
 from chromakeep.server.backend import Backend
 from chromakeep.server.client_side import ClientSide
 from chromakeep.server.cors import Cors
+from chromakeep.server.credentials import CARRIERS
 from chromakeep.server.gate import Gate, Page, Refusal
 from chromakeep.server.guard import Guard, Ledger
 from chromakeep.server.inside import Answering, Inside
 from chromakeep.server.limits import Limits
 from chromakeep.server.reception import Reception
 from chromakeep.server.relay import Relay
+from chromakeep.server.request_head import NOTHING, reader
 from chromakeep.server.service import Service
 from chromakeep.server.tls import Certificates, Tls
 from chromakeep.server.upstream import Pool, Remote
@@ -147,6 +149,7 @@ class Door:
             loop,
             pool,
             limits,
+            reader(limits, CARRIERS if self._guard else NOTHING, pool.authority),
             self._gate,
             self._reads,
             self._pages,

@@ -15,6 +15,7 @@ from chromakeep.server.gate import Gate, Page, Refusal
 from chromakeep.server.guard import Guard, Ledger
 from chromakeep.server.limits import Limits
 from chromakeep.server.relay import Relay
+from chromakeep.server.request_head import RequestHead
 
 if TYPE_CHECKING:
     from chromakeep.server.client_side import ClientSide
@@ -27,6 +28,7 @@ class Service(msgspec.Struct):
     loop: asyncio.AbstractEventLoop
     pool: Backend
     limits: Limits
+    read: Callable[[bytes], RequestHead]  # a request's head; raises ``Malformed``
     gate: Gate | None
     reads: Callable[[], Refusal | None]
     pages: Mapping[str, Callable[[], Page]]

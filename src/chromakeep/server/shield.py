@@ -7,6 +7,8 @@ takes a body for UTF-8 whatever ``content-encoding`` and ``charset`` say, and so
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import lru_cache, partial
 from urllib.parse import unquote_to_bytes
 
 from chromakeep.server.answers import refusal
@@ -27,29 +29,44 @@ _CRN = re.compile(r"/api/v2/collections/([^/]+)")
 _NO_CRN = refusal(501, "Getting a collection by its CRN is unsupported for local chroma")
 
 
+_SHORT, _REMEMBERED = 400, 4096  # characters of a path that is remembered, and how many of those
+
+
 def refuse_route(method: str, path: str) -> Refusal | None:
     """Why a route may not be asked: of ``tenant:database:collection`` Chroma closes the connection, without a word."""
-    if method not in ("GET", "HEAD") or not (found := _CRN.fullmatch(path)):
-        return None
-    parts = unquote_to_bytes(found[1]).split(b":")
-    return _NO_CRN if len(parts) == 3 and all(parts) else None  # other forms it refuses itself
+    return _asked(method, path)[0]
 
 
 def counter_for(method: str, path: str, head: RequestHead) -> Watch | None:
     """Who only counts records: of a server that nothing ruins."""
-    return RecordsCount() if method == "POST" and head.length != 0 and _RECORDS.fullmatch(path) else None
+    return RecordsCount() if head.length != 0 and _asked(method, path)[1] is RecordsWatch else None
 
 
 def watch_for(method: str, path: str, head: RequestHead) -> Watch | None:
     """Who looks at the body on its way. ``path`` is the target without its query, not decoded."""
-    if head.length == 0:
-        return None
+    maker = _asked(method, path)[1]
+    return maker() if maker and head.length != 0 else None
+
+
+def _asked(method: str, path: str) -> tuple[Refusal | None, Callable[[], Watch] | None]:
+    """Why it is refused, and what makes the watch of its body."""
+    return _remembered(method, path) if len(path) <= _SHORT else _found_out(method, path)
+
+
+def _found_out(method: str, path: str) -> tuple[Refusal | None, Callable[[], Watch] | None]:
+    if method in ("GET", "HEAD") and (found := _CRN.fullmatch(path)):
+        parts = unquote_to_bytes(found[1]).split(b":")
+        return (_NO_CRN if len(parts) == 3 and all(parts) else None), None  # other forms it refuses itself
     if method == "POST":
         if _RECORDS.fullmatch(path):
-            return RecordsWatch()
+            return None, RecordsWatch
         if _FILTERED.fullmatch(path):
-            return FilterWatch()
-        return CollectionWatch("metadata", "configuration") if _CREATE.fullmatch(path) else None
+            return None, FilterWatch
+        if _CREATE.fullmatch(path):
+            return None, partial(CollectionWatch, "metadata", "configuration")
     if method == "PUT" and _MODIFY.fullmatch(path):
-        return CollectionWatch("new_metadata", "new_configuration")
-    return None
+        return None, partial(CollectionWatch, "new_metadata", "new_configuration")
+    return None, None
+
+
+_remembered = lru_cache(_REMEMBERED)(_found_out)  # the same few paths come again and again
