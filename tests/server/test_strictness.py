@@ -236,9 +236,29 @@ def test_an_answers_length_is_not_dropped_as_a_field_of_the_hop() -> None:
 
 
 _PIECES = st.sampled_from(
-    [b"HTTP/1.1 200 OK", b"HTTP/1.1 204", b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b"a", b"X-Y", b"content-length",
-     b"3", b"", b"content-length: 3\r\n", b"connection: close\r\n", b"transfer-encoding: chunked\r\n", b"\x00", b"\x7f", b"\xe4", b"("]
-)  # fmt: skip
+    [
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 204",
+        b"\r\n",
+        b"\n",
+        b"\r",
+        b" ",
+        b"\t",
+        b":",
+        b"a",
+        b"X-Y",
+        b"content-length",
+        b"3",
+        b"",
+        b"content-length: 3\r\n",
+        b"connection: close\r\n",
+        b"transfer-encoding: chunked\r\n",
+        b"\x00",
+        b"\x7f",
+        b"\xe4",
+        b"(",
+    ]
+)
 
 
 @given(st.lists(_PIECES, max_size=14).map(b"".join))
