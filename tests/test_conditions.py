@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chromakeep.batches import batch, encode
-from chromakeep.conditions import DEPTH, Where
+from chromakeep.conditions import Where
 from chromakeep.errors import UsageError
+from chromakeep.filters import DEPTH
 
 often = settings(deadline=None, max_examples=200)
 

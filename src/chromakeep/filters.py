@@ -77,7 +77,11 @@ Filter = Compare | Among | Holds | Matches | Named | Every | Some
 
 
 class Unreadable(ValueError):
-    """What is no filter. The text is Chroma's."""
+    """What is no filter. The text is Chroma's, ``why`` and ``hint`` are for whoever wrote it."""
+
+    def __init__(self, text: str, why: str = "", hint: str | None = None) -> None:
+        super().__init__(text)
+        self.why, self.hint = why, hint
 
 
 _INVALID = "Invalid where clause"
@@ -105,44 +109,52 @@ class _Reader:
         key, value = self._entry(clause, depth, _INVALID)
         if key in ("$and", "$or"):
             if not isinstance(value, list):
-                raise Unreadable(_INVALID)
+                raise Unreadable(_INVALID, f"{key} takes a list of conditions")
             parts = tuple(self.where(part, depth + 1) for part in value)
             return Every(parts) if key == "$and" else Some(parts)
         if key.startswith("$"):
-            raise Unreadable(_INVALID)
-        operator, operand = next(iter(value.items())) if isinstance(value, Mapping) and len(value) == 1 else ("", None)
+            raise Unreadable(_INVALID, f"{key} is no operator that stands before a key")
         if not isinstance(value, Mapping):
-            operator, operand = "$eq", value
+            value = {"$eq": value}
+        if len(value) != 1:
+            why = f"{key!r} has {len(value)} operators"
+            raise Unreadable(_INVALID, why, 'combine them with "$and": [...]')
+        ((operator, operand),) = value.items()
         if key == DOCUMENT:
             if operator in _MATCHING and isinstance(operand, str):
-                return Matches(operator, operand)  # type: ignore[arg-type]
+                return Matches(operator, operand)
         elif key == ID and self._ids:
             return self._named(operator, operand)
         if operator in ("$in", "$nin"):
-            return Among(key, _several(operand), operator == "$nin")
+            return Among(key, _several(key, operator, operand), operator == "$nin")
         if not _scalar(operand):
-            raise Unreadable(_INVALID)
+            raise Unreadable(_INVALID, f"{operator} of {key!r} takes text, a number, true or false")
         if operator in ("$contains", "$not_contains"):
-            return Holds(key, operand, operator == "$not_contains")  # type: ignore[arg-type]
-        if operator in ("$eq", "$ne") or (operator in _ORDERED and _number(operand)):
-            return Compare(key, operator, operand)  # type: ignore[arg-type]
-        raise Unreadable(_INVALID)
+            return Holds(key, operand, operator == "$not_contains")
+        if operator not in ("$eq", "$ne", *_ORDERED):
+            raise Unreadable(_INVALID, f"{operator} is no operator", "see Chroma's documentation of where filters")
+        if operator in _ORDERED and not is_number(operand):
+            raise Unreadable(_INVALID, f"{operator} of {key!r} takes a number")
+        return Compare(key, operator, operand)
 
     def document(self, clause: object, depth: int) -> Filter:
         key, value = self._entry(clause, depth, _INVALID_DOCUMENT)
         if key in ("$and", "$or"):
             if not isinstance(value, list):
-                raise Unreadable(_INVALID_DOCUMENT)
+                raise Unreadable(_INVALID_DOCUMENT, f"{key} takes a list of conditions")
             parts = tuple(self.document(part, depth + 1) for part in value)
             return Every(parts) if key == "$and" else Some(parts)
         if key not in _MATCHING or not isinstance(value, str):
-            raise Unreadable(_INVALID_DOCUMENT)
+            raise Unreadable(_INVALID_DOCUMENT, f"{key} is no operator on a document, or takes a text")
         return Matches(key, value)  # type: ignore[arg-type]
 
     def _entry(self, clause: object, depth: int, otherwise: str) -> tuple[str, Any]:
         self._left -= 1
-        if not isinstance(clause, Mapping) or len(clause) != 1 or depth > DEPTH or self._left < 0:
-            raise Unreadable(otherwise)
+        if depth > DEPTH or self._left < 0:
+            raise Unreadable(otherwise, f"it has more than {DEPTH} levels or {CLAUSES} conditions")
+        if not isinstance(clause, Mapping) or len(clause) != 1:
+            why, hint = "each level is an object with one key", 'combine with "$and": [...], "$or": [...]'
+            raise Unreadable(otherwise, why, hint)
         ((key, value),) = clause.items()
         return str(key), value
 
@@ -150,21 +162,23 @@ class _Reader:
     def _named(operator: str, operand: object) -> Filter:
         ids: list[Any] = operand if operator in ("$in", "$nin") and isinstance(operand, list) else [operand]
         if operator not in ("$eq", "$ne", "$in", "$nin") or not all(isinstance(one, str) for one in ids):
-            raise Unreadable(_INVALID)
+            raise Unreadable(_INVALID, f"{operator} of {ID} takes ids")
         return Named(tuple(ids), operator in ("$ne", "$nin"))
 
 
-def _several(operand: object) -> tuple[Scalar, ...]:
+def _several(key: str, operator: str, operand: object) -> tuple[Scalar, ...]:
     """All of the kind of the first; integers among floats are floats."""
     if not isinstance(operand, list) or not operand or not all(map(_scalar, operand)):
-        raise Unreadable(_INVALID)
+        raise Unreadable(_INVALID, f"{operator} of {key!r} takes a list of values")
     kinds = {type(item) for item in operand}
     if len(kinds) > 1 and (kinds != {int, float} or type(operand[0]) is int):
-        raise Unreadable(_INVALID)
+        why, hint = f"{operator} of {key!r} takes values of one kind", "write a list of numbers as [1.0, 2.5]"
+        raise Unreadable(_INVALID, why, hint)
     return tuple(operand)
 
 
-def _number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether it is compared as one: true and false are not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
