@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "chromakeep"
-CORE = {"errors", "events", "records", "addresses", "layout", "changes", "digests", "batches", "conditions", "sets"} | {
+CORE = {
+    "errors",
+    "events",
+    "records",
+    "addresses",
+    "layout",
+    "changes",
+    "digests",
+    "batches",
+    "conditions",
+    "sets",
+    "swapping",
+} | {
     "engine",
     "filters",
     "__init__",

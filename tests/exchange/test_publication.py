@@ -53,7 +53,7 @@ def dies_at(step: int, work: Callable[[], object]) -> bool:
             for name in STEPS:
                 setattr(os, name, counted(getattr(os, name)))
             files.Output.write = counted(files.Output.write, 0.2)  # type: ignore[method-assign]
-            files._exchange = counted(files._exchange)
+            files.swap = counted(files.swap)
             work()
             status = 0
         finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import shutil
@@ -14,11 +13,10 @@ from typing import IO
 from blake3 import blake3
 
 from chromakeep.errors import DiskFull, RepositoryBusy, SourceError, StoreError, UsageError
+from chromakeep.swapping import swap
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BUFFER = 1 << 20
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
-_AT_FDCWD = -100
 
 
 def partial(final: Path) -> Path:
@@ -161,7 +159,7 @@ def publish_folder(new: Path, final: Path) -> None:
         os.rename(new, final)  # noqa: PTH104
         sync_folder(final.parent)
         return
-    if _exchange(new, final):
+    if swap(new, final):
         sync_folder(final.parent)
         os.rename(new, former)  # noqa: PTH104 - so that nobody takes it for something to go on with
     else:
@@ -203,15 +201,3 @@ def hold(folder: Path) -> int | None:
             if os.fstat(fd).st_ino == folder.stat().st_ino:
                 return fd
         os.close(fd)  # who held it has published it since
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step. False where the system or the file system cannot."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (AttributeError, OSError, TypeError):  # pragma: no cover - not Linux, or a C library without it
-        return False
-    done = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE)
-    if done != 0 and ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(other))
-    return bool(done == 0)

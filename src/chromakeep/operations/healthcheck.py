@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import threading
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from chromakeep.errors import UsageError
+from chromakeep.operations.openness import loopback
 
 if TYPE_CHECKING:
     import ssl
@@ -81,7 +81,7 @@ class _Asked:
         own = parts.path in ("", "/")
         self._pages = [page, HEARTBEAT] if own else [parts.path]
         self.url = f"{parts.scheme}://{parts.netloc}{self._pages[0]}"
-        if insecure and not _loopback(host):
+        if insecure and not loopback(host):
             said = f"--insecure is for this machine only, and {host} is another"
             raise UsageError(said, hint="trust the authority of its certificate: SSL_CERT_FILE=PATH")
         self._context = _context(insecure, client_certificate) if parts.scheme == "https" else None
@@ -127,13 +127,6 @@ def _context(insecure: bool, client_certificate: Path | None) -> ssl.SSLContext:
             said = f"{client_certificate}: no certificate with its key: {_said(error)}"
             raise UsageError(said, hint=hint) from None
     return context
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _said(error: Exception) -> str:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import glob
 import os
 import re
 import secrets
 import shutil
-import sys
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
 from chromakeep.errors import ChromakeepError, SnapshotNotFound
 from chromakeep.repository.sessions import process_exists
+from chromakeep.swapping import swap
 
 DATABASE = "chroma.sqlite3"
 OLD = ".old-"
 KEYS = "chromakeep-keys.json"  # clients' keys, where there is no repository for them: they belong to the place
 KEYS_LOCK = ".chromakeep-keys.lock"
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
-_AT_FDCWD = -100
 
 
 def beside(target: Path, purpose: str) -> Path:
@@ -159,11 +156,6 @@ def _move_contents(source: Path, target: Path, *, database_first: bool) -> None:
 
 def exchange(one: Path, other: Path) -> bool:
     """Swap two names atomically; False where that cannot be done."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    done = renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE)
-    return bool(done == 0)
+    with suppress(OSError):
+        return swap(one, other)
+    return False
