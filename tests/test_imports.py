@@ -8,19 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "chromakeep"
-CORE = {
-    "errors",
-    "events",
-    "records",
-    "addresses",
-    "layout",
-    "changes",
-    "digests",
-    "batches",
-    "conditions",
-    "sets",
-    "swapping",
-} | {
+CORE = {"errors", "events", "records", "addresses", "layout", "changes", "digests", "batches", "conditions", "sets"} | {
     "engine",
     "filters",
     "__init__",

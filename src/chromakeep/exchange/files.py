@@ -13,7 +13,7 @@ from typing import IO
 from blake3 import blake3
 
 from chromakeep.errors import DiskFull, RepositoryBusy, SourceError, StoreError, UsageError
-from chromakeep.swapping import swap
+from chromakeep.exchange.swapping import swap
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BUFFER = 1 << 20

@@ -13,8 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from chromakeep.errors import ChromakeepError, SnapshotNotFound
+from chromakeep.exchange.swapping import swap
 from chromakeep.repository.sessions import process_exists
-from chromakeep.swapping import swap
 
 DATABASE = "chroma.sqlite3"
 OLD = ".old-"
