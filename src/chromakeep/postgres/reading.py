@@ -11,7 +11,9 @@ import psycopg
 from chromakeep.engine import Rows, Wanted
 from chromakeep.filters import Filter
 from chromakeep.postgres import packing
-from chromakeep.postgres.chosen import chosen, unprepared
+from chromakeep.postgres.beginnings import Beginnings
+from chromakeep.postgres.chosen import chosen, guessed, plain, unprepared, unseen
+from chromakeep.postgres.clauses import Clause
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.numbers import shown
 from chromakeep.postgres.text import MARKS, told
@@ -19,6 +21,8 @@ from chromakeep.postgres.text import MARKS, told
 Connection = psycopg.Connection[Any]
 _PROBED = 256  # first records among which a filter's first matches are looked for
 _PROBE_LIMIT = 64
+_WINDOW = 300  # first records for each that is wanted, among which they are looked for by two indexes
+_beginnings = Beginnings()
 
 
 def count(connection: Connection, held: Held) -> int:
@@ -47,30 +51,60 @@ def get(
             f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq", parameters, prepare=prepare
         )
         return rows(cursor, held, wanted)
-    parameters += [limit, offset]
+    page = "LIMIT %s OFFSET %s"
     if where is not None and ids is None and limit is not None and limit + offset <= _PROBE_LIMIT:
-        # Where matches are many, the first of them are among the first records. Where they are few, an index finds all
-        # of them sooner than a walk in order finds the first; the planner cannot know which, so both are done
-        cursor.execute(
-            f"SELECT {columns} FROM (SELECT * FROM {held.table} ORDER BY seq LIMIT {_PROBED}) r"
-            f" WHERE {condition} ORDER BY r.seq LIMIT %s OFFSET %s",
-            parameters,
-            prepare=prepare,
-        )
-        if cursor.rowcount == limit:
-            return rows(cursor, held, wanted)
-        cursor.execute(
-            f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq + 0 LIMIT %s OFFSET %s",
-            parameters,
-            prepare=prepare,
-        )
-        return rows(cursor, held, wanted)
+        if (found := _among_first(connection, held, where, (condition, parameters), limit, offset, wanted)) is not None:
+            return found
+        page = f"+ 0 {page}"  # not by a walk in order: matches are few, or late
     cursor.execute(
-        f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq LIMIT %s OFFSET %s",
-        parameters,
+        f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq {page}",
+        [*parameters, limit, offset],
         prepare=prepare,
     )
     return rows(cursor, held, wanted)
+
+
+def _among_first(
+    connection: Connection, held: Held, where: Filter, clause: Clause, limit: int, offset: int, wanted: Wanted
+) -> Rows | None:
+    """The page, if all of it is found among the first records; each answer is that of one statement.
+
+    Where matches are many, it is among very few. Where they are few, an index finds all of them sooner than a walk in
+    order finds the first. Between these it is among some thousand, and of all that an index finds only those of them
+    are visited: by both indexes, the filter's and that of ``seq``. The planner cannot know what holds, so it is tried.
+    """
+    condition, parameters = clause
+    columns = ", ".join(f"r.{name}" for name in names(wanted))
+    cursor = connection.cursor(binary=True)
+    cursor.execute(  # prepared, for there is but one way to do this
+        f"SELECT {columns} FROM (SELECT * FROM {held.table} ORDER BY seq LIMIT {_PROBED}) r"
+        f" WHERE {condition} ORDER BY r.seq LIMIT %s OFFSET %s",
+        [*parameters, limit, offset],
+    )
+    if cursor.rowcount == limit:
+        return rows(cursor, held, wanted)
+    if not plain(where):  # the planner takes several for rare, and then visits all that it finds, which is done anyhow
+        return None
+    bound = _beginnings.of(connection, held).bound(_WINDOW * (limit + offset))
+    if bound is None:
+        return None
+    cursor.execute(
+        f"SELECT {columns} {up_to(held, where, condition, bound)} LIMIT %s OFFSET %s",
+        [*parameters, limit, offset],
+        prepare=None if guessed(where) else False,
+    )
+    return rows(cursor, held, wanted) if cursor.rowcount == limit else None
+
+
+def up_to(held: Held, where: Filter, condition: str, bound: int) -> str:
+    """What comes after SELECT for those up to this ``seq``, so that both indexes are asked.
+
+    The bound stands in it as a number, for the planner must know that few are up to there. Of the filter it must not
+    take some for so rare that it need not ask the other index.
+    """
+    if guessed(where):
+        condition = unseen(condition)
+    return f"FROM {held.table} r WHERE {condition} AND r.seq <= {bound} ORDER BY r.seq + 0"
 
 
 def names(wanted: Wanted) -> list[str]:
