@@ -69,21 +69,21 @@ def _among_first(
 ) -> Rows | None:
     """The page, if all of it is found among the first records; each answer is that of one statement.
 
-    Where matches are many, it is among very few. Where they are few, an index finds all of them sooner than a walk in
-    order finds the first. Between these it is among some thousand, and of all that an index finds only those of them
-    are visited: by both indexes, the filter's and that of ``seq``. The planner cannot know what holds, so it is tried.
+    Where matches are many, it is among very few. Where they are few, none is among these, and an index finds all sooner
+    than a walk in order finds the first. Between, it is among some thousand, and of what an index finds only those are
+    visited: by both indexes, the filter's and that of ``seq``. The planner cannot know what holds, so it is tried.
     """
     condition, parameters = clause
     columns = ", ".join(f"r.{name}" for name in names(wanted))
     cursor = connection.cursor(binary=True)
     cursor.execute(  # prepared, for there is but one way to do this
         f"SELECT {columns} FROM (SELECT * FROM {held.table} ORDER BY seq LIMIT {_PROBED}) r"
-        f" WHERE {condition} ORDER BY r.seq LIMIT %s OFFSET %s",
-        [*parameters, limit, offset],
+        f" WHERE {condition} ORDER BY r.seq LIMIT %s",
+        [*parameters, limit + offset],
     )
-    if cursor.rowcount == limit:
-        return rows(cursor, held, wanted)
-    if not plain(where):  # the planner takes several for rare, and then visits all that it finds, which is done anyhow
+    if cursor.rowcount == limit + offset:
+        return rows(cursor, held, wanted, offset)
+    if not cursor.rowcount or not plain(where):  # the planner takes what combines several for rare
         return None
     bound = _beginnings.of(connection, held).bound(_WINDOW * (limit + offset))
     if bound is None:
@@ -113,11 +113,12 @@ def names(wanted: Wanted) -> list[str]:
     return ["id", *(member.removesuffix("s") for member in members if getattr(wanted, member))]
 
 
-def rows(cursor: psycopg.Cursor[Any], held: Held, wanted: Wanted) -> Rows:
-    """What a binary cursor found: the columns that ``names`` says, others behind them are left alone."""
+def rows(cursor: psycopg.Cursor[Any], held: Held, wanted: Wanted, offset: int = 0) -> Rows:
+    """What a binary cursor found, from ``offset`` on: the columns that ``names`` says, others behind them are left
+    alone."""
     result = cursor.pgresult
     assert result is not None
-    value, n = result.get_value, range(result.ntuples)
+    value, n = result.get_value, range(offset, result.ntuples)
     column = iter(range(1, 6))
     found = Rows([_text(value(i, 0) or b"") for i in n])
     if wanted.documents:
