@@ -37,15 +37,10 @@ def unprepared(where: Filter | None) -> bool | None:
     return None if where is None else False
 
 
-def plain(where: Filter) -> bool:
-    """Whether it is one condition, not several combined."""
-    return isinstance(where, (Compare, Among, Holds, Matches))
-
-
 def guessed(where: Filter) -> bool:
-    """Whether an index answers it and the planner had better not say by its value how many records satisfy it: of what
-    is in a jsonb or in a text it has seen a hundred samples. A range it knows well, and of a negated one it knows
-    enough: no index answers it."""
+    """Whether it is one condition that an index answers, and the planner had better not say by its value how many
+    records satisfy it: of what is in a jsonb or in a text it has seen a hundred samples. Ranges it knows well; several
+    combined it would take for rarer than they are, and a negated one no index answers."""
     if isinstance(where, Matches):
         return where.operator in ("$contains", "$regex")
     if isinstance(where, Compare):
@@ -53,7 +48,14 @@ def guessed(where: Filter) -> bool:
     return isinstance(where, (Among, Holds)) and not where.negated
 
 
-def unseen(condition: str) -> str:
-    """The same with its values kept from the planner, which then takes any condition for one that some satisfy. What
-    it makes of it is good for all values, so it may be prepared."""
-    return _VALUE.sub(r"(SELECT \g<0>)\1", condition)
+def unseen(condition: str) -> tuple[str, str]:
+    """Its values as columns of a relation ``v``, and the condition with these in their places: so kept from the
+    planner, which then takes it for one that some records satisfy. What it makes of that may be prepared."""
+    values: list[str] = []
+
+    def column(found: re.Match[str]) -> str:
+        values.append(f"{found[0]} AS v{len(values)}")
+        return f"(SELECT v{len(values) - 1} FROM v){found[1]}"
+
+    condition = _VALUE.sub(column, condition)
+    return ", ".join(values), condition

@@ -12,8 +12,7 @@ from chromakeep.engine import Rows, Wanted
 from chromakeep.filters import Filter
 from chromakeep.postgres import packing
 from chromakeep.postgres.beginnings import Beginnings
-from chromakeep.postgres.chosen import chosen, guessed, plain, unprepared, unseen
-from chromakeep.postgres.clauses import Clause
+from chromakeep.postgres.chosen import chosen, guessed, unprepared, unseen
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.numbers import shown
 from chromakeep.postgres.text import MARKS, told
@@ -51,60 +50,52 @@ def get(
             f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq", parameters, prepare=prepare
         )
         return rows(cursor, held, wanted)
-    page = "LIMIT %s OFFSET %s"
+    page, values = "LIMIT %s OFFSET %s", [*parameters, limit, offset]
     if where is not None and ids is None and limit is not None and limit + offset <= _PROBE_LIMIT:
-        if (found := _among_first(connection, held, where, (condition, parameters), limit, offset, wanted)) is not None:
-            return found
+        if guessed(where):
+            bound = _beginnings.of(connection, held).bound(_WINDOW * (limit + offset))
+            cursor.execute(first(held, columns, condition, bound), [*parameters, limit + offset, offset])
+            return rows(cursor, held, wanted)
+        cursor.execute(  # prepared, for whatever the values are, there is one way to do it
+            f"SELECT {columns} FROM {_probed(held)} WHERE {condition} ORDER BY r.seq {page}", values
+        )
+        if cursor.rowcount == limit:
+            return rows(cursor, held, wanted)
         page = f"+ 0 {page}"  # not by a walk in order: matches are few, or late
     cursor.execute(
-        f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq {page}",
-        [*parameters, limit, offset],
-        prepare=prepare,
+        f"SELECT {columns} FROM {held.table} r WHERE {condition} ORDER BY r.seq {page}", values, prepare=prepare
     )
     return rows(cursor, held, wanted)
 
 
-def _among_first(
-    connection: Connection, held: Held, where: Filter, clause: Clause, limit: int, offset: int, wanted: Wanted
-) -> Rows | None:
-    """The page, if all of it is found among the first records; each answer is that of one statement.
+def first(held: Held, columns: str, condition: str, bound: int | None) -> str:
+    """The statement for the first records of a condition that is ``guessed``; its parameters are those of the
+    condition, how many, and how many of these are left out.
 
-    Where matches are many, it is among very few. Where they are few, none is among these, and an index finds all sooner
-    than a walk in order finds the first. Between, it is among some thousand, and of what an index finds only those are
-    visited: by both indexes, the filter's and that of ``seq``. The planner cannot know what holds, so it is tried.
+    Where matches are many, the first of them are among very few records. Where they are few, an index finds all sooner
+    than a walk in order finds the first. Between, they are among the some thousand up to the ``bound``, and of what the
+    index finds only those there are visited: by both indexes, the filter's and that of ``seq``. The planner cannot
+    know which it is, so one after the other is tried until one has found enough, of which each is right by itself.
     """
-    condition, parameters = clause
-    columns = ", ".join(f"r.{name}" for name in names(wanted))
-    cursor = connection.cursor(binary=True)
-    cursor.execute(  # prepared, for there is but one way to do this
-        f"SELECT {columns} FROM (SELECT * FROM {held.table} ORDER BY seq LIMIT {_PROBED}) r"
-        f" WHERE {condition} ORDER BY r.seq LIMIT %s",
-        [*parameters, limit + offset],
+    values, condition = unseen(condition)
+    matching = f"SELECT {columns}, r.seq FROM {held.table} r WHERE {condition}"
+    tried = [f"SELECT {columns}, r.seq FROM {_probed(held)} WHERE {condition} ORDER BY r.seq"]
+    short = "(SELECT count(*) FROM t0) < (SELECT enough FROM v)"
+    if bound is not None:  # in digits, for the planner must know that few are up to there
+        tried.append(f"{matching} AND r.seq <= {bound} AND {short} ORDER BY r.seq + 0")
+        short += " AND (SELECT count(*) FROM t1) < (SELECT enough FROM v)"
+    tried.append(f"{matching} AND {short} ORDER BY r.seq + 0")  # not by a walk in order
+    last = len(tried) - 1
+    parts = [f"t{n} AS MATERIALIZED ({one} LIMIT (SELECT enough FROM v))" for n, one in enumerate(tried)]
+    found = [f"SELECT * FROM t{n} WHERE (SELECT count(*) FROM t{n}) = (SELECT enough FROM v)" for n in range(last)]
+    return (
+        f"WITH v AS MATERIALIZED (SELECT {values}, %s::int8 AS enough), {', '.join(parts)}"
+        f" {' UNION ALL '.join([*found, f'SELECT * FROM t{last}'])} ORDER BY seq OFFSET %s"
     )
-    if cursor.rowcount == limit + offset:
-        return rows(cursor, held, wanted, offset)
-    if not cursor.rowcount or not plain(where):  # the planner takes what combines several for rare
-        return None
-    bound = _beginnings.of(connection, held).bound(_WINDOW * (limit + offset))
-    if bound is None:
-        return None
-    cursor.execute(
-        f"SELECT {columns} {up_to(held, where, condition, bound)} LIMIT %s OFFSET %s",
-        [*parameters, limit, offset],
-        prepare=None if guessed(where) else False,
-    )
-    return rows(cursor, held, wanted) if cursor.rowcount == limit else None
 
 
-def up_to(held: Held, where: Filter, condition: str, bound: int) -> str:
-    """What comes after SELECT for those up to this ``seq``, so that both indexes are asked.
-
-    The bound stands in it as a number, for the planner must know that few are up to there. Of the filter it must not
-    take some for so rare that it need not ask the other index.
-    """
-    if guessed(where):
-        condition = unseen(condition)
-    return f"FROM {held.table} r WHERE {condition} AND r.seq <= {bound} ORDER BY r.seq + 0"
+def _probed(held: Held) -> str:
+    return f"(SELECT * FROM {held.table} ORDER BY seq LIMIT {_PROBED}) r"
 
 
 def names(wanted: Wanted) -> list[str]:
@@ -113,12 +104,11 @@ def names(wanted: Wanted) -> list[str]:
     return ["id", *(member.removesuffix("s") for member in members if getattr(wanted, member))]
 
 
-def rows(cursor: psycopg.Cursor[Any], held: Held, wanted: Wanted, offset: int = 0) -> Rows:
-    """What a binary cursor found, from ``offset`` on: the columns that ``names`` says, others behind them are left
-    alone."""
+def rows(cursor: psycopg.Cursor[Any], held: Held, wanted: Wanted) -> Rows:
+    """What a binary cursor found: the columns that ``names`` says, others behind them are left alone."""
     result = cursor.pgresult
     assert result is not None
-    value, n = result.get_value, range(offset, result.ntuples)
+    value, n = result.get_value, range(result.ntuples)
     column = iter(range(1, 6))
     found = Rows([_text(value(i, 0) or b"") for i in n])
     if wanted.documents:
