@@ -44,8 +44,12 @@ def of(documents: Sequence[str | None]) -> tuple[Hashes, NDArray[np.int64]]:
 def required(texts: Sequence[str]) -> Hashes:
     """The hashes that a document has which has all these texts in it; those shorter than three code points say
     nothing."""
-    hashes, _ = of(texts)
-    return np.unique(hashes)
+    found = [
+        _of_long(text) if len(text) > _PORTION else _hashes(_codes(text)).astype(np.int32)
+        for text in texts
+        if len(text) >= 3
+    ]
+    return np.unique(np.concatenate(found)) if found else np.zeros(0, np.int32)
 
 
 def _of_several(documents: Sequence[str | None]) -> tuple[Hashes, NDArray[np.int64]]:
