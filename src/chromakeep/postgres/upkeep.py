@@ -24,7 +24,8 @@ from chromakeep.postgres.catalog import held as held_of
 from chromakeep.postgres.clauses import index_statements
 from chromakeep.postgres.held import Held, Segment
 from chromakeep.postgres.measures import measure
-from chromakeep.postgres.pool import Pool, Vanished
+from chromakeep.postgres.pool import Pool
+from chromakeep.postgres.refusals import Vanished, explained
 from chromakeep.postgres.text import told
 
 Connection = psycopg.Connection[Any]
@@ -75,12 +76,16 @@ class Upkeep:
             self._thread.join(0.2)
 
     def _run(self) -> None:
+        told = ""
         while not self._ended.wait(self._every):
+            said = ""
             try:
                 self.look()
             except Exception as error:  # whatever it is, the next round may do better: answers do not depend on it
-                if not self._ended.is_set():
-                    self._observer(Noted(f"an index could not be made: {error}".splitlines()[0], "warning"))
+                said = f"an index could not be made: {explained(error)}".splitlines()[0]
+            if said not in ("", told) and not self._ended.is_set():
+                self._observer(Noted(said, "warning"))
+            told = said
 
     def look(self) -> bool:
         """Do what is due in every collection that has changed. True: something was built."""
