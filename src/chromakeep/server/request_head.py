@@ -146,7 +146,7 @@ def retraced(forward: bytes, context: bytes) -> bytes:
 
 def forwarded(head: RequestHead, authority: bytes) -> bytes:
     """The head for the door of another instance: as ``forward``, but with the client's key, for that door asks for it
-    again, and with the mark that it is not to be forwarded once more. The trace is as in ``forward``, see ``retraced``."""
+    again, and with the mark that it is not to be forwarded once more. Its trace is that in ``forward``."""
     words = tokens([value for name, value in head.fields if name == b"connection"])
     lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (head.method.encode(), head.target.encode(), authority)]
     for name, value in head.fields:
