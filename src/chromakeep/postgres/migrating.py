@@ -11,12 +11,13 @@ from psycopg import errors
 
 from chromakeep.errors import RefusedToServe, ServerFailed, UnsupportedFormat
 from chromakeep.events import Noted, Observer, ignore
+from chromakeep.postgres import locks
 from chromakeep.postgres.conninfo import connection_parameters, shown
 from chromakeep.postgres.migrations import MIGRATIONS
 from chromakeep.postgres.pooling import need_sessions
 
 _ASIDE = "Is the server running"  # libpq's question below its errors
-LOCK = 0x6368726F6D616B65  # "chromake": of pg_advisory_lock
+LOCK = 0x6368726F6D616B65  # "chromake": of an advisory lock
 LEAST, GOOD = (0, 8, 0), (0, 8, 4)  # pgvector: iterative scans; indexes that survive a VACUUM
 # Three letters have four trigrams, of which all but the last are in whatever goes on with these letters.
 _FINDS_ALL = """
@@ -59,7 +60,7 @@ def _migrate(connection: psycopg.Connection[Any], observer: Observer) -> Server:
             f"this database has the encoding {encoding}, which cannot hold all texts",
             hint="make another one: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0",
         )
-    connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))  # let go of with the connection
+    locks.wait(connection, LOCK)  # let go of with the connection
     version, trigrams = _vector(connection), _trigrams(connection)
     if version < GOOD:
         observer(
