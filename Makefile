@@ -88,7 +88,7 @@ $(BIN)/uv:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 packages:
-	@sh tools/packages.sh restic strace mkfs.xfs:xfsprogs nginx caddy
+	@sh tools/packages.sh restic strace mkfs.xfs:xfsprogs nginx caddy pgbouncer
 
 servers: promtool clients
 

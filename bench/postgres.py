@@ -1,12 +1,14 @@
 """The engine on PostgreSQL beside stock ``chroma run``: the same vectors, the same client, in turns.
 
-    python bench/postgres.py [--records 100000] [--seconds 5] [--only query,filtered] [--json FILE]
+    python bench/postgres.py [--records 100000] [--seconds 5] [--only query,filtered|instances] [--json FILE]
         [--vectors FILE.npy]
 
 Both servers run on this machine at the same time; each measurement goes to one of them while the other is idle, and
 they change places every round. The client is raw HTTP/1.1 over kept connections with bodies encoded beforehand, so that
 what is measured is the servers. Without --vectors they are 200 clusters of 384 dimensions. Recall is of the ten nearest
 by exact distances. A ratio is ours by stock's: of times less than 1 is better, of throughputs more.
+
+``--only instances`` has no stock server: it is two instances on one PostgreSQL beside one of them, 16 at once.
 """
 
 from __future__ import annotations
@@ -44,17 +46,27 @@ SELECTIVITIES = {"10 %": ("tenth", 10), "1 %": ("hundredth", 100), "0.1 %": ("th
 
 
 class Line(msgspec.Struct):
-    """One figure of both."""
+    """One figure of both; ``sides`` are what they are called where they are not these."""
 
     what: str
     stock: float
     ours: float
     unit: str
     note: str = ""
+    sides: tuple[str, str] = ("stock", "ours")
 
     @property
     def ratio(self) -> float:
         return self.ours / self.stock if self.stock else float("nan")
+
+    def show(self) -> Line:
+        first, second = self.sides
+        print(
+            f"{self.what:44} {first} {self.stock:10.2f}  {second} {self.ours:10.2f} {self.unit:6}"
+            f" ratio {self.ratio:6.2f}  {self.note}",
+            flush=True,
+        )
+        return self
 
 
 class Client:
@@ -186,13 +198,7 @@ class Bench:
         self.lines: list[Line] = []
 
     def line(self, *figures: Any) -> None:
-        self.lines.append(Line(*figures))
-        last = self.lines[-1]
-        print(
-            f"{last.what:44} stock {last.stock:10.2f}  ours {last.ours:10.2f} {last.unit:6} ratio {last.ratio:6.2f}"
-            f"  {last.note}",
-            flush=True,
-        )
+        self.lines.append(Line(*figures).show())
 
     def add(self, dimension: int, records: int) -> None:
         """Batches of 1,000, one client, both in turns."""
@@ -324,6 +330,120 @@ class Bench:
         self.line(f"copy, {records} x 768", records / spent["stock"], records / spent["ours"], "rec/s")
 
 
+class Instances:
+    """Two instances on one PostgreSQL, with one collection. What one or both do is measured in turns."""
+
+    AT_ONCE = 16
+
+    def __init__(self, both: Sequence[Client], data: NDArray[np.float32], seconds: float) -> None:
+        self.both, self.data, self.seconds = both, data, seconds
+        self.path = f"{ROOT}/{created(both[0], 'shared')}"
+        self.upserted: dict[int, int] = {}  # number of a record -> the port that has acknowledged it
+
+    def run(self) -> list[Line]:
+        """The collection is loaded, and all of it indexed, before."""
+        for start in range(0, len(self.data), 1000):
+            body = batch(self.data, start, min(start + 1000, len(self.data)))
+            self.both[0].ask("POST", f"{self.path}/add", body)
+        while self.both[0].ask("GET", f"{self.path}/indexing_status")["op_indexing_progress"] < 1.0:
+            time.sleep(1)
+        questions = self.data[RANDOM.integers(0, len(self.data), 200)]
+        asked = [msgspec.json.encode({"query_embeddings": [one.tolist()], "n_results": K}) for one in questions]
+        encoded = [Client._encoded("POST", f"{self.path}/query", body) for body in asked]
+        lines = [
+            self.compared("query", lambda number: encoded[number % len(encoded)]),
+            self.compared("upsert of one record", self.upsert, self.acknowledged),
+        ]
+        wrong = self.wrong()
+        print(f"{len(self.upserted)} upserts, read back through the other instance: {wrong} wrong", flush=True)
+        return lines
+
+    def compared(
+        self, what: str, request: Callable[[int], bytes], done: Callable[[int, int], None] = lambda number, port: None
+    ) -> Line:
+        """Requests a second, the median of the rounds of each."""
+        rates: dict[int, list[float]] = {1: [], 2: []}
+        numbers = iter(range(1 << 60))
+        for turn in range(ROUNDS + 1):
+            for count in (1, 2) if turn % 2 else (2, 1):
+                seconds = self.seconds if turn else 1.0  # the first round warms up
+                rate = asyncio.run(self.load(count, seconds, request, numbers, done))
+                if turn:
+                    rates[count].append(rate)
+        one, two = (statistics.median(rates[count]) for count in (1, 2))
+        return Line(f"{what}, {self.AT_ONCE} at once", one, two, "req/s", sides=("one", "two")).show()
+
+    async def load(
+        self,
+        count: int,
+        seconds: float,
+        request: Callable[[int], bytes],
+        numbers: Iterator[int],
+        done: Callable[[int, int], None],
+    ) -> float:
+        made, begun = 0, time.perf_counter()
+
+        async def worker(port: int) -> None:
+            nonlocal made
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 26)
+            while time.perf_counter() - begun < seconds:
+                number = next(numbers)
+                await _exchange(reader, writer, request(number))
+                done(number, port)
+                made += 1
+            writer.close()
+
+        await asyncio.gather(*(worker(self.both[n % count].port) for n in range(self.AT_ONCE)))
+        return made / (time.perf_counter() - begun)
+
+    def upsert(self, number: int) -> bytes:
+        """Of a record of its own."""
+        vector = self.data[number % len(self.data)].tolist()
+        body = {"ids": [f"u{number}"], "embeddings": [vector], "documents": [f"of {number}"]}
+        return Client._encoded("POST", f"{self.path}/upsert", msgspec.json.encode(body))
+
+    def acknowledged(self, number: int, port: int) -> None:
+        self.upserted[number] = port
+
+    def wrong(self) -> int:
+        """Records that the instance that did not write them has not, or not as they were written."""
+        found = 0
+        for reader in self.both:
+            numbers = [number for number, port in self.upserted.items() if port != reader.port]
+            for start in range(0, len(numbers), 1000):
+                some = numbers[start : start + 1000]
+                body = {"ids": [f"u{number}" for number in some], "include": ["documents"]}
+                said = reader.ask("POST", f"{self.path}/get", msgspec.json.encode(body))
+                documents = dict(zip(said["ids"], said["documents"], strict=True))
+                found += sum(documents.get(f"u{number}") != f"of {number}" for number in some)
+        return found
+
+
+def ours_at(url: str, work: Path, stack: ExitStack) -> Client:
+    """Another instance on that PostgreSQL."""
+    port = boot.free_port()
+    data = work / f"ours-{port}"
+    data.mkdir()
+    command: list[str | Path] = [boot.BIN / "chromakeep", "serve", "--engine", url, "--data", data, "--open"]
+    command += ["--port", str(port), "--engine-connections", "8"]
+    return stack.enter_context(server(command, port, work / "ours.log"))
+
+
+def beside(bench: Bench, chosen: Sequence[str], records: int, work: Path) -> list[Line]:
+    """What was chosen, of both servers."""
+    if "add" in chosen:
+        bench.add(768, max(5000, records // 5))
+    if "copy" in chosen:
+        bench.copy(records, work, bench.url)
+    steps: dict[str, Callable[[], None]] = {"query": bench.query, "filtered": bench.filtered, "get": bench.get}
+    if set(chosen) & set(steps):
+        bench.load()
+    for name, step in steps.items():
+        if name in chosen:
+            step()
+    return bench.lines
+
+
 def main() -> None:
     """Run what is asked for, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -344,26 +464,17 @@ def main() -> None:
         parts = urlsplit(postgres.url)
         os.environ["PGPASSWORD"] = parts.password or os.environ.get("PGPASSWORD", "")
         url = urlunsplit(parts._replace(netloc=f"{parts.username}@"))
-        (work / "ours").mkdir()
-        ports = [boot.free_port(), boot.free_port()]
-        command: list[str | Path] = [boot.BIN / "chroma", "run", "--path", work / "stock", "--port", str(ports[0])]
-        stock = stack.enter_context(server(command, ports[0], work / "stock.log"))
-        command = [boot.BIN / "chromakeep", "serve", "--engine", url, "--data", work / "ours", "--open"]
-        command += ["--port", str(ports[1]), "--engine-connections", "8"]
-        ours = stack.enter_context(server(command, ports[1], work / "ours.log"))
-        bench = Bench(stock, ours, vectors(arguments.records, 384, 1) if data is None else data, arguments.seconds, url)
-        if "add" in chosen:
-            bench.add(768, max(5000, arguments.records // 5))
-        if "copy" in chosen:
-            bench.copy(arguments.records, work, url)
-        steps: dict[str, Callable[[], None]] = {"query": bench.query, "filtered": bench.filtered, "get": bench.get}
-        if set(chosen) & set(steps):
-            bench.load()
-        for name, step in steps.items():
-            if name in chosen:
-                step()
+        data = vectors(arguments.records, 384, 1) if data is None else data
+        ours, lines = ours_at(url, work, stack), list[Line]()
+        if "instances" in chosen:
+            lines += Instances([ours, ours_at(url, work, stack)], data, arguments.seconds).run()
+        if chosen != ["instances"]:
+            port = boot.free_port()
+            command: list[str | Path] = [boot.BIN / "chroma", "run", "--path", work / "stock", "--port", str(port)]
+            stock = stack.enter_context(server(command, port, work / "stock.log"))
+            lines += beside(Bench(stock, ours, data, arguments.seconds, url), chosen, arguments.records, work)
     if arguments.json:
-        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(bench.lines)))
+        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(lines)))
 
 
 if __name__ == "__main__":

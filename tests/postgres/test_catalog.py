@@ -12,7 +12,8 @@ import pytest
 
 from chromakeep.engine import Change, CollectionShown, CollectionWanted, Refused, Target
 from chromakeep.postgres import catalog, tenancy
-from chromakeep.postgres.pool import Connection, Pool, Vanished
+from chromakeep.postgres.pool import Connection, Pool
+from chromakeep.postgres.refusals import Vanished
 
 T = TypeVar("T")
 TENANT, DATABASE = "default_tenant", "default_database"

@@ -136,7 +136,12 @@ def test_postgresql_is_restarted_under_load(world: World, how: str) -> None:
         for method, path in (("GET", COLLECTIONS), ("POST", COLLECTIONS)):
             status, said = client.ask(method, path, {"name": "not-made"} if method == "POST" else None)
             assert (status, client.fields["retry-after"]) == (503, "1"), said
+            assert said["message"] == "PostgreSQL cannot be reached"
         eventually(lambda port=port: ask(port, "GET", "/readyz")[0] == 503, "it says that it is not ready")
+        assert "127.0.0.1" not in str(ask(port, "GET", "/readyz")[1])
+    for one in world.instances:
+        line = next(line for line in one.said.splitlines() if "warning: PostgreSQL cannot be reached: " in line)
+        assert str(world.server.port) in line
     world.server.start()
     more(writers)
     world.verdict(tally, writers)

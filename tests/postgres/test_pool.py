@@ -5,14 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from chromakeep.engine import Refused
 from chromakeep.errors import UsageError
+from chromakeep.events import Event, Noted
 from chromakeep.postgres.conninfo import connection_parameters, shown
-from chromakeep.postgres.pool import Connection, Pool, Vanished
+from chromakeep.postgres.pool import Connection, Pool
+from chromakeep.postgres.refusals import Reasons, Vanished, refusal
 from postgres.conftest import role
 
 
@@ -54,8 +58,7 @@ def test_what_raises_is_undone_and_the_connection_goes_on(pool: Pool) -> None:
 def test_an_error_of_a_statement_is_refused_in_one_line(pool: Pool) -> None:
     with pytest.raises(Refused) as caught:
         pool.run(do("SELECT 1 / 0"), write=False)
-    assert caught.value.status == 500
-    assert "\n" not in caught.value.message
+    assert (caught.value.status, caught.value.message) == (500, "PostgreSQL did not do this (SQLSTATE 22012)")
 
 
 def test_a_table_that_is_not_there_has_vanished(pool: Pool) -> None:
@@ -170,10 +173,73 @@ def test_a_server_that_takes_no_more_connections(postgres_url: str, database_url
         other.close()
 
 
-def test_nobody_there_is_503() -> None:
-    with pytest.raises(Refused) as caught:
-        Pool("postgresql://u@127.0.0.1:1/d").run(do("SELECT 1"), write=False)
-    assert caught.value.status == 503
+def test_nobody_there_is_503_and_only_the_operator_hears_where(tmp_path: Path) -> None:
+    for url in (
+        "postgresql://u@127.0.0.1:1/d",
+        f"postgresql://u@/d?host={tmp_path}&port=5",
+        "postgresql://u@h.invalid/d",
+    ):
+        told: list[Event] = []
+        pool = Pool(url, observer=told.append)
+        for _ in range(3):
+            with pytest.raises(Refused) as caught:
+                pool.run(do("SELECT 1"), write=False)
+            assert caught.value.status == 503
+            assert caught.value.message == "PostgreSQL cannot be reached"
+        with pytest.raises(Refused, match=r"^PostgreSQL cannot be reached$"), pool.autocommit():
+            pass
+        assert len(told) == 1, "once, not once a request"
+        assert isinstance(told[0], Noted)
+        assert told[0].level == "warning"
+        assert any(where in told[0].message for where in ("127.0.0.1", str(tmp_path), "h.invalid"))
+        assert "\n" not in told[0].message
+
+
+def test_what_a_wrong_user_or_database_is_called_is_told_to_no_client(database_url: str) -> None:
+    for part, wrong in (("//postgres:", "//nobody_here:"), (urlsplit(database_url).path, "/no_such_database")):
+        told: list[Event] = []
+        with pytest.raises(Refused) as caught:
+            Pool(database_url.replace(part, wrong), observer=told.append).run(do("SELECT 1"), write=False)
+        assert caught.value.message == "PostgreSQL cannot be reached"
+        assert wrong.strip("/:") in str(told)
+
+
+def test_each_trouble_is_told_once_and_again_when_it_comes_back(pool: Pool) -> None:
+    told: list[Event] = []
+    reasons = Reasons(told.append)
+    away, odd = psycopg.OperationalError("h: no"), psycopg.errors.lookup("XX000")("relation t is odd")
+    for error in (away, odd, away, odd, psycopg.OperationalError("other: no")):
+        reasons.told(refusal(error), error)
+    assert [event.message for event in told if isinstance(event, Noted)] == [
+        "PostgreSQL cannot be reached: h: no",
+        "PostgreSQL did not do this (SQLSTATE XX000): relation t is odd",
+    ]
+    reasons.reached()
+    for error in (away, odd):
+        reasons.told(refusal(error), error)
+    assert len(told) == 3
+    hasty = Reasons(told.append, quiet=-1.0)
+    for _ in range(2):
+        hasty.told(refusal(odd), odd)
+    assert len(told) == 5
+    for error in (psycopg.errors.InvalidRegularExpression("too complex"), psycopg.errors.UndefinedTable("t")):
+        hasty.told(refusal(error), error)
+    assert len(told) == 5, "what a client did, and what vanished, is no trouble"
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        ("57014", 504), ("53100", 507), ("53200", 507), ("53300", 503), ("25006", 503), ("08006", 503), ("57P01", 503),
+        ("54000", 500), ("55P03", 503), ("XX001", 500), ("42501", 500), ("0A000", 500), ("P0001", 500), ("25P02", 500),
+    ],
+)  # fmt: skip
+def test_no_words_of_postgresql_reach_a_client(state: str, status: int) -> None:
+    made = refusal(psycopg.errors.lookup(state)('on table "secret" of host "db1" at /run/db1'))
+    assert isinstance(made, Refused)
+    assert made.status == status
+    assert "secret" not in made.message and "db1" not in made.message
+    assert (made.retry_after is not None) == (status == 503)
 
 
 def test_no_password_is_shown() -> None:

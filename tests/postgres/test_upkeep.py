@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -289,3 +290,44 @@ def test_changes_do_not_touch_the_index(pool: Pool, low: None) -> None:
     held = grown.held
     place = pool.run(lambda c: c.execute(f"SELECT place FROM {held.table} WHERE id = 'r3'").fetchone(), write=False)
     assert place is not None and place[0] > held.segments[-1].high
+
+
+def test_who_waits_for_upkeep_does_not_hold_its_build_up(pool: Pool, low: None) -> None:
+    """CREATE INDEX CONCURRENTLY waits for each statement that is older, so nobody waits for a lock in a statement."""
+    grown = Grown(pool)
+    _grow(grown, 300)
+    held, settled = grown.held, list[tuple[Segment, ...]]()
+    with upkeep.working(pool, held) as connection:
+        assert connection is not None
+        bulk = threading.Thread(target=lambda: settled.append(upkeep.settle(pool, held)))
+        bulk.start()
+        _wait_for_two(pool, "SELECT pg%advisory_lock(%")  # by both, and the second does not get it
+        segments.build(connection, held, Range(0, segments.new_high(connection), ()))
+    bulk.join(60)
+    assert len(settled) == 1 and len(settled[0]) == 1
+    assert settled[0][0].index in _indexes(grown)
+
+
+def test_a_collection_that_is_dropped_during_a_build_is_no_trouble(pool: Pool, low: None) -> None:
+    """The drop ends the build, as it should; there is nothing to tell of it."""
+    grown = Grown(pool)
+    _grow(grown, 300)
+    seen, name, built = _seen(grown, 300), grown.held.name, list[bool | None]()
+    with pool.autocommit() as old, old.transaction():
+        old.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        old.execute("SELECT FROM chromakeep.version")  # a build waits for whoever may look at what is older than it
+        building = threading.Thread(target=lambda: built.append(Upkeep(pool)._tend(seen, at_rest=False)))
+        building.start()
+        _wait_for_a_lock(pool)
+        pool.run(lambda c: catalog.drop_collection(c, "default_tenant", "default_database", name), write=True)
+        building.join(60)
+    assert built == [None]
+
+
+def _wait_for_two(pool: Pool, statement: str) -> None:
+    """Until two sessions of this database are at such a statement, or have asked nothing since."""
+    sql = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND query LIKE %s"
+    deadline = time.monotonic() + 60
+    while len(pool.run(lambda c: c.execute(sql, (statement,)).fetchall(), write=False)) < 2:
+        assert time.monotonic() < deadline, statement
+        time.sleep(0.01)

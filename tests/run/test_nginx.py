@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.request import urlopen
+
+import pytest
 
 from chromakeep.chroma.client import ChromaClient, Ref
 from chromakeep.errors import ServerAnswered
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
 from run.running import add, create, eventually, kill, process
+from server.wires import C
 from servers.nginx import nginx
+from servers.process import free_port
 
 
 def role(port: int) -> str:
@@ -103,3 +110,59 @@ def test_the_writer_is_killed_and_writes_go_on(tmp_path: Path) -> None:
         eventually(
             lambda: all(ChromaClient("127.0.0.1", port).count(ref) == len(found) for port in runs), "the standby"
         )
+
+
+@contextmanager
+def instance(status: int) -> Iterator[int]:
+    """The port of one that answers all with this status, and with the body that it got."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.do_POST()
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"),
+    [
+        ([404, None, None], 404),  # as it is said, and not 502 because the last one that was tried is dead
+        ([None, 404, None], 404),
+        ([None, 404, 404], 404),
+        ([404, 404, 404], 404),
+        ([404, None, 200], 200),  # the one that said 404 had not heard of it yet
+        ([503, None, 404], 404),
+        ([None, None, None], 502),
+    ],
+)
+def test_a_read_gets_the_404_of_those_that_are_left(tmp_path: Path, statuses: list[int | None], expected: int) -> None:
+    with ExitStack() as stack:
+        ports = [stack.enter_context(instance(status)) if status else free_port() for status in statuses]
+        balanced, _ = stack.enter_context(nginx(tmp_path, ports))
+        client = http.client.HTTPConnection("127.0.0.1", balanced, timeout=60)
+        for turn in range(12):
+            body = b"x%d" % turn
+            method, path = ("GET", C) if turn % 2 else ("POST", f"{C}/query")
+            client.request(method, path, body)
+            answer = client.getresponse()
+            said = answer.read()
+            assert answer.status == expected
+            assert expected == 502 or said == body, "the instance's own answer to the whole request"

@@ -20,8 +20,10 @@ from chromakeep.operations.elsewhere import Elsewhere, Forwarding, door_at
 from chromakeep.server import Door, Refusal, Request
 from chromakeep.server.admission import Admission
 from chromakeep.server.front import trust
+from chromakeep.server.guard import Account
 from chromakeep.server.limits import BUFFER
 from chromakeep.server.relay import Relay
+from chromakeep.server.tracing import Tracing
 from server.certificates import Authority
 from server.wires import OK, Backend, C, Scripted, Wire, post
 
@@ -94,6 +96,43 @@ def test_a_write_goes_on_whole_and_a_read_does_not(
     assert client.answer().body == b"ok"
     client.send(post(more="connection: x-secret\r\nx-secret: 1\r\n"))  # over the same connection as the first
     assert b"x-secret" not in there.until()
+
+
+def test_the_span_of_this_door_is_the_parent_of_the_other_ones(
+    holder: Backend, where: Where, open_door: Open, knock: Knock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is of Chroma's: the client's own context does not go on beside it."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    tracing, spans = Tracing(), list[str]()
+
+    class Kept:
+        def begun(self, account: Account) -> None:
+            tracing.begun(account)
+            spans.append(format(account.span.get_span_context().span_id, "016x"))
+
+        def ended(self, account: Account, now: float) -> None:
+            tracing.ended(account, now)
+
+    client = knock(open_door(gate=Standing(), relay=where.relay(), ledger=Kept()))
+    trace, state = "0af7651916cd43dd8448eb211c80319c", "vendor=1"
+    more = f"traceparent: 00-{trace}-b7ad6b7169203331-01\r\ntracestate: {state}\r\nauthorization: Bearer a\r\n"
+    client.send(post(more=more))
+    there = holder.accept()
+    lines = there.until().decode().split("\r\n")
+    assert sorted(line for line in lines if line.startswith("trace")) == [
+        f"traceparent: 00-{trace}-{spans[0]}-01",
+        f"tracestate: {state}",
+    ]
+    assert {"chromakeep-forwarded: 1", "authorization: Bearer a"} <= set(lines)
+    there.send(b"HTTP/1.1 201 Created\r\ncontent-length: 4\r\n\r\ntrue")
+    assert client.answer().status == 201
+    client.send(post())  # of a trace that begins here
+    sent = there.until().decode()
+    assert f"-{spans[1]}-0" in sent
+    there.send(b"HTTP/1.1 201 Created\r\ncontent-length: 4\r\n\r\ntrue")
+    assert client.answer().status == 201
+    tracing.close()
 
 
 def test_a_large_body_streams(holder: Backend, where: Where, open_door: Open, knock: Knock) -> None:

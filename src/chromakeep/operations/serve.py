@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 EVERY = 2.0  # seconds between two looks whether it is there
 PATIENCE = 10.0  # seconds for its heartbeat
+SILENT = "the server behind does not answer; the log says why"
 
 
 class Behind(Protocol):
@@ -153,10 +154,13 @@ def serve(
 
 
 def _watch(behind: Behind, duty: Duty, observer: Observer, stop: threading.Event) -> None:
+    told: str | None = ""  # nobody knows yet
     while not stop.is_set():
         why = behind.trouble()
-        trouble = why and f"the server behind: {why}"
-        if trouble != duty.trouble and (trouble or duty.trouble):
-            observer(Noted(trouble or "the server behind answers", "warning" if trouble else "info"))
-        duty.trouble = trouble
+        if why != told:
+            observer(
+                Noted(f"the server behind: {why}" if why else "the server behind answers", "warning" if why else "info")
+            )
+        told = why
+        duty.trouble = SILENT if why else None  # on a page for anybody: the reason may name what is none of theirs
         stop.wait(EVERY)

@@ -15,7 +15,8 @@ from chromakeep.postgres import catalog, segments
 from chromakeep.postgres.arrivals import NOWHERE
 from chromakeep.postgres.held import UNINDEXABLE, Held
 from chromakeep.postgres.measures import measure
-from chromakeep.postgres.pool import Pool, Vanished
+from chromakeep.postgres.pool import Pool
+from chromakeep.postgres.refusals import Vanished
 from chromakeep.postgres.text import told
 
 T = TypeVar("T")

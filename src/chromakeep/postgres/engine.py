@@ -31,12 +31,14 @@ from chromakeep.postgres import catalog, forking, nearest, reading, searching, t
 from chromakeep.postgres.counts import Counts, counts
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.migrating import migrate
-from chromakeep.postgres.pool import SIZE, Connection, Pool, Vanished
+from chromakeep.postgres.pool import SIZE, Connection, Pool
+from chromakeep.postgres.refusals import Vanished
 
 T = TypeVar("T")
 
 FRESH = 1.0  # seconds for which segments, and the keys that records have had, are not looked up again
 KNOWN = 4096  # collections of which that is kept
+_GONE = "a table that this needs is gone from PostgreSQL; nothing was changed"
 _KINDS = {str: "string", bool: "bool", int: "int", float: "float"}
 
 
@@ -56,7 +58,7 @@ class PostgresEngine:
         observer: Observer = ignore,
     ) -> None:
         self.server = migrate(url, observer)
-        self.pool = Pool(url, size)
+        self.pool = Pool(url, size, observer=observer)
         self._storage, self._allow_reset = storage, allow_reset
         self._known: dict[Target, tuple[float, Held]] = {}
         self._lock = threading.Lock()
@@ -192,7 +194,7 @@ class PostgresEngine:
         return self.trouble() is None
 
     def trouble(self) -> str | None:
-        """Why it cannot answer now; None: it can."""
+        """Why it cannot answer now, as far as clients may know; None: it can."""
         try:
             self.pool.run(lambda connection: connection.execute("SELECT FROM chromakeep.version"), write=False)
         except Refused as refused:
@@ -206,7 +208,7 @@ class PostgresEngine:
         try:
             return counts(self.pool)
         except Vanished as vanished:
-            raise Refused(503, f"PostgreSQL: {vanished}", retry_after=1.0) from vanished
+            raise Refused(503, _GONE, retry_after=1.0) from vanished
 
     def close(self) -> None:
         """See ``Engine``."""
@@ -217,7 +219,7 @@ class PostgresEngine:
         try:
             return self.pool.run(lambda connection: function(connection, *arguments), write=write)
         except Vanished as vanished:
-            raise Refused(503, f"PostgreSQL: {vanished}", retry_after=1.0) from vanished
+            raise Refused(503, _GONE, retry_after=1.0) from vanished
 
     def _of(self, target: Target, function: Callable[..., T], *arguments: Any, write: bool = False) -> T:
         """A function of one collection, in a transaction; once more where its table has gone since it was looked up."""

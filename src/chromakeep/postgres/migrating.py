@@ -11,11 +11,13 @@ from psycopg import errors
 
 from chromakeep.errors import RefusedToServe, ServerFailed, UnsupportedFormat
 from chromakeep.events import Noted, Observer, ignore
+from chromakeep.postgres import locks
 from chromakeep.postgres.conninfo import connection_parameters, shown
 from chromakeep.postgres.migrations import MIGRATIONS
+from chromakeep.postgres.pooling import need_sessions
 
 _ASIDE = "Is the server running"  # libpq's question below its errors
-LOCK = 0x6368726F6D616B65  # "chromake": of pg_advisory_lock
+LOCK = 0x6368726F6D616B65  # "chromake": of an advisory lock
 LEAST, GOOD = (0, 8, 0), (0, 8, 4)  # pgvector: iterative scans; indexes that survive a VACUUM
 # Three letters have four trigrams, of which all but the last are in whatever goes on with these letters.
 _FINDS_ALL = """
@@ -35,10 +37,13 @@ def migrate(url: str, observer: Observer = ignore) -> Server:
     """Bring the tables up. Any number of instances may do so at once: one works, the others wait for it.
 
     Raises ``ServerFailed`` where the server cannot be reached or lacks what is needed, ``RefusedToServe`` where its
-    pgvector is too old or the database cannot hold all texts, ``UnsupportedFormat`` where a newer chromakeep was here.
+    pgvector is too old, the database cannot hold all texts or a pooler shares sessions, ``UnsupportedFormat`` where a
+    newer chromakeep was here.
     """
+    parameters = connection_parameters(url)
     try:
-        with psycopg.connect(**connection_parameters(url), autocommit=True) as connection:
+        with psycopg.connect(**parameters, autocommit=True) as connection:
+            need_sessions(connection, url, parameters)
             return _migrate(connection, observer)
     except errors.InsufficientPrivilege as error:
         raise ServerFailed(
@@ -55,7 +60,7 @@ def _migrate(connection: psycopg.Connection[Any], observer: Observer) -> Server:
             f"this database has the encoding {encoding}, which cannot hold all texts",
             hint="make another one: CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0",
         )
-    connection.execute("SELECT pg_advisory_lock(%s)", (LOCK,))  # let go of with the connection
+    locks.wait(connection, LOCK)  # let go of with the connection
     version, trigrams = _vector(connection), _trigrams(connection)
     if version < GOOD:
         observer(

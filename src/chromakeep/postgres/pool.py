@@ -19,7 +19,9 @@ import psycopg
 from psycopg import errors
 
 from chromakeep.engine import Refused
+from chromakeep.events import Observer, ignore
 from chromakeep.postgres.conninfo import connection_parameters
+from chromakeep.postgres.refusals import FULL, RETRY_AFTER, Reasons, crowded, refusal
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]
@@ -31,16 +33,10 @@ ATTEMPTS = 12  # of a transaction that deadlocked or was not serializable
 LOST = 3  # of one whose connection was lost before it was committed
 LIFETIME = 3600.0  # seconds of a connection, after which another takes its place; half as much at random
 IDLE = 300.0  # seconds after which one that nobody needs is closed
-RETRY_AFTER = 1.0
-_FULL = ("too many clients", "too many connections", "remaining connection slots")  # before there is a SQLSTATE
-
-
-class Vanished(Exception):
-    """A table that a statement named is not there, or not any more."""
 
 
 class Pool:
-    """Asked by any number of threads.
+    """Asked by any number of threads. The ``observer`` is told why something was refused, where callers are not.
 
     Raises ``UsageError`` for a URL that is none.
     """
@@ -52,6 +48,7 @@ class Pool:
         *,
         patience: float = PATIENCE,
         statement_timeout: float = STATEMENT,
+        observer: Observer = ignore,
     ) -> None:
         self._parameters = connection_parameters(url)
         self._size, self._patience = size, patience
@@ -60,6 +57,7 @@ class Pool:
         self._open = 0
         self._changed = threading.Condition()
         self._closed = False
+        self._reasons = Reasons(observer)
 
     def __repr__(self) -> str:
         return f"Pool({self._parameters.get('host', '')}, {self._open} of {self._size})"  # never the password
@@ -85,11 +83,12 @@ class Pool:
             except psycopg.Error as error:
                 lost = self._discard_if_lost(kept)
                 if lost and committing and write:
-                    raise Refused(504, "the connection to PostgreSQL was lost during a commit") from error
+                    unsure = Refused(504, "the connection to PostgreSQL was lost during a commit")
+                    raise self._reasons.told(unsure, error) from error
                 conflicts += _conflict(error)
                 losses += lost
                 if not (lost or _conflict(error)) or conflicts >= ATTEMPTS or losses >= LOST:
-                    raise refusal(error) from error
+                    raise self._reasons.told(refusal(error), error) from error
                 if conflicts:
                     time.sleep(random.uniform(0, 0.01 * 1.6**conflicts))
             except BaseException:
@@ -106,7 +105,7 @@ class Pool:
         try:
             connection = self._connect()
         except psycopg.Error as error:
-            raise refusal(error) from error
+            raise self._reasons.told(refusal(error), error) from error
         with contextlib.closing(connection):
             connection.autocommit = True
             connection.execute("SET statement_timeout = 0")
@@ -133,7 +132,7 @@ class Pool:
                         kept = None
                         break
                     if not self._changed.wait(until - time.monotonic()):
-                        said = "PostgreSQL takes no more connections" if full else "all connections are busy"
+                        said = FULL if full else "all connections are busy"
                         raise Refused(503, said, retry_after=RETRY_AFTER)
             if kept is not None:
                 if kept.usable():
@@ -149,9 +148,9 @@ class Pool:
                     self._changed.notify()
                 if not isinstance(error, psycopg.Error):
                     raise
-                full = others > 0 and any(said in str(error) for said in _FULL)
+                full = others > 0 and crowded(error)
                 if not full:
-                    raise refusal(error) from error
+                    raise self._reasons.told(refusal(error), error) from error
 
     def _connect(self) -> Connection:
         connection = psycopg.connect(**self._parameters)
@@ -161,6 +160,7 @@ class Pool:
         except BaseException:
             connection.close()
             raise
+        self._reasons.reached()
         return connection
 
     def _give(self, kept: _Kept) -> None:
@@ -216,19 +216,3 @@ class _Kept:
 
 def _conflict(error: psycopg.Error) -> bool:
     return isinstance(error, (errors.SerializationFailure, errors.DeadlockDetected))
-
-
-def refusal(error: psycopg.Error) -> Exception:
-    """What a caller is told in place of psycopg's error, of a transaction that was undone."""
-    said = error.diag.message_primary or (str(error).strip().splitlines() or ["no reason given"])[0]
-    if isinstance(error, errors.UndefinedTable) or "could not open relation" in said:
-        return Vanished(said)
-    if isinstance(error, errors.QueryCanceled):
-        return Refused(504, "PostgreSQL took too long, and nothing was changed")
-    if isinstance(error, errors.InvalidRegularExpression):  # one that is right, but too large for PostgreSQL
-        return Refused(400, f"Regex cannot be answered by PostgreSQL: {said}")
-    if isinstance(error, (errors.DiskFull, errors.OutOfMemory)):
-        return Refused(507, f"PostgreSQL: {said}")
-    if isinstance(error, (psycopg.OperationalError, psycopg.InterfaceError, errors.ReadOnlySqlTransaction)):
-        return Refused(503, f"PostgreSQL: {said}", retry_after=RETRY_AFTER)
-    return Refused(500, f"PostgreSQL: {said}")

@@ -23,7 +23,8 @@ from chromakeep.events import Noted, Observer, ignore
 from chromakeep.postgres import arrivals, catalog, schemas, writing
 from chromakeep.postgres.engine import kinds
 from chromakeep.postgres.held import Held
-from chromakeep.postgres.pool import Pool, Vanished
+from chromakeep.postgres.pool import Pool
+from chromakeep.postgres.refusals import Vanished, explained
 from chromakeep.postgres.source import described
 from chromakeep.postgres.upkeep import settle
 from chromakeep.records import CONFLICTS, Definition, Limits, Mark
@@ -131,7 +132,7 @@ class PostgresSink:
                 raise ServerFailed(f"a collection that the copy needs is gone: {error}") from None
             except Refused as error:
                 if error.status not in (503, 504) or time.monotonic() > end:
-                    raise ServerAnswered(error.status, f"PostgreSQL: {error.message}") from None
+                    raise ServerAnswered(error.status, explained(error)) from None
             time.sleep(pause)
             pause = min(2 * pause, FIRST[1])
 
@@ -140,7 +141,7 @@ class PostgresSink:
         try:
             settle(self.pool, held, quickly=self._quickly, alone=alone)
         except (Refused, psycopg.Error) as error:  # whoever serves it builds them, too
-            self._observer(Noted(f"the indexes of {held.name} are not built yet: {error}", "warning"))
+            self._observer(Noted(f"the indexes of {held.name} are not built yet: {explained(error)}", "warning"))
 
     # -- beginning and going on -----------------------------------------------------------------------------------
 
@@ -155,7 +156,7 @@ class PostgresSink:
         try:
             connection = self._stack.enter_context(self.pool.autocommit())
         except Refused as error:
-            raise ServerAnswered(error.status, f"PostgreSQL: {error.message}") from None
+            raise ServerAnswered(error.status, explained(error)) from None
         # Of a run that is gone on with PostgreSQL may not have noticed yet that the process before is gone.
         arrivals.hold(connection, run)
         self.run = run

@@ -19,12 +19,13 @@ import psycopg
 
 from chromakeep.engine import Indexed, Refused, Target
 from chromakeep.events import Noted, Observer, ignore
-from chromakeep.postgres import demand, packing, segments
+from chromakeep.postgres import demand, locks, packing, segments
 from chromakeep.postgres.catalog import held as held_of
 from chromakeep.postgres.clauses import index_statements
 from chromakeep.postgres.held import Held, Segment
 from chromakeep.postgres.measures import measure
-from chromakeep.postgres.pool import Pool, Vanished
+from chromakeep.postgres.pool import Pool
+from chromakeep.postgres.refusals import Vanished, explained
 from chromakeep.postgres.text import told
 
 Connection = psycopg.Connection[Any]
@@ -33,6 +34,8 @@ REST = 30.0  # seconds without a write after which a collection is at rest
 SHARE = 20  # so many times as long as one index of all took to make, none is made again: small writes would cost much
 STALE = 0.1  # of a table changed since its last ANALYZE: it is due again
 LOCK = 0x636B7570  # the class of our advisory locks
+# What a build meets when its collection is dropped: a drop ends it (``catalog.drop_tables``), or PostgreSQL does
+_GOING = (psycopg.errors.UndefinedTable, psycopg.errors.QueryCanceled, psycopg.errors.DeadlockDetected)
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -75,12 +78,16 @@ class Upkeep:
             self._thread.join(0.2)
 
     def _run(self) -> None:
+        told = ""
         while not self._ended.wait(self._every):
+            said = ""
             try:
                 self.look()
             except Exception as error:  # whatever it is, the next round may do better: answers do not depend on it
-                if not self._ended.is_set():
-                    self._observer(Noted(f"an index could not be made: {error}".splitlines()[0], "warning"))
+                said = f"an index could not be made: {explained(error)}".splitlines()[0]
+            if said not in ("", told) and not self._ended.is_set():
+                self._observer(Noted(said, "warning"))
+            told = said
 
     def look(self) -> bool:
         """Do what is due in every collection that has changed. True: something was built."""
@@ -118,7 +125,7 @@ class Upkeep:
                     return tend(connection, held, seen, at_rest=at_rest)
                 finally:
                     self._working = None
-        except (Vanished, psycopg.errors.UndefinedTable):
+        except (Vanished, *_GOING):
             return None
         except Refused as refused:
             if refused.status == 404:
@@ -132,12 +139,10 @@ def working(pool: Pool, held: Held, *, wait: bool = False) -> Iterator[Connectio
     number = int(held.relation.split("_")[0][1:]) & 0x7FFFFFFF
     with pool.autocommit() as connection:
         if wait:
-            connection.execute("SELECT pg_advisory_lock(%s, %s)", (LOCK, number))
-        else:
-            row = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", (LOCK, number)).fetchone()
-            if row is None or not row[0]:
-                yield None
-                return
+            locks.wait(connection, LOCK, number)
+        elif not locks.taken(connection, LOCK, number):
+            yield None
+            return
         yield connection
 
 

@@ -24,6 +24,7 @@ _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9
 # Written anew, answered here, or dropped; what connection names of these changes nothing.
 FORWARDED = b"chromakeep-forwarded"  # by another instance: once is enough
 _OURS = HOP | {b"host", b"content-length", b"expect", b"forwarded", b"x-real-ip", FORWARDED}
+_TRACE = (b"traceparent:", b"tracestate:")
 _KNOWN_WORDS = frozenset({b"keep-alive", b"close"})
 NOTHING: frozenset[bytes] = frozenset()
 _REMEMBERED = 1024  # heads
@@ -159,19 +160,20 @@ def _understood(
 
 def retraced(forward: bytes, context: bytes) -> bytes:
     """A head for the backend with the trace ``context`` (lines of it, each with its end) in place of the client's."""
-    lines = forward[:-2].splitlines(keepends=True)
-    kept = [line for line in lines if not line.startswith((b"traceparent:", b"tracestate:"))]
+    kept = [line for line in forward[:-2].splitlines(keepends=True) if not line.startswith(_TRACE)]
     return b"".join(kept) + context + b"\r\n"
 
 
 def forwarded(head: RequestHead, authority: bytes) -> bytes:
     """The head for the door of another instance: as ``forward``, but with the client's key, for that door asks for it
-    again, and with the mark that it is not to be forwarded once more."""
+    again, and with the mark that it is not to be forwarded once more. Its trace is that in ``forward``."""
     words = tokens([value for name, value in head.fields if name == b"connection"])
     lines = [b"%s %s HTTP/1.1\r\nhost: %s\r\n" % (head.method.encode(), head.target.encode(), authority)]
     for name, value in head.fields:
-        if name not in _OURS and not name.startswith(b"x-forwarded-") and name not in words:
+        passed = name not in _OURS and name not in words and not name.startswith(b"x-forwarded-")
+        if passed and name + b":" not in _TRACE:
             lines.append(b"%s: %s\r\n" % (name, value))
+    lines += [line for line in head.forward.splitlines(keepends=True) if line.startswith(_TRACE)]
     lines.append(b"%s: 1\r\n" % FORWARDED)
     if head.length is None:
         lines.append(b"transfer-encoding: chunked\r\n")
