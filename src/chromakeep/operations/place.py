@@ -15,7 +15,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from chromakeep.errors import ChromakeepError, SnapshotNotFound
-from chromakeep.repository.sessions import process_exists
 
 DATABASE = "chroma.sqlite3"
 OLD = ".old-"
@@ -35,7 +34,11 @@ def temporary(folder: Path, prefix: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{glob.escape(prefix)}*"):
         owner = left.name.removeprefix(prefix).split("-")[0]
-        if owner.isdigit() and int(owner) != os.getpid() and not process_exists(int(owner)):
+        if owner.isdigit() and int(owner) != os.getpid():
+            from chromakeep.repository.sessions import process_exists  # of many modules: only where one was left
+
+            if process_exists(int(owner)):
+                continue
             shutil.rmtree(left, ignore_errors=True)
     place = folder / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
     place.mkdir()
