@@ -246,9 +246,9 @@ def _holds_credentials(kind: str) -> UsageError:
     variables = {
         "gs": "GOOGLE_APPLICATION_CREDENTIALS",
         "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-        "http": "CHROMA_TOKEN",
-        "https": "CHROMA_TOKEN",
-        CLOUD: "CHROMA_API_KEY",
+        "http": "CHROMA_TOKEN (of one end: CHROMA_TOKEN_FROM, CHROMA_TOKEN_TO)",
+        "https": "CHROMA_TOKEN (of one end: CHROMA_TOKEN_FROM, CHROMA_TOKEN_TO)",
+        CLOUD: "CHROMA_API_KEY (of one end: CHROMA_API_KEY_FROM, CHROMA_API_KEY_TO)",
         POSTGRES: "PGPASSWORD or PGPASSFILE",
     }
     return UsageError(

@@ -65,8 +65,8 @@ def batch(
     if isinstance(vectors, np.ndarray) and dimension is not None:
         if vectors.size and vectors.shape[1:] != (dimension,):
             raise UsageError(f"vectors of shape {vectors.shape} are no vectors of dimension {dimension}")
-        flat = pa.array(np.ascontiguousarray(vectors, "<f4").reshape(-1))
-        column = pa.FixedSizeListArray.from_arrays(flat, type=shape.field("embedding").type)
+        flat = np.ascontiguousarray(vectors, "<f4").reshape(-1)
+        column = pa.FixedSizeListArray.from_arrays(numbers(flat, pa.float32()), type=shape.field("embedding").type)
     else:
         try:
             column = pa.array(list(vectors), shape.field("embedding").type)
@@ -78,6 +78,20 @@ def batch(
     ids = ids if isinstance(ids, pa.Array) else pa.array(ids, pa.string())
     metadatas = metadatas if isinstance(metadatas, pa.Array) else pa.array(metadatas, pa.string())
     return pa.RecordBatch.from_arrays([ids, column, *texts, metadatas], schema=shape)
+
+
+def numbers(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """A contiguous array as a column of the kind that it is of, without a copy; ``pa.array`` would look for masks, by
+    an import of ``numpy.ma``."""
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def texts_of(values: Sequence[bytes]) -> pa.Array:
+    """A column of text; a cast would do the same by an import of ``pyarrow.compute``. Raises ``pa.ArrowInvalid`` for
+    what is not UTF-8."""
+    found = pa.array(values, pa.binary()).view(pa.string())
+    found.validate(full=True)
+    return found
 
 
 def vectors_of(records: pa.RecordBatch) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

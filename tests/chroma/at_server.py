@@ -9,9 +9,15 @@ import pytest
 
 from chromakeep.chroma.api import Api, tenant_path
 from chromakeep.chroma.connection import Connection
+from chromakeep.chroma.tokens import Token
 from chromakeep.records import Definition
 
 TENANT = "suite"
+
+
+def cloud_key(value: str | None) -> Token:
+    """A token as it is given to who asks Chroma Cloud."""
+    return Token(("CHROMA_API_KEY",), value, "CHROMA_API_KEY") if value else Token(("CHROMA_API_KEY",))
 
 
 class AtServer:

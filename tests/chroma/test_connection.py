@@ -25,12 +25,14 @@ from chromakeep.chroma import connection as connections
 from chromakeep.chroma import wire
 from chromakeep.chroma.connection import ANYTHING, Connection
 from chromakeep.chroma.server import free_port
+from chromakeep.chroma.tokens import Token
 from chromakeep.chroma.wire import AnswerTooLarge, Reply
 from chromakeep.errors import ChromakeepError, ServerAnswered, ServerFailed, ServerSilent, UsageError
 from chromakeep.events import Event, Retried
 from servers.middle import Answer, Asked, Middle, of_json, told
 
 TOKEN = "ck-very-secret"
+HELD = Token(value=TOKEN, origin="CHROMA_TOKEN")
 FINE = of_json({"ok": 1})
 
 
@@ -100,9 +102,9 @@ def test_a_kept_connection_that_was_closed_is_opened_again(middle: Middle) -> No
 
 def test_requests_carry_path_and_token(middle: Middle) -> None:
     """A path of the base address comes first; x-chroma-token always, Authorization if asked for."""
-    with closing(Connection(f"{middle.url}/behind/", token=TOKEN, bearer=True)) as connection:
+    with closing(Connection(f"{middle.url}/behind/", token=HELD, bearer=True)) as connection:
         get(connection, "/tenants")
-    with closing(Connection(middle.url, token=TOKEN)) as connection:
+    with closing(Connection(middle.url, token=HELD)) as connection:
         get(connection, "/tenants")
     first, second = middle.asked
     assert first.path == "/behind/api/v2/tenants" and second.path == "/api/v2/tenants"
@@ -240,12 +242,16 @@ def test_stop_ends_waiting(middle: Middle) -> None:
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_token_is_asked_for(middle: Middle, status: int) -> None:
-    """By the names of the variables it is taken from."""
+    """By the names of the variables it can be in; one that is refused by the name of the one it is from."""
     middle.answer = lambda asked: told(status, "Forbidden", "AuthError")
     error = failing(middle.url)
     assert "asks for a token" in error.message and "CHROMA_TOKEN" in (error.hint or "")
-    assert "CHROMA_API_KEY" in (error.hint or "")
-    assert "refuses the token" in failing(middle.url, token=TOKEN).message
+    names = ("CHROMA_API_KEY_TO", "CHROMA_API_KEY")
+    assert "CHROMA_API_KEY_TO or CHROMA_API_KEY " in (failing(middle.url, token=Token(names)).hint or "")
+    for origin, settable in zip(names, ("CHROMA_API_KEY_TO", "CHROMA_API_KEY_TO or CHROMA_API_KEY"), strict=True):
+        error = failing(middle.url, token=Token.read({origin: TOKEN}, *names))
+        assert f"refuses the token in {origin} (" in error.message
+        assert error.hint == f"set {settable} to a token that may do this"
 
 
 def test_a_token_is_in_no_message(middle: Middle) -> None:
@@ -260,16 +266,30 @@ def test_a_token_is_in_no_message(middle: Middle) -> None:
     ):
         middle.answer = lambda asked, answer=answer: answer  # type: ignore[misc]
         events: list[Event] = []
-        error = failing(middle.url, token=TOKEN, observer=events.append)
+        error = failing(middle.url, token=HELD, observer=events.append)
         assert TOKEN not in f"{error.message} {error.hint} {error!r} {events}"
 
 
-@pytest.mark.parametrize("token", ["a\nb", "a\r\nX: y", "ü", "", "\0"])
+@pytest.mark.parametrize("token", ["a\nb", "a\r\nX: y", "ü", "\0"])
 def test_a_token_that_no_header_takes(token: str) -> None:
-    """It is refused, and not repeated."""
-    with pytest.raises(UsageError, match="characters that no header can") as caught:
-        Connection("http://localhost:8000", token=token)
-    assert not token or token not in caught.value.message
+    """It is refused, and not repeated; not even by a traceback that shows values."""
+    held = Token.read({"CHROMA_TOKEN_FROM": token}, "CHROMA_TOKEN_FROM", "CHROMA_TOKEN")
+    with pytest.raises(UsageError, match="in CHROMA_TOKEN_FROM holds characters that no header can") as caught:
+        Connection("http://localhost:8000", token=held)
+    assert token not in f"{caught.value.message} {held!r} {held}"
+
+
+def test_which_variable_a_token_is_from() -> None:
+    """The first that holds anything; an empty one counts as not set."""
+    names = ("CHROMA_TOKEN_TO", "CHROMA_TOKEN")
+    for env, origin in (
+        ({}, ""),
+        ({"CHROMA_TOKEN": "", "CHROMA_TOKEN_FROM": "c"}, ""),
+        ({"CHROMA_TOKEN": "a", "CHROMA_TOKEN_TO": ""}, "CHROMA_TOKEN"),
+        ({"CHROMA_TOKEN": "a", "CHROMA_TOKEN_TO": "b"}, "CHROMA_TOKEN_TO"),
+    ):
+        found = Token.read(env, *names)
+        assert (found.origin, found.value) == (origin, env.get(origin, ""))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 from msgspec.structs import replace
 
-from chroma.at_server import TENANT, AtServer
+from chroma.at_server import TENANT, AtServer, cloud_key
 from chromakeep.batches import batch, encode
 from chromakeep.chroma import connection as connections
 from chromakeep.chroma import server_intake
@@ -88,7 +88,9 @@ class Place:
         **options: Any,
     ) -> ServerSink:
         observer = self.events.append
-        connection = Connection(url or self.url, token=token, patience=patience, timeout=timeout, observer=observer)
+        connection = Connection(
+            url or self.url, token=cloud_key(token), patience=patience, timeout=timeout, observer=observer
+        )
         return ServerSink(connection, TENANT, self.database, observer=observer, **options)
 
     def write(self, definition: Definition, *batches: pa.RecordBatch, conflict: str = "fail", **options: Any) -> None:
@@ -603,7 +605,7 @@ def test_chroma_cloud(place: Place, middle: Middle) -> None:
 def test_chroma_cloud_without_a_database(place: Place, middle: Middle) -> None:
     """It is said where databases are created."""
     middle.answer = cloud(place.url)
-    sink = ServerSink(Connection(middle.url, token=TOKEN), TENANT, "nothing-there", cloud=True)
+    sink = ServerSink(Connection(middle.url, token=cloud_key(TOKEN)), TENANT, "nothing-there", cloud=True)
     with closing(sink), pytest.raises(UsageError, match="no database 'nothing-there'"):
         sink.collection(SAMPLE)
 

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from chroma.at_server import TENANT, AtServer
+from chroma.at_server import TENANT, AtServer, cloud_key
 from chromakeep.chroma import connection as connections
 from chromakeep.chroma import fetch, wire
 from chromakeep.chroma.api import Api, tenant_path
@@ -95,7 +95,7 @@ class Place:
     ) -> ServerSource:
         connection = Connection(
             url or self.url,
-            token=options.pop("token", None),
+            token=cloud_key(options.pop("token", None)),
             patience=patience,
             timeout=timeout,
             observer=options.pop("observer", lambda event: None),

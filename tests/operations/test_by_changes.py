@@ -59,7 +59,7 @@ class World:
 
     def ends(self, state: State) -> Ends:
         means = Means(Path(state.work), _none, os.environ)
-        return transfer_ends.ends_of(state, means)
+        return transfer_ends.ends_of(state, means, means)
 
     def observe(self, event: Event) -> None:
         if isinstance(event, Noted):

@@ -11,6 +11,7 @@ import pytest
 
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.server import ChromaServer
+from chromakeep.chroma.tokens import Token
 from chromakeep.errors import ServerAnswered, SourceBusy, UsageError
 from chromakeep.operations.doors import Doors
 from chromakeep.operations.endpoints import Means
@@ -21,6 +22,7 @@ from chromakeep.operations.transfer_ends import ends_of
 from chromakeep.operations.transfer_state import State, StateFile
 from chromakeep.server.front import open_door
 from run.running import DATABASE, ENV, Running, add, create, running
+from servers.middle import Middle, told
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,14 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server that it is moved to."""
     with ChromaServer(tmp_path_factory.mktemp("target"), env=ENV) as server:
         yield f"http://{server.client.host}:{server.client.port}"
+
+
+@pytest.fixture
+def middle() -> Iterator[Middle]:
+    """A server that answers what the test says."""
+    server = Middle(lambda asked: told(500, "not set"))
+    yield server
+    server.stop()
 
 
 def served(data: Path) -> Any:
@@ -61,7 +71,8 @@ class Moving:
         self.env.write_text(f"CHROMA_URL={source}\n")
 
     def ends(self, state: State) -> Ends:
-        return ends_of(state, Means(Path(state.work), _none, ENV))
+        means = Means(Path(state.work), _none, ENV)
+        return ends_of(state, means, means)
 
     def begin(self) -> None:
         start(StateFile(self.file), self.source, self.target, Options(), self.folder / "work", self.ends)
@@ -178,8 +189,25 @@ def test_a_key_that_may_not(tmp_path: Path) -> None:
     with served(data) as one:
         one.until("serving on")
         with pytest.raises(UsageError, match="may not stop writes"):
-            Doors(tokens["reader"]).find(url_of(one))
-        doors = Doors(tokens["admin"])
+            Doors(Token(origin="CHROMA_TOKEN", value=tokens["reader"])).find(url_of(one))
+        doors = Doors(Token(origin="CHROMA_TOKEN", value=tokens["admin"]))
         assert doors.find(f"{url_of(one)}/tenant/database") == url_of(one)
         doors.put(url_of(one), allow=False, reason="moved")
         doors.put(url_of(one), allow=True)
+
+
+def test_a_door_that_repeats_the_token(middle: Middle) -> None:
+    """It is in no error, nor is one that no header can hold; the variable is."""
+    secret = "ck-very-secret"
+    doors = Doors(Token(("CHROMA_TOKEN_FROM", "CHROMA_TOKEN"), secret, "CHROMA_TOKEN"), patience=0.0)
+    middle.answer = lambda asked: told(403, f"not\n{secret}", "AuthError")
+    with pytest.raises(ServerAnswered) as answered:
+        doors.put(middle.url, allow=False)
+    with pytest.raises(UsageError) as refused:
+        doors.find(middle.url)
+    for error in (answered.value, refused.value):
+        assert secret not in f"{error.message} {error.hint}" and "not ***" in error.message
+        assert "CHROMA_TOKEN_FROM or CHROMA_TOKEN" in (error.hint or "")
+    with pytest.raises(UsageError, match="in CHROMA_TOKEN holds") as refused:
+        Doors(Token(value=f"{secret}\n", origin="CHROMA_TOKEN")).find(middle.url)
+    assert secret not in refused.value.message

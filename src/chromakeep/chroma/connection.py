@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from chromakeep.chroma.tokens import Token
 from chromakeep.chroma.wire import Reply, Wire, one_line
 from chromakeep.errors import ServerAnswered, ServerFailed, ServerSilent, UsageError
 from chromakeep.events import Observer, Retried, ignore
@@ -51,7 +52,7 @@ class Connection:
         self,
         url: str,
         *,
-        token: str | None = None,
+        token: Token | None = None,
         bearer: bool = False,
         context: ssl.SSLContext | None = None,
         timeout: float = 60.0,
@@ -67,25 +68,19 @@ class Connection:
             host, port = None, None
         if not host or parts.scheme not in ("http", "https") or parts.query or parts.fragment or parts.username:
             raise UsageError("this is no address of a server", hint="write http://HOST:PORT or https://HOST")
-        if token is not None and not (token.isascii() and token.isprintable() and token):
-            raise UsageError(
-                "the token for the server holds characters that no header can",
-                hint="look at CHROMA_TOKEN or CHROMA_API_KEY: is there a line break in it?",
-            )
         self.tls = parts.scheme == "https"
         self.host, self.port = host, port or (443 if self.tls else 80)
         self.where = f"{parts.scheme}://{parts.netloc}"
         self.timeout, self.patience = timeout, patience
         self.slow = 2 * timeout  # for what may take a server long: it answers a write when all is indexed
         self._prefix = parts.path.rstrip("/") + API
-        self._token, self._observer = token, observer
+        self._token, self._observer = token or Token(), observer
         context = (context or ssl.create_default_context()) if self.tls else None
         self._wire = Wire(self.host, self.port, where=self.where, context=context)
         self._headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "chromakeep"}
-        if token:
-            self._headers["x-chroma-token"] = token
-            if bearer:
-                self._headers["Authorization"] = f"Bearer {token}"
+        self._headers |= self._token.headers()
+        if bearer and self._token.value:
+            self._headers["Authorization"] = f"Bearer {self._token.value}"
         self._answered = 0.0  # when any thread last had an answer that was not a fault
 
     def request(
@@ -169,8 +164,9 @@ class Connection:
             said = None
         told = self._line(str(said or data[:1000].decode("utf-8", "replace") or http.client.responses.get(status, "")))
         if status in (401, 403) or "Missing API key" in told:
-            hint = "set CHROMA_TOKEN to a token that may do this; for Chroma Cloud, CHROMA_API_KEY"
-            told = f"{self.where} {'refuses the token' if self._token else 'asks for a token'} ({status}: {told})"
+            hint = f"set {self._token.settable} to a token that may do this"
+            asks = f"refuses the token in {self._token.origin}" if self._token.value else "asks for a token"
+            told = f"{self.where} {asks} ({status}: {told})"
         elif 300 <= status < 400:
             told = f"{self.where} is somewhere else: {self._line(headers.get('Location') or '?')}"
             hint = "name that address"
@@ -179,9 +175,7 @@ class Connection:
         return ServerAnswered(status, told, hint=hint)
 
     def _line(self, text: str) -> str:
-        if self._token:
-            text = text.replace(self._token, "***")
-        return one_line(text)
+        return one_line(self._token.masked(text))
 
 
 def _retry_after(reply: Reply) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from chromakeep.batches import batch, encode
+from chromakeep.batches import batch, encode, texts_of
 from chromakeep.chroma.catalog import Catalog, Entry, untrusted_rows
 from chromakeep.chroma.columns import read_columns
 from chromakeep.chroma.reader import Index, open_collection
@@ -57,7 +57,7 @@ class DirectorySource:
             place = (int(after[0]), int(after[1])) if after else (-1, 0)
             for some in read_columns(records, PORTION, after=place):
                 found = batch(
-                    pa.array(some.ids, pa.binary()).cast(pa.string()),
+                    texts_of(some.ids),
                     index.vectors(some.ids),
                     some.documents,
                     some.uris,

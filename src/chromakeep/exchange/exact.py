@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from chromakeep.batches import COLUMNS, decode, encode, schema, vector_type
@@ -49,6 +48,8 @@ def texts(column: pa.Array, what: str) -> pa.Array:
     kind = column.type
     try:
         if pa.types.is_dictionary(kind):
+            import pyarrow.compute as pc  # not at the top: who writes files needs it not, and it takes as long as Arrow
+
             words = texts(column.dictionary, what)
             if (pc.sum(pc.binary_length(words).take(column.indices)).as_py() or 0) > MOST_TEXT:
                 raise SourceError(f"{what}: {len(column)} records unfold to more than {MOST_TEXT >> 20} MiB")
@@ -79,6 +80,8 @@ def vector_column(column: pa.Array, dimension: int | None, ids: pa.Array, place:
     present = ~np.asarray(column.is_null(), bool)
     if dimension is None:
         raise SourceError(f"{place}: record {_nth(ids, present, 0)} has a vector, and its collection no dimension")
+    import pyarrow.compute as pc
+
     lengths = pc.list_value_length(column)
     wrong = pc.fill_null(pc.not_equal(lengths, dimension), False)
     if pc.any(wrong).as_py():
@@ -185,6 +188,8 @@ def _float32(
 
 
 def _check_ids(ids: pa.Array, place: str, first: int) -> None:
+    import pyarrow.compute as pc
+
     empty = pc.fill_null(pc.equal(pc.binary_length(ids), 0), True)
     if pc.any(empty).as_py():
         at = pc.index(empty, True).as_py()

@@ -35,15 +35,14 @@ def is_exchange(path: str) -> bool:
 
 def source_of(path: str, *, stream: IO[bytes] | None = None) -> Source:
     """The file, directory or stream as a source; nothing is read yet. ``-`` is ``stream``, or else standard input."""
+    if not _is_parquet(path):
+        from chromakeep.exchange.jsonl import JsonlSource, JsonlStream
+
+        return JsonlStream(stream or sys.stdin.buffer) if path == STREAM else JsonlSource(_local(path))
     from chromakeep.exchange.archive import ParquetArchiveSource
-    from chromakeep.exchange.jsonl import JsonlSource, JsonlStream
     from chromakeep.exchange.parquet import ParquetFileSource
 
-    if path == STREAM:
-        return JsonlStream(stream or sys.stdin.buffer)
     place = _local(path)
-    if not _is_parquet(path):
-        return JsonlSource(place)
     return ParquetArchiveSource(place) if _is_archive(path) else ParquetFileSource(place)
 
 
@@ -61,15 +60,16 @@ def sink_of(
     collection begins. ``vectors`` (of JSONL): base64 or decimal. ``compact`` (of Parquet): smaller files, which are
     written more slowly.
     """
+    if not _is_parquet(path):
+        from chromakeep.exchange.jsonl_sink import JsonlSink, JsonlStreamSink
+
+        if path == STREAM:
+            return JsonlStreamSink(stream or sys.stdout.buffer, vectors=vectors)
+        return JsonlSink(_local(path), resume=resume, vectors=vectors)
     from chromakeep.exchange.archive_sink import ParquetArchiveSink
-    from chromakeep.exchange.jsonl_sink import JsonlSink, JsonlStreamSink
     from chromakeep.exchange.parquet_sink import ParquetFileSink
 
-    if path == STREAM:
-        return JsonlStreamSink(stream or sys.stdout.buffer, vectors=vectors)
     place = _local(path)
-    if not _is_parquet(path):
-        return JsonlSink(place, resume=resume, vectors=vectors)
     if _is_archive(path):
         return ParquetArchiveSink(place, resume=resume, compact=compact)
     return ParquetFileSink(place, resume=resume, compact=compact)

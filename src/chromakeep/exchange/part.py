@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chromakeep.batches import decode, schema, vector_type
+from chromakeep.batches import decode, numbers, schema, vector_type
 from chromakeep.errors import UsageError
 from chromakeep.exchange import footer
 from chromakeep.exchange.files import Output, sync_folder, writing
@@ -125,11 +125,14 @@ class PartWriter:
 
     def finish(self) -> Written:
         """Write what waits, and the footer; make it durable. The journal stays, for a mark that was taken before."""
-        self.mark()
-        end = self._end()
+        self._write_group()
+        self._end_segment()
+        end, size = self._end(), self._output.size
         with writing(self.path):
-            self._output.write(end if self._output.size else footer.MAGIC + end)
+            self._output.write(end if size else footer.MAGIC + end)
             self._output.sync()
+            self._point = Point(size, self._journal.sync())  # of a mark that is asked for after this
+            sync_folder(self.path.parent)
             self._output.close()
             self._journal.close()
         return Written(self.path.name, self.records, self._output.size, self._output.hexdigest())
@@ -219,11 +222,14 @@ def as_lists(column: pa.ChunkedArray) -> pa.ChunkedArray:
     chunks = []
     for chunk in column.chunks:
         if pa.types.is_fixed_size_list(chunk.type):
-            present = ~np.asarray(chunk.is_null(), bool)
+            present = ~np.asarray(chunk.is_null(), bool) if chunk.null_count else np.ones(len(chunk), bool)
             ends = np.cumsum(present * chunk.type.list_size, dtype=np.int32)
-            offsets = pa.array(np.concatenate([np.zeros(1, np.int32), ends]))
+            offsets = numbers(np.concatenate([np.zeros(1, np.int32), ends]), pa.int32())
             mask = None if present.all() else pa.array(~present)
-            chunk = pa.ListArray.from_arrays(offsets, chunk.flatten(), type=vector_type(None), mask=mask)
+            width = chunk.type.list_size
+            every = mask is None  # then there is nothing to leave out, which takes an import of pyarrow.compute
+            flat = chunk.values.slice(chunk.offset * width, len(chunk) * width) if every else chunk.flatten()
+            chunk = pa.ListArray.from_arrays(offsets, flat, type=vector_type(None), mask=mask)
         chunks.append(chunk)
     return pa.chunked_array(chunks, vector_type(None))
 

@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from chromakeep.addresses import parse, split_selector
+from chromakeep.chroma.tokens import Token
+from chromakeep.chroma.wire import one_line
 from chromakeep.errors import ChromakeepError, ServerAnswered, ServerSilent, UsageError
 from chromakeep.exchange.open import is_exchange
 
@@ -25,9 +27,9 @@ class Doors:
     """``token``: an admin's key, where the doors have any."""
 
     def __init__(
-        self, token: str | None = None, *, patience: float = PATIENCE, sleep: Callable[[float], None] = time.sleep
+        self, token: Token | None = None, *, patience: float = PATIENCE, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        self._token, self._patience, self._sleep = token, patience, sleep
+        self._token, self._patience, self._sleep = token or Token(), patience, sleep
 
     def find(self, place: str) -> str | None:
         """The URL of the door, if the place is a server that has one. Raises ``UsageError`` if it has, and the token
@@ -43,9 +45,10 @@ class Doors:
         except ServerSilent:
             return None  # whoever reads it tells more
         if status in (401, 403) and told.get("error") == "AuthError":
+            who = f"the key in {self._token.origin} may not" if self._token.value else "nobody without a key may"
             raise UsageError(
-                f"{found.place} is served by chromakeep, but the key may not stop writes there: {told.get('message')}",
-                hint="set CHROMA_TOKEN to a key of the role admin, or give --stop-writes",
+                f"{found.place} is served by chromakeep, but {who} stop writes there: {self._said(told)}",
+                hint=f"set {self._token.settable} to a key of the role admin, or give --stop-writes",
             )
         return found.place if status == 200 and isinstance(told.get("allow"), bool) else None
 
@@ -65,9 +68,10 @@ class Doors:
             else:
                 if status == 200 and told.get("allow") is allow:
                     return
-                said = str(told.get("message") or "it does not say why")
-                hint = "is it a door of `chromakeep run` or `serve`, and CHROMA_TOKEN a key of the role admin?"
-                failure = ServerAnswered(status, f"{place}{ROUTE}: {said}", hint=hint)
+                hint = (
+                    f"is it a door of `chromakeep run` or `serve`, and {self._token.settable} a key of the role admin?"
+                )
+                failure = ServerAnswered(status, f"{place}{ROUTE}: {self._said(told)}", hint=hint)
                 if status not in (429, 502, 503, 504):
                     raise failure
             if time.monotonic() > end:
@@ -76,9 +80,7 @@ class Doors:
 
     def _ask(self, place: str, method: str, body: bytes | None) -> tuple[int, dict[str, Any]]:
         scheme, _, host = place.partition("://")
-        headers = {"content-type": "application/json"} if body else {}
-        if self._token:
-            headers["x-chroma-token"] = self._token
+        headers = self._token.headers() | ({"content-type": "application/json"} if body else {})
         connection: http.client.HTTPConnection
         try:
             if scheme == "https":
@@ -92,10 +94,13 @@ class Doors:
             finally:
                 connection.close()
         except (OSError, http.client.HTTPException, ValueError) as error:
-            what = str(error) or type(error).__name__
+            what = one_line(self._token.masked(str(error))) or type(error).__name__
             raise ServerSilent(f"{place} does not answer: {what}", timed_out=isinstance(error, TimeoutError)) from None
         try:
             told = msgspec.json.decode(data) if data else {}
         except msgspec.MsgspecError:
             told = {}
         return answer.status, told if isinstance(told, dict) else {}
+
+    def _said(self, told: dict[str, Any]) -> str:
+        return one_line(self._token.masked(str(told.get("message") or "it does not say why")))

@@ -31,6 +31,7 @@ from chromakeep.records import Sink, Source
 
 if TYPE_CHECKING:  # each place imports what it needs when it is opened: a third of the time of a small export
     from chromakeep.chroma.connection import Connection
+    from chromakeep.chroma.tokens import Token
     from chromakeep.repository import Repository
 
 DATABASE = "chroma.sqlite3"
@@ -38,7 +39,7 @@ CLOUD_URL = "https://api.trychroma.com:443"
 
 
 class Means(msgspec.Struct, frozen=True):
-    """With what places are opened.
+    """With what places are opened: each end of a copy may have its own.
 
     ``work``: a directory for working copies, that a later process which goes on finds again. ``open_repository``: by
     its address. ``token``: for servers; ``cloud_token``: for Chroma Cloud. ``env`` and ``program``: to run Chroma
@@ -49,8 +50,8 @@ class Means(msgspec.Struct, frozen=True):
     open_repository: Callable[[str], Repository]
     env: Mapping[str, str]
     program: str | None = None
-    token: str | None = None
-    cloud_token: str | None = None
+    token: Token | None = None
+    cloud_token: Token | None = None
     observer: Observer = ignore
     stream: IO[bytes] | None = None
 

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from chromakeep.errors import ChromakeepError, SnapshotNotFound
 from chromakeep.exchange.swapping import swap
-from chromakeep.repository.sessions import process_exists
 
 DATABASE = "chroma.sqlite3"
 OLD = ".old-"
@@ -32,7 +31,11 @@ def temporary(folder: Path, prefix: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{glob.escape(prefix)}*"):
         owner = left.name.removeprefix(prefix).split("-")[0]
-        if owner.isdigit() and int(owner) != os.getpid() and not process_exists(int(owner)):
+        if owner.isdigit() and int(owner) != os.getpid():
+            from chromakeep.repository.sessions import process_exists  # of many modules: only where one was left
+
+            if process_exists(int(owner)):
+                continue
             shutil.rmtree(left, ignore_errors=True)
     place = folder / f"{prefix}{os.getpid()}-{secrets.token_hex(4)}"
     place.mkdir()

@@ -55,7 +55,8 @@ class Pump:
 
     def run(self, batches: Batches) -> None:
         """Until the source has no more. Raises what the source or the sink raises; then ``part`` tells of what was
-        accepted up to there, and is saved."""
+        accepted up to there, and is saved. Of what went well in two seconds nothing is saved: who finishes the intake
+        does that next, and makes it durable."""
         writers = [threading.Thread(target=self._write, daemon=True) for _ in range(self.intake.limits.writers)]
         for writer in writers:
             writer.start()
@@ -72,9 +73,11 @@ class Pump:
             writer.join()
         with self._lock:
             self._settle()
-            if self._error is None or self.part.records:
+            failed = self._error or failed
+            late = failed or time.monotonic() - self._saved > SAVE
+            if late and (self._error is None or self.part.records):
                 self._save()
-        if failed := self._error or failed:
+        if failed:
             raise failed
 
     # -- reading --------------------------------------------------------------------------------------------------

@@ -30,17 +30,17 @@ from chromakeep.records import Sink, Source
 WAIT = 120.0  # seconds for a capture
 
 
-def ends_of(state: State, means: Means) -> Ends:
-    """The places of a transfer; working copies lie in its own directory. Raises ``UsageError`` for a target that is no
-    server."""
+def ends_of(state: State, a: Means, b: Means) -> Ends:
+    """The places of a transfer, each opened with what is its own; working copies lie in its own directory. Raises
+    ``UsageError`` for a target that is no server."""
     work = Path(state.work)
     to = _server(state.target)
-    source, current, still = _source(state.source, replace(means, work=work))
+    source, current, still = _source(state.source, replace(a, work=work))
 
     def sink() -> tuple[Sink, Callable[[], Source]]:
-        connection, cloud = connection_of(to, means), to.kind == CLOUD
+        connection, cloud = connection_of(to, b), to.kind == CLOUD
         at = state.options.tenant, state.options.database
-        made = ServerSink(connection, *at, cloud=cloud, observer=means.observer)
+        made = ServerSink(connection, *at, cloud=cloud, observer=b.observer)
         return made, lambda: ServerSource(connection, *at, cloud=cloud)
 
     return Ends(source, sink, current, still, _directory(state.source))

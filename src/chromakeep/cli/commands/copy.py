@@ -20,8 +20,11 @@ from chromakeep.cli.settings import PREFIX
 from chromakeep.errors import UsageError, VerificationFailed
 
 if TYPE_CHECKING:
+    from chromakeep.chroma.tokens import Token
     from chromakeep.operations.endpoints import Means
 
+FROM, TO = "FROM", "TO"  # the ends of a copy, a comparison and a transfer, as their variables end
+SECRETS = tuple(f"{name}{end}" for name in ("CHROMA_TOKEN", "CHROMA_API_KEY") for end in ("", "_FROM", "_TO"))
 WITH_ARROW = "install it with: pip install 'chromakeep[arrow]'"
 
 _OPTIONS = (
@@ -163,11 +166,12 @@ def _copy(
     at.parent.mkdir(parents=True, exist_ok=True)
     hold(at)  # until this process ends: two that go on with one copy would both lose count
     checkpoint = Checkpoint(None if dry_run else at / "checkpoint.json", told)
-    means = means_of(call, at, sys.stdin.buffer if source == "-" else sys.stdout.buffer if target == "-" else None)
+    reads = means_of(call, FROM, at, sys.stdin.buffer if source == "-" else None)
+    writes = means_of(call, TO, at, sys.stdout.buffer if target == "-" else None)
     whole = dry_run
     try:
-        with closing(open_source(source, means, resume=checkpoint.state)) as reading:
-            sink, read_back = open_sink(target, means, resume=checkpoint.begun and not checkpoint.given_up)
+        with closing(open_source(source, reads, resume=checkpoint.state)) as reading:
+            sink, read_back = open_sink(target, writes, resume=checkpoint.begun and not checkpoint.given_up)
             with closing(sink):
                 done = operation(
                     reading,
@@ -215,7 +219,7 @@ def compare(call: Call, a: str, b: str, *, collections: str | None, queries: int
     from chromakeep.operations.searching import recalls
 
     at = work_of(work, a, b)
-    here, there = means_of(call, at / "a"), means_of(call, at / "b")
+    here, there = means_of(call, FROM, at / "a"), means_of(call, TO, at / "b")
     try:
         at.mkdir(parents=True, exist_ok=True)
         with closing(open_source(a, here)) as one, closing(open_source(b, there)) as two:
@@ -249,18 +253,25 @@ def renames(pairs: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-def means_of(call: Call, work: Path, stream: IO[bytes] | None = None) -> Means:
-    """With what places are opened, by this invocation's settings and environment."""
+def token_of(name: str, end: str) -> Token:
+    """The token for one end: in a variable of that end, or in the one that serves for both."""
+    from chromakeep.chroma.tokens import Token
+
+    return Token.read(os.environ, f"{name}_{end}", name)
+
+
+def means_of(call: Call, end: str, work: Path, stream: IO[bytes] | None = None) -> Means:
+    """With what the place at one end (``FROM``, ``TO``) is opened, by this invocation's settings and environment."""
     from chromakeep.operations.endpoints import Means
 
-    theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added}
+    theirs = {k: v for k, v in os.environ.items() if not k.startswith(PREFIX) and k not in added and k not in SECRETS}
     return Means(
         work,
         call.repository,
         theirs,
         call.settings.text("chroma") if call.settings else None,
-        os.environ.get("CHROMA_TOKEN"),
-        os.environ.get("CHROMA_API_KEY"),
+        token_of("CHROMA_TOKEN", end),
+        token_of("CHROMA_API_KEY", end),
         call.observer,
         stream,
     )

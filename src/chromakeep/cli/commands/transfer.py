@@ -13,15 +13,15 @@ import click
 
 from chromakeep.cli import added, output
 from chromakeep.cli.command import Call, command, names, place
-from chromakeep.cli.commands.copy import means_of, needs_arrow, renames, work_of
+from chromakeep.cli.commands.copy import FROM, TO, means_of, needs_arrow, renames, token_of, work_of
 from chromakeep.cli.durations import seconds
 from chromakeep.cli.output import Reply
 
 if TYPE_CHECKING:
     from chromakeep.operations.doors import Doors
     from chromakeep.operations.standing import Standing
-    from chromakeep.operations.transfer import Opening
-    from chromakeep.operations.transfer_state import StateFile
+    from chromakeep.operations.transfer import Ends, Opening
+    from chromakeep.operations.transfer_state import State, StateFile
 
 STATE = click.option(
     "--state",
@@ -272,13 +272,17 @@ def _file(state: str) -> StateFile:
 def _opening(call: Call) -> Opening:
     from chromakeep.operations.transfer_ends import ends_of
 
-    return lambda state: ends_of(state, means_of(call, Path(state.work)))
+    def opening(state: State) -> Ends:
+        at = Path(state.work)
+        return ends_of(state, means_of(call, FROM, at), means_of(call, TO, at))
+
+    return opening
 
 
 def _doors() -> Doors:
     from chromakeep.operations.doors import Doors
 
-    return Doors(os.environ.get("CHROMA_TOKEN"))
+    return Doors(token_of("CHROMA_TOKEN", FROM))
 
 
 def _run(words: Sequence[str]) -> int:
