@@ -33,7 +33,7 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / 
 
 from chromakeep.chroma.command import ServerOptions  # noqa: E402
 from chromakeep.chroma.server import ChromaServer  # noqa: E402
-from postgres.instances import Instance  # noqa: E402
+from postgres.instances import Instance, eventually  # noqa: E402
 from servers.process import free_port  # noqa: E402
 
 FILES = (
@@ -137,6 +137,7 @@ def servers(base: Path) -> Iterator[dict[str, int]]:
             yield {"stock": options.port, "ours": ours.ready().port}
         finally:
             ours.kill()
+            eventually(lambda: not list(base.glob("ours-data/**/postmaster.pid")), "its PostgreSQL to end with it")
 
 
 def judge(one: Judge, ports: Mapping[str, int], files: Sequence[str]) -> int:
