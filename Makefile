@@ -23,7 +23,8 @@ help:
 	@echo 'make bench   the figures, against restic, tar and plain chroma run'
 	@echo 'make stress  $(SNAPSHOTS) snapshots under live writers, each compared exactly, kills, lost disks,'
 	@echo '             instances that take over from each other, instances on one PostgreSQL'
-	@echo 'make soak    ten minutes of everything at once at the door; ten times the snapshots of stress'
+	@echo 'make soak    ten minutes of everything at once at the door; the tests of chromadb itself, of a'
+	@echo '             stock server and of PostgreSQL; ten times the snapshots of stress'
 	@echo 'make clean   remove what these made, ./data and ./keep too'
 
 # The shell that becomes chromakeep starts the loader first, so Ctrl-C reaches both; the loader ends when it is gone.
@@ -67,6 +68,7 @@ stress: $(VENV)/.dev servers
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/stress/soak_door.py --minutes 10
+	$(BIN)/python tests/stress/chroma_own_tests.py --seed $$(date +%j)
 	$(BIN)/python tests/stress/live_writers.py --through backup --snapshots $(SNAPSHOTS)0 --seed $$(date +%j)
 
 clean:

@@ -86,6 +86,36 @@ CREATED: list[dict[str, Any]] = [
     {"schema": schema(sparse_vector={"sparse_vector_index": {"enabled": True, "config": {}}})},
     {"schema": schema() | {"x": 1}},
 ]
+UNKNOWN, LEGACY = {"type": "unknown"}, {"type": "legacy"}
+COSINE: dict[str, Any] = {"hnsw": {"space": "cosine"}}
+WISHES: list[dict[str, Any]] = [{}, COSINE, {"embedding_function": DEFAULT}, {"embedding_function": NAMED}]
+
+
+def whole(function: object, **more: Any) -> dict[str, Any]:
+    """As chromadb's client writes a ``Schema()`` that nobody has changed."""
+    config = {"space": "l2", "embedding_function": function, **more}
+    made = vectors(**config, source_key="#document")
+    return made | {"defaults": {"float_list": {"vector_index": {"enabled": False, "config": config}}}}
+
+
+def sparse(function: object) -> dict[str, Any]:
+    return schema(sparse_vector={"sparse_vector_index": {"enabled": False, "config": {"embedding_function": function}}})
+
+
+# A schema that names the function which stands for none asks for nothing, and does not forbid a configuration.
+CREATED += [
+    {"schema": asked, "configuration": configuration}
+    for asked in [
+        *map(whole, [None, DEFAULT, DEFAULT | {"config": {"a": 1}}, UNKNOWN, LEGACY, NAMED]),
+        *map(sparse, [DEFAULT, UNKNOWN, LEGACY, NAMED]),
+        whole(DEFAULT, hnsw={"max_neighbors": 16}),
+        whole(DEFAULT, hnsw={"max_neighbors": 17}),
+        whole(DEFAULT, spann={"search_nprobe": 64}),
+        vectors(embedding_function=DEFAULT),
+        vectors(),
+    ]
+    for configuration in WISHES
+] + [{"schema": whole(DEFAULT), "metadata": {"hnsw:space": "ip"}}]
 CHANGED: list[dict[str, Any]] = [
     {},
     {"hnsw": {}},

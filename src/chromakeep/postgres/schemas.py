@@ -62,11 +62,10 @@ def schema_of(
     if schema is not None:
         _check(schema)
         given = _completed(schema)
-        if given != _default():
-            if not (plain and _is_default(function)):
-                raise Refused(
-                    400, "Failed to reconcile schema: Cannot set both collection config and schema simultaneously"
-                )
+        asks = not _is_plain(given)
+        if (asks or not _is_sourced(schema)) and not (plain and _is_default(function)):
+            raise Refused(400, f"{_UNRECONCILED}: Cannot set both collection config and schema simultaneously")
+        if asks:
             return given
     made = _default()
     for config in _configs(made):
@@ -236,8 +235,29 @@ def _legacy(metadata: Mapping[str, Any]) -> Json:
     return made
 
 
+def _is_plain(given: Json) -> bool:
+    """Whether a completed schema asks for nothing: it may name the function that stands for none."""
+    plain = copy.deepcopy(given)
+    for config in _configs(plain):
+        if _is_default(config.get("embedding_function")):
+            config.pop("embedding_function", None)
+    sparse = plain["defaults"]["sparse_vector"]["sparse_vector_index"]["config"]
+    if _is_default(sparse["embedding_function"]):
+        sparse["embedding_function"] = {"type": "unknown"}
+    return plain == _default()
+
+
+def _is_sourced(schema: Mapping[str, Any]) -> bool:
+    """Whether what a schema says of vectors, if it does, names their source. Else Chroma takes it for a wish."""
+    index = _given(_given(_given(_given(schema.get("keys")).get(EMBEDDING)).get("float_list")).get("vector_index"))
+    return not index or _given(index.get("config")).get("source_key") is not None
+
+
 def _is_default(function: object) -> bool:
-    return function is None or (isinstance(function, Mapping) and function.get("name") == "default")
+    """Of an embedding function."""
+    if function is None:
+        return True
+    return isinstance(function, Mapping) and (function.get("name") == "default" or function.get("type") == "unknown")
 
 
 def _configs(schema: Json) -> list[Json]:
