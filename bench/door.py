@@ -35,7 +35,7 @@ from chromakeep.server import Door, Limits
 from chromakeep.server.gatehouse import Gatehouse
 from chromakeep.server.metrics import Metrics
 
-NGINX = """daemon off; pid {base}/nginx.pid; worker_processes 1;
+NGINX = """daemon off; {user} pid {base}/nginx.pid; worker_processes 1;
 events {{ worker_connections 512; }}
 http {{
     access_log off; client_max_body_size 0; client_body_buffer_size 1m; proxy_buffers 16 64k;
@@ -44,7 +44,8 @@ http {{
     upstream chroma {{ server 127.0.0.1:{backend}; keepalive 64; }}
     server {{
         listen 127.0.0.1:{port}; keepalive_requests 1000000;
-        location / {{ proxy_pass http://chroma; proxy_http_version 1.1; proxy_set_header Connection ""; }}
+        location / {{ proxy_pass http://chroma; proxy_http_version 1.1; proxy_set_header Connection "";
+            proxy_request_buffering off; }}
     }}
 }}
 """
@@ -220,8 +221,8 @@ def close_door(process: subprocess.Popen[bytes]) -> None:
 @contextlib.contextmanager
 def nginx(base: Path, backend: int) -> Iterator[int]:
     """The port of one that passes on, on connections that it keeps."""
-    port = free_port()
-    (base / "nginx.conf").write_text(NGINX.format(base=base, port=port, backend=backend))
+    port, user = free_port(), "user root;" if os.geteuid() == 0 else ""  # else nobody would have to write there
+    (base / "nginx.conf").write_text(NGINX.format(base=base, port=port, backend=backend, user=user))
     process = subprocess.Popen(["nginx", "-p", base, "-e", base / "nginx.log", "-c", base / "nginx.conf"])
     try:
         while True:

@@ -28,7 +28,7 @@ from chromakeep.postgres.held import Held
 from chromakeep.postgres.measures import Measure, measure
 
 Connection = psycopg.Connection[Any]
-SEARCH = 1.2  # ef_search of pgvector over that of Chroma's index, for its recall at least: docs/design/nearest.md
+SEARCH = 2.0  # ef_search of pgvector over that of Chroma's index, for its recall at least: docs/design/nearest.md
 WIDEST = 1_000  # pgvector's bound of ef_search
 SCAN = 40_000  # entries of an index after which a search that a filter starves is given up
 AGAIN = 4  # times as many as are asked for are measured again where the index holds less than the table
