@@ -472,12 +472,12 @@ def test_a_server_too_slow_for_so_many_is_asked_for_fewer(place: Place, middle: 
 
     def slow(asked: Asked) -> Answer:
         if asked.verb == "get" and (len(asked.json.get("ids") or ()) > 10 or asked.json["limit"] > 50):
-            time.sleep(0.5)
+            time.sleep(2)
         return forward(asked)
 
     middle.answer = slow
-    with closing(place.source(middle.url, timeout=0.1, page=400)) as source:
-        source.connection.slow = 0.1
+    with closing(place.source(middle.url, timeout=0.5, page=400)) as source:
+        source.connection.slow = 0.5
         assert all_of(source) == names(120)
 
 

@@ -1,7 +1,7 @@
 """Two servers that are asked the same: a stock one, and one behind a door. What differs by nature is taken out.
 
-By nature: ids that a server draws itself (of collections and databases), so the order of lists by them; the time; and
-the order in which it writes maps, a new one each time.
+By nature: ids that a server draws itself (of collections and databases), so the order of lists by them; the time; the
+order in which it writes maps, a new one each time; and so which of several keys of metadata that are wrong it tells.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from server.wires import Answer, Wire
 
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 BEATS = re.compile(r'("nanosecond heartbeat":)\d+')
+WRONG_KEY = re.compile(r"(metadata: Metadata key) cannot.*", re.DOTALL)
 OF_THE_HOP = frozenset({"date", "connection", "transfer-encoding", "content-length"})
 DROPPED = "the connection ended without an answer"
 
@@ -78,6 +79,7 @@ class Side:
 
 def ordered(text: str) -> str:
     """A message; the words of one that lists what is not valid, in order: Rust shows it from a map."""
+    text = WRONG_KEY.sub(r"\1", text)
     return " ".join(sorted(re.split(r"[\s,{}\[\]]+", text))) if "Validation error" in text else text
 
 
