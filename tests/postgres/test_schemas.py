@@ -81,7 +81,6 @@ CREATED: list[dict[str, Any]] = [
     {"schema": schema(string={"fts_index": {"enabled": True, "config": {}}})},
     {"schema": schema({"d": {"float_list": IP}})},
     {"schema": schema({"#x": {}})},
-    {"schema": schema({"sp": {"sparse_vector": {"sparse_vector_index": {"enabled": True, "config": {}}}}})},
     {"schema": schema({"sp": {"sparse_vector": {"sparse_vector_index": {"enabled": False, "config": {}}}}})},
     {"schema": schema(sparse_vector={"sparse_vector_index": {"enabled": True, "config": {}}})},
     {"schema": schema() | {"x": 1}},
@@ -168,6 +167,19 @@ def test_created(stock: Stock, wanted: dict[str, Any]) -> None:
     if status == 200:
         told = {name: told[name] for name in ("configuration_json", "schema")}
     assert ours(**wanted) == (status, told)
+
+
+def test_an_index_of_sparse_vectors_is_taken_which_stock_refuses(stock: Stock) -> None:
+    """As it was asked for, for it tells clients what to embed; ``search`` needs none. Not with the weights of BM25."""
+    index = {"enabled": True, "config": {"embedding_function": NAMED, "source_key": "#document", "bm25": False}}
+    asked = schema({"words": {"sparse_vector": {"sparse_vector_index": index}}})
+    assert stock.create(schema=asked)[0] == 400
+    status, told = ours(schema=asked)
+    assert status == 200 and told["schema"]["keys"]["words"] == asked["keys"]["words"]
+    assert schemas.schema_of(None, None, told["schema"]) == told["schema"]
+    index["config"]["bm25"] = True  # type: ignore[index]
+    status, told = ours(schema=asked)
+    assert status == 400 and "BM25" in told["message"]
 
 
 @pytest.mark.parametrize("change", CHANGED, ids=json.dumps)

@@ -3,7 +3,9 @@
 A collection has one schema, from which its configuration is told. What it is made of, first that counts: a schema that
 asks for anything, a configuration that does, the ``hnsw:*`` of the metadata, the defaults. A ``spann`` index becomes
 ``hnsw`` with nothing but its space, as in every Chroma of one node. Of the settings only space, ``ef_construction``,
-``ef_search`` and ``max_neighbors`` mean anything here; the others are kept and shown.
+``ef_search`` and ``max_neighbors`` mean anything here; the others are kept and shown. So
+is an index of sparse vectors, which a Chroma of one node refuses: it tells clients what to embed how, and ``search`` is
+exact without it.
 """
 
 from __future__ import annotations
@@ -184,10 +186,10 @@ def _check(schema: Mapping[str, Any]) -> None:
             raise _invalid(f"Full text search / regular expression index can only be enabled on #document field: {key}")
         if key != EMBEDDING and _enabled(kinds, "float_list", "vector_index"):
             raise _invalid(f"Vector index can only be enabled on #embedding field: {key}")
-        if _enabled(kinds, "sparse_vector", "sparse_vector_index"):
+        sparse = _given(_given(_given(kinds).get("sparse_vector")).get("sparse_vector_index"))
+        if sparse.get("enabled") and _given(sparse.get("config")).get("bm25"):
             raise Refused(
-                400,
-                f"{_UNRECONCILED}: Invalid schema input: Sparse vector indexing is not enabled in local",
+                400, f"{_UNRECONCILED}: Invalid schema input: BM25 weights are not computed here: leave out bm25: {key}"
             )
         vectors = _given(_given(_given(_given(kinds).get("float_list")).get("vector_index")).get("config"))
         if vectors.get("source_key") not in (None, DOCUMENT):
