@@ -7,6 +7,9 @@ the files of ``FILES`` against both, one after the other, both sides at the same
 came of each file, and every test with another outcome. Ends with 1 if ours fails a test that stock passes and that
 is not in ``EXPECTED``, if one in there passes (take it out), or if a file was not run to its end.
 
+What no Chroma of one node has (``search``, forks, indexes of sparse vectors) chromadb tests against a cluster only:
+``OF_A_CLUSTER`` are asked of ours alone, and each must pass.
+
 What both fail is not counted: tests that need parts of chromadb which are not installed (hnswlib, for its old engine in
 Python) or a server that they start themselves. The default embedding function does not download its model
 (``made_up_model.py``).
@@ -43,6 +46,14 @@ FILES = (
 )  # fmt: skip
 """Those that ask a server. The others ask Chroma's engine in this process, a cluster, or nobody."""
 
+OF_A_CLUSTER = (
+    "api/test_search_api.py",
+    "api/test_fork_count_api.py",
+    "property/test_fork.py",
+    "api/test_schema_e2e.py",
+)
+ABOUT = "search or sparse or knn or fork"  # of the tests in there; others look at how a cluster stores things
+
 EXPECTED = {
     "test_api::test_query_id_filtering_e2e": "wants an error where `ids` of a query has one that is not there: "
     "docs/compatibility.md, where stock is wrong",
@@ -71,17 +82,23 @@ class Judge:
         subprocess.run([*run[1], self._python, *wanted], check=True)
         self._site = next((self.base / "venv" / "lib").glob("python3*")) / "site-packages"
 
-    def run(self, side: str, port: int, file: str) -> Outcomes | None:
-        """Each test of a file, or of a folder, and its outcome; None where the run did not come to its end."""
-        place = self.base / side
+    def run(self, side: str, port: int, file: str, *, cluster: bool = False) -> Outcomes | None:
+        """Each test of a file, or of a folder, and its outcome; None where the run did not come to its end.
+        ``cluster``: those ``ABOUT`` what only a cluster has."""
+        place = self.base / (f"{side}-as-a-cluster" if cluster else side)
         place.mkdir(exist_ok=True)
         report = place / f"{file.replace('/', '_')}.xml"
         command = [self._python, "-m", "pytest", self._site / "chromadb" / "test" / file, "--rootdir", self._site,
                    "-p", "no:cacheprovider", "-p", "made_up_model", "-q", f"--timeout={PER_TEST}",
                    f"--hypothesis-seed={self.seed}", f"--junitxml={report}"]  # fmt: skip
+        command += ["-k", ABOUT] if cluster else []
+        environment = self._environment(port)
+        if cluster:
+            del environment["CHROMA_INTEGRATION_TEST_ONLY"]
+            environment |= {"CHROMA_CLUSTER_TEST_ONLY": "1", "CHROMA_SERVER_HOST": f"localhost:{port}"}
         with report.with_suffix(".out").open("wb") as output:
             try:
-                subprocess.run(command, cwd=place, env=self._environment(port), stdout=output, stderr=output,
+                subprocess.run(command, cwd=place, env=environment, stdout=output, stderr=output,
                                stdin=subprocess.DEVNULL, timeout=PER_FILE, check=False)  # fmt: skip
             except subprocess.TimeoutExpired:
                 return None
@@ -167,6 +184,20 @@ def judge(one: Judge, ports: Mapping[str, int], files: Sequence[str]) -> int:
     return faults
 
 
+def judge_alone(one: Judge, port: int, files: Sequence[str]) -> int:
+    """Run the files of a cluster on ours. The number of faults."""
+    faults = 0
+    for file in files:
+        found = one.run("ours", port, file, cluster=True)
+        tally = Counter((found or {}).values())
+        print(f"{file}, of a cluster: ours {text(tally)}" if found is not None else f"{file}: did not end", flush=True)
+        wrong = [name for name, outcome in (found or {}).items() if outcome == FAILED]
+        faults += len(wrong) or not tally[PASSED]
+        for name in wrong:
+            print(f"  ! {name}: failed", flush=True)
+    return faults
+
+
 def timed(one: Judge, side: str, port: int, file: str) -> tuple[Outcomes | None, float]:
     begun = time.monotonic()
     return one.run(side, port, file), time.monotonic() - begun
@@ -180,14 +211,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=("fast", "normal", "slow"), default="fast", help="examples of a property")
     parser.add_argument("--seed", type=int, default=1, help="of the examples")
-    parser.add_argument("--only", nargs="*", default=FILES, help="files or folders of chromadb/test")
+    parser.add_argument("--only", nargs="*", default=FILES + OF_A_CLUSTER, help="files or folders of chromadb/test")
     options = parser.parse_args()
     base = Path(tempfile.mkdtemp(prefix="chroma-own-tests-"))
     base.chmod(0o755)
     one = Judge(base, options.preset, options.seed)
     one.install()
     with servers(base) as ports:
-        faults = judge(one, ports, options.only)
+        faults = judge(one, ports, [file for file in options.only if file not in OF_A_CLUSTER])
+        faults += judge_alone(one, ports["ours"], [file for file in OF_A_CLUSTER if file in options.only])
     if faults:
         print(f"what the tests and the servers said is in {base}")
         return 1
