@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 
 import pytest
 
 from chromakeep.server import Door, Limits
+from chromakeep.server.upstream import Pool, Upstream
 from server.wires import GET, OK, Backend, Scripted, Wire, post
 
 Open = Callable[..., Door]
@@ -295,3 +297,25 @@ def test_connections_are_counted(backend: Backend, open_door: Open, knock: Knock
         four.close()
     two.send(GET)
     assert two.answer().status == 200
+
+
+def test_a_backend_that_takes_a_connection_and_dies(
+    open_door: Callable[..., Door], knock: Callable[[Door], Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before a byte was sent: nothing was done, and the next request finds another connection."""
+    opening = Pool.open
+    dying = iter([True])
+
+    async def opened(pool: Pool) -> Upstream:
+        upstream = await opening(pool)
+        if next(dying, False):
+            upstream.transport.abort()
+            while not upstream.lost:
+                await asyncio.sleep(0)
+        return upstream
+
+    monkeypatch.setattr(Pool, "open", opened)
+    client = knock(open_door())
+    client.send(GET)
+    answer = client.answer()
+    assert (answer.status, answer.fields["retry-after"]) == (503, "1")
