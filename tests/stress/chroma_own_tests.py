@@ -52,7 +52,8 @@ OF_A_CLUSTER = (
     "property/test_fork.py",
     "api/test_schema_e2e.py",
 )
-ABOUT = "search or sparse or knn or fork"  # of the tests in there; others look at how a cluster stores things
+ABOUT = "(search or sparse or knn or fork) and not isolates_schema"
+"""Of the tests in there. Others look at how a cluster stores things; that one waits for its compaction."""
 
 EXPECTED = {
     "test_api::test_query_id_filtering_e2e": "wants an error where `ids` of a query has one that is not there: "
