@@ -21,7 +21,7 @@ from server.wires import Answer, Wire
 
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 BEATS = re.compile(r'("nanosecond heartbeat":)\d+')
-WRONG_KEY = re.compile(r"(metadata: Metadata key) cannot.*", re.DOTALL)
+WRONG_KEY = re.compile(r"(metadata: Metadata key) cannot.*?(?=\n|\\n|\"|$)")  # to the end of its line, as JSON too
 OF_THE_HOP = frozenset({"date", "connection", "transfer-encoding", "content-length"})
 DROPPED = "the connection ended without an answer"
 
@@ -80,7 +80,7 @@ class Side:
 def ordered(text: str) -> str:
     """A message; the words of one that lists what is not valid, in order: Rust shows it from a map."""
     text = WRONG_KEY.sub(r"\1", text)
-    return " ".join(sorted(re.split(r"[\s,{}\[\]]+", text))) if "Validation error" in text else text
+    return " ".join(sorted(re.split(r"(?:\\n|[\s,{}\[\]\"])+", text))) if "Validation error" in text else text
 
 
 class Sender:
