@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import psycopg
 import pytest
 
 from chromakeep.engine import Change, CollectionShown, CollectionWanted, Refused, Target
@@ -231,7 +232,7 @@ def test_a_drop_does_not_wait_for_an_index_that_is_being_built(here: Here, pool:
             began.set()
             try:
                 connection.execute("SELECT pg_sleep(300)")
-            except Exception:
+            except psycopg.Error:
                 failed.set()
 
     thread = threading.Thread(target=build)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from chromakeep.server import Door, Limits
-from chromakeep.server.upstream import Pool, Upstream
+from chromakeep.server.upstream import Upstream
 from server.wires import GET, OK, Backend, Scripted, Wire, post
 
 Open = Callable[..., Door]
@@ -303,18 +303,15 @@ def test_a_backend_that_takes_a_connection_and_dies(
     open_door: Callable[..., Door], knock: Callable[[Door], Wire], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before a byte was sent: nothing was done, and the next request finds another connection."""
-    opening = Pool.open
+    connected = Upstream.connection_made
     dying = iter([True])
 
-    async def opened(pool: Pool) -> Upstream:
-        upstream = await opening(pool)
+    def made(upstream: Upstream, transport: asyncio.BaseTransport) -> None:
+        connected(upstream, transport)
         if next(dying, False):
             upstream.transport.abort()
-            while not upstream.lost:
-                await asyncio.sleep(0)
-        return upstream
 
-    monkeypatch.setattr(Pool, "open", opened)
+    monkeypatch.setattr(Upstream, "connection_made", made)
     client = knock(open_door())
     client.send(GET)
     answer = client.answer()

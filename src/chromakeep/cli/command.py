@@ -154,7 +154,7 @@ def command(
             shown = kept or progress.choose(settings.text("progress") or "auto", service=service)
             try:
                 reply = function(Call(settings, shown), **given)
-            except Exception as error:
+            except Exception as error:  # whatever ends a service is in its log; it is raised all the same
                 if kept:
                     _logged(ctx, kept, failures.understood(error, name), as_json=as_json, debug=debug)
                 raise

@@ -106,8 +106,6 @@ class Exchange:
             return
         if self.over:  # the cancellation came too late to stop the dialling
             upstream.give_back(False)
-        elif upstream.lost:  # it took the connection and died
-            await self._not_there()
         else:
             self._use(upstream)
 

@@ -126,7 +126,7 @@ class Exposition:
         """A number that cannot be had does not take the others away."""
         try:
             return what()
-        except Exception as error:
+        except Exception as error:  # of any reading: told once, and the page goes on without that number
             if (said := f"metrics: {type(error).__name__}: {error}") != self._told:
                 self._told = said
                 self._observer(Noted(said, "warning"))

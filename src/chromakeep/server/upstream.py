@@ -226,6 +226,8 @@ class Pool:
         except OSError as error:
             # Its frames hold the loop's future, that holds it: a circle, with whoever asked and his client in it.
             raise error.with_traceback(None) from None
+        if upstream.transport.is_closing():
+            raise ConnectionResetError("the connection was taken and ended")
         return upstream
 
     def keep(self, upstream: Upstream) -> None:
