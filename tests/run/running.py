@@ -22,6 +22,7 @@ from chromakeep.chroma.server import free_port
 from chromakeep.errors import ChromakeepError, ServerAnswered, ServerFailed
 from chromakeep.events import Event, Noted
 from chromakeep.operations.beside import Beside
+from chromakeep.operations.healthcheck import healthcheck
 from chromakeep.operations.run import run
 from chromakeep.operations.run_settings import RunResult, RunSettings
 from chromakeep.repository import Repository
@@ -77,9 +78,9 @@ def answers(client: ChromaClient) -> bool:
 
 
 def ready(run: subprocess.Popen[bytes], port: int, log: Path) -> bool:
-    """Whether a run's door answers for its server; it must not have ended."""
+    """Whether a run's door takes writes; it must not have ended. Its reads may be answered a moment before that."""
     assert run.poll() is None, log.read_text()[-3000:]
-    return answers(ChromaClient("127.0.0.1", port))
+    return healthcheck(f"http://127.0.0.1:{port}").healthy
 
 
 def signal_to(pid: int) -> None:

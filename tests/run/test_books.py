@@ -171,6 +171,7 @@ def test_without_a_repository_the_books_are_kept_too(tmp_path: Path) -> None:
     try:
         eventually(lambda: ready(child, port, tmp_path / "log"), "the start")
         eventually(lambda: values(page(metrics)).get(("chromakeep_ready", ())) == 1, "ready")
+        ChromaClient("127.0.0.1", port).heartbeat()
         child.send_signal(signal.SIGTERM)
         out, _ = child.communicate(timeout=60)
         lines = [json.loads(line) for line in out.splitlines()[:-1]]

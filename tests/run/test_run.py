@@ -21,7 +21,7 @@ from chromakeep.operations.beside import Beside
 from chromakeep.operations.restore import restore
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
-from run.running import PATIENCE, Writer, add, answers, create, eventually, held, process, running
+from run.running import PATIENCE, Writer, add, answers, create, eventually, held, process, ready, running
 
 
 @pytest.fixture
@@ -173,9 +173,9 @@ def test_what_was_acknowledged_is_in_the_last_snapshot(tmp_path: Path, repositor
 def test_a_stop_before_serving_keeps_what_a_killed_run_left(tmp_path: Path, repository: Path) -> None:
     """Writes acknowledged before a SIGKILL are on the disk only; a start that is stopped at once still keeps them."""
     data = tmp_path / "data"
-    with process(data, repository, every=3600) as (child, port, _):
+    with process(data, repository, every=3600) as (child, port, log):
+        eventually(lambda: ready(child, port, log), "the server")
         client = ChromaClient("127.0.0.1", port)
-        eventually(lambda: answers(client), "the server")
         ref = create(client, "some")
         add(client, ref, 0, 10)
         child.kill()
