@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from chromakeep.cli import output, summary
 from chromakeep.cli.command import Call, command, place
 from chromakeep.cli.output import Reply
 from chromakeep.errors import UsageError, VerificationFailed
+
+if TYPE_CHECKING:
+    from chromakeep.operations.check import CheckReport
 
 KEEPS = ("keep_last", "keep_hourly", "keep_daily", "keep_weekly", "keep_monthly", "keep_within")
 
@@ -121,7 +125,24 @@ def check(
         f"{output.plural(report.snapshots, 'snapshot')}, {output.plural(report.objects, 'object')}, "
         f"{output.size(report.bytes_read)} read: " + (output.plural(len(lines), "problem") if lines else "no problems")
     )
+    lines += _next_steps(report)
     return Reply(report, "\n".join(lines), VerificationFailed.exit_status if report.problems else 0)
+
+
+def _next_steps(report: CheckReport) -> list[str]:
+    """What somebody does at night who has read of problems."""
+    steps = []
+    if any(p.snapshots for p in report.problems):
+        steps.append(
+            "next: restore a snapshot that is not named above (chromakeep snapshots REPO); "
+            "until that is done, throw no directory away that still has the data"
+        )
+    if any(p.object.startswith("log/") for p in report.problems):
+        steps.append(
+            "next: no moment behind the gap can be restored before there is a newer snapshot: "
+            "chromakeep backup DIRECTORY REPO (a run makes them by itself)"
+        )
+    return steps
 
 
 @command(
