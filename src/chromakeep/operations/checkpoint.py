@@ -61,11 +61,15 @@ class Checkpoint:
 
     def begin(self, state: str) -> bool:
         """Go on with what was written down, if the source is in that state still; else begin anew. True: it goes on."""
-        goes_on = bool(state) and state == self.state and bool(self.parts)
+        goes_on = self.leads_on(state)
         if not goes_on:
             self.parts = {}
         self.state = state
         return goes_on
+
+    def leads_on(self, state: str) -> bool:
+        """Whether a copy from a source in that state goes on with what was written down."""
+        return bool(state) and state == self.state and bool(self.parts)
 
     @property
     def begun(self) -> bool:

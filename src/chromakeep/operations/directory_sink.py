@@ -38,21 +38,23 @@ class DirectorySink:
         *,
         env: Mapping[str, str],
         program: str | None = None,
+        resume: bool = False,
         observer: Observer = ignore,
     ) -> None:
-        """``over``: a sink that writes to a server; ``env`` and ``program``: with which the server is run."""
+        """``over``: a sink that writes to a server; ``env`` and ``program``: with which the server is run. ``resume``:
+        go on with what an earlier process has begun; else that is removed before anything is written."""
         self.target, self._observer = target.resolve(), observer
         self.kept: Path | None = None
         self._over = over
         self._work = self.target.parent / f".{self.target.name}.copying"
         self._new = self._work / "data"
-        self._env, self._program = env, program
+        self._env, self._program, self._resume = env, program, resume
         self._server: ChromaServer | None = None
         self._sink: Sink | None = None
 
     def definitions(self) -> Sequence[Definition]:
         """What the directory has, or the one that is being filled."""
-        if self._new.exists():
+        if self._resume and self._new.exists():
             return self._open().definitions()
         if place.is_empty(self.target):
             return []
@@ -63,9 +65,7 @@ class DirectorySink:
             source.close()
 
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> Intake:
-        """As ``records.Sink``. Without a mark of an earlier process what such a one has left is removed first."""
-        if mark is None and self._server is None:
-            shutil.rmtree(self._work, ignore_errors=True)
+        """As ``records.Sink``."""
         return self._open().collection(definition, conflict=conflict, mark=mark)
 
     def reader(self) -> Source:
@@ -76,7 +76,7 @@ class DirectorySink:
     def publish(self) -> None:
         """Check what was built, sync it and put it in place. Raises ``SourceBroken``; ``UsageError`` while a process
         writes to the directory and ``SourceBusy`` when one has: then it is as it was."""
-        if not self._new.exists():
+        if not (self._resume and self._new.exists()):
             self._open()  # no collection at all: an empty Chroma
         self._stop()
         refuse_in_use(self.target)
@@ -106,6 +106,9 @@ class DirectorySink:
 
     def _open(self) -> Sink:
         if self._sink is None:
+            if not self._resume:
+                shutil.rmtree(self._work, ignore_errors=True)
+                self._resume = True
             if not self._new.exists():
                 self._prepare()
             self._server = ChromaServer(self._new, env=self._env, program=self._program)

@@ -101,7 +101,8 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
 def open_sink(text: str, means: Means, *, resume: bool = False) -> tuple[Sink, Callable[[], Source]]:
     """The place as a sink, and how to read what was written there before it is published, where it is not visible yet.
 
-    ``resume``: what a killed process has finished is part of it. Raises ``UsageError`` for what is no sink.
+    ``resume``: what a killed process has finished is part of it; False: it is removed. Raises
+    ``UsageError`` for what is no sink.
     """
     if is_exchange(text):
         files = sink_of(text, stream=means.stream, resume=resume)
@@ -138,6 +139,7 @@ def open_sink(text: str, means: Means, *, resume: bool = False) -> tuple[Sink, C
         lambda client: ServerSink(Connection(f"http://{client.host}:{client.port}"), None, None),
         env=means.env,
         program=means.program,
+        resume=resume,
         observer=means.observer,
     )
     return directory, directory.reader

@@ -165,13 +165,15 @@ def _copy(
         at = at.with_name(f"{at.name}-dry")  # what a killed copy has left is not touched
     at.parent.mkdir(parents=True, exist_ok=True)
     hold(at)  # until this process ends: two that go on with one copy would both lose count
-    checkpoint = Checkpoint(None if dry_run else at / "checkpoint.json", told)
+    # What a stream was given is not there for another process to go on behind.
+    checkpoint = Checkpoint(None if dry_run or target == "-" else at / "checkpoint.json", told)
     reads = means_of(call, FROM, at, sys.stdin.buffer if source == "-" else None)
     writes = means_of(call, TO, at, sys.stdout.buffer if target == "-" else None)
     whole = dry_run
     try:
         with closing(open_source(source, reads, resume=checkpoint.state)) as reading:
-            sink, read_back = open_sink(target, writes, resume=checkpoint.begun and not checkpoint.given_up)
+            goes_on = checkpoint.begun and checkpoint.leads_on(reading.state())
+            sink, read_back = open_sink(target, writes, resume=goes_on)
             with closing(sink):
                 done = operation(
                     reading,

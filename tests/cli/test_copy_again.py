@@ -1,0 +1,51 @@
+"""A copy that did not end well, and what the next one makes of what it left: never a mixture of both, never less than
+all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from cli.conftest import Cli
+
+BAD = '{"id": "bad", "embedding": [1], "metadata": {}}'
+
+
+def lines(name: str, count: int) -> list[str]:
+    """A collection as lines of JSONL."""
+    records = [{"id": f"{name}-{n}", "embedding": [n / 2, 1.0], "metadata": {"n": n}} for n in range(count)]
+    return [json.dumps({"collection": {"name": name}}), *map(json.dumps, records)]
+
+
+def test_a_stream_that_was_cut_is_written_from_its_beginning(cli: Cli) -> None:
+    """Nothing that was read from a pipe is there for a second process to go on behind."""
+    (cli.cwd / "many.jsonl").write_text("\n".join(lines("many", 6000)))
+    command = cli.command("copy", "many.jsonl", "-")
+    with subprocess.Popen(command, cwd=cli.cwd, env=cli.environ, stdout=-1, stderr=-1) as cut:
+        assert cut.stdout is not None
+        for _ in range(2049):  # of a first batch
+            cut.stdout.readline()
+        cut.stdout.close()
+        assert cut.wait(60) == 16
+    again = cli("copy", "many.jsonl", "-")
+    assert len(again.stdout.splitlines()) == 6001
+
+
+@pytest.mark.parametrize("target", ["out", "out.parquet/", "out.jsonl"])
+@pytest.mark.parametrize("change", ["source", "options"])
+def test_what_is_begun_anew_has_nothing_of_the_attempt_before(cli: Cli, target: str, change: str) -> None:
+    """One collection was finished and another one begun. Then the source was changed, or something else is asked
+    for."""
+    (cli.cwd / "in.jsonl").write_text("\n".join([*lines("first", 5), *lines("second", 2100), BAD]))
+    assert "2108" in cli.fails(15, "copy", "in.jsonl", target)
+    kept = lines("first", 5) if change == "options" else []
+    (cli.cwd / "in.jsonl").write_text("\n".join([*kept, *lines("second", 7)]))
+    options = ("--collections", "second") if change == "options" else ()
+    assert cli.json("copy", "in.jsonl", target, *options)["records"] == 7
+    found = cli.json("check", "in.jsonl", target, status=14 if change == "options" else 0)
+    assert [c["records"] for c in found["collections"]] == [[7, 7]]
+    assert found["only_second"] == []
