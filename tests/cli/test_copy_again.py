@@ -4,10 +4,15 @@ all."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from chromakeep.chroma.server import ChromaServer
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -49,3 +54,20 @@ def test_what_is_begun_anew_has_nothing_of_the_attempt_before(cli: Cli, target: 
     found = cli.json("check", "in.jsonl", target, status=14 if change == "options" else 0)
     assert [c["records"] for c in found["collections"]] == [[7, 7]]
     assert found["only_second"] == []
+
+
+def test_a_server_is_listed_anew_when_a_copy_is_given_up(cli: Cli, chroma: Path) -> None:
+    """The list of ids that a killed copy kept is of its time: one with other options must find what came since."""
+    with ChromaServer(chroma, env=os.environ) as server:
+        url = f"http://127.0.0.1:{server.client.port}"
+        command = cli.command("export", url, "laws.jsonl", "--collections", "laws", "--rate", "1")
+        cut = subprocess.Popen(command, cwd=cli.cwd, env=cli.environ)
+        deadline = time.monotonic() + 60
+        while not list(cli.cwd.rglob("*.ids")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        cut.kill()
+        cut.wait()
+        (laws,) = [each for each in server.client.list_collections() if each.name == "laws"]
+        server.client.request("POST", f"{laws.path}/add", {"ids": ["late"], "embeddings": [[0.5] * 384]})
+        done = cli.json("export", url, "laws.jsonl", "--collections", "laws", "--verify")
+        assert done["records"] == 151
