@@ -80,6 +80,11 @@ class Checkpoint:
         """What is known of a collection."""
         return self.parts.setdefault("/".join(place), Part())
 
+    def anew(self, place: tuple[str, str, str]) -> Part:
+        """Forget what is known of a collection."""
+        self.parts.pop("/".join(place), None)
+        return self.part(place)
+
     def save(self) -> None:
         """Write it down, durably."""
         if self.path is not None:

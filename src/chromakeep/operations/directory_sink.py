@@ -68,6 +68,10 @@ class DirectorySink:
         """As ``records.Sink``."""
         return self._open().collection(definition, conflict=conflict, mark=mark)
 
+    def finished(self, definition: Definition, mark: Mark) -> bool:
+        """As of ``copy.Remembers``."""
+        return any((each.place, each.id) == (definition.place, mark["id"]) for each in self.definitions())
+
     def reader(self) -> Source:
         """What was written so far, before it is published; ends the server, for its files to be at rest."""
         self._stop()
