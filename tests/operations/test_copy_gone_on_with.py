@@ -14,7 +14,7 @@ import pytest
 from chromakeep.chroma.connection import Connection
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.chroma.server_sink import ServerSink
-from chromakeep.errors import SourceError
+from chromakeep.errors import RepositoryBusy, SourceError
 from chromakeep.exchange.archive_sink import ParquetArchiveSink
 from chromakeep.exchange.jsonl_sink import JsonlSink
 from chromakeep.operations.checkpoint import Checkpoint
@@ -108,3 +108,22 @@ def test_what_was_finished_is_not_copied_twice(opened: Opened, tmp_path: Path, m
         reading = MemorySource(source, fail_at=rest + 1)
         assert ended(reading, opened(), file).records == 750
         assert names(opened()) == {"books", "laws"}
+
+
+@pytest.mark.parametrize("opened", ["directory"], indirect=True)
+def test_two_copies_into_one_directory_do_not_meet(opened: Opened, tmp_path: Path) -> None:
+    """The second one is refused, and takes nothing away from the first."""
+    source = place()
+    (books, _) = MemorySource(source).definitions()
+    with closing(opened()) as first:
+        intake = first.collection(books)
+        for resume in (True, False):
+            with closing(opened()) as second:
+                second._resume = resume  # type: ignore[attr-defined]
+                with pytest.raises(RepositoryBusy, match="another process is writing there"):
+                    second.collection(books)
+        for some, _ in MemorySource(source).batches(books):
+            intake.write(some)
+        intake.finish()
+        first.publish()
+    assert names(opened()) == {"books"}

@@ -19,6 +19,7 @@ from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import SourceBroken, SourceBusy
 from chromakeep.events import Noted, Observer, ignore
+from chromakeep.exchange.files import hold, remove
 from chromakeep.operations import place
 from chromakeep.operations.restore import refuse_in_use
 from chromakeep.records import Definition, Intake, Mark, Sink, Source
@@ -51,6 +52,7 @@ class DirectorySink:
         self._env, self._program, self._resume = env, program, resume
         self._server: ChromaServer | None = None
         self._sink: Sink | None = None
+        self._lock: int | None = None
 
     def definitions(self) -> Sequence[Definition]:
         """What the directory has, or the one that is being filled."""
@@ -107,12 +109,13 @@ class DirectorySink:
         """Stop the server. What was not published stays beside, for the copy to go on with."""
         with suppress(OSError):
             self._stop()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _open(self) -> Sink:
         if self._sink is None:
-            if not self._resume:
-                shutil.rmtree(self._work, ignore_errors=True)
-                self._resume = True
+            self._begin()
             if not self._new.exists():
                 self._prepare()
             self._server = ChromaServer(self._new, env=self._env, program=self._program)
@@ -120,8 +123,17 @@ class DirectorySink:
             self._sink = self._over(self._server.client)
         return self._sink
 
+    def _begin(self) -> None:
+        """Hold the work against other processes, once, and begin it anew unless it is to be gone on with."""
+        if self._lock is None:
+            self._work.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = hold(self._work)
+        if not self._resume:
+            for left in self._work.iterdir():
+                remove(left)
+        self._resume = True
+
     def _prepare(self) -> None:
-        self._work.mkdir(parents=True, exist_ok=True)
         (self._work / STATE).unlink(missing_ok=True)
         if place.is_empty(self.target):
             self._new.mkdir()
