@@ -319,6 +319,23 @@ def test_a_run_without_a_repository_receives_too(tmp_path: Path, generations: li
         one.end()
 
 
+def test_a_rollback_while_another_transfer_is_half_way(tmp_path: Path, generations: list[Path], small: None) -> None:
+    """What is kept is told all the same, and swapped back; no rollback that names nothing is called done."""
+    data = tmp_path / "data"
+    with serving(data, None) as (one, _):
+        done = sent(generations[2], one)
+        other = manifest.Manifest.of(generations[1], ["chroma.sqlite3"], "me:/x")
+        assert ask(one, "POST", "", other.encoded)[1]["state"] == "receiving"
+        found = ask(one, "GET")[1]
+        assert (found["state"], found["kept"]) == ("receiving", done.kept)
+        assert ask(one, "POST", "/rollback", b'{"kept": ""}')[0] != 200
+        back = send_back(f"http://127.0.0.1:{one.port}", TOKEN)
+        assert back.restored == done.kept
+        assert ids_served(one.client, "mine") == mine()
+        assert ask(one, "GET", f"/{other.id}")[1]["state"] == "receiving"
+        one.end()
+
+
 def test_a_directory_in_use_is_sent(tmp_path: Path, generations: list[Path]) -> None:
     """Between two runs, while the first one is written to: an exact state of it arrives."""
     source, data = tmp_path / "source", tmp_path / "data"
