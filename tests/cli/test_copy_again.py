@@ -71,3 +71,20 @@ def test_a_server_is_listed_anew_when_a_copy_is_given_up(cli: Cli, chroma: Path)
         server.client.request("POST", f"{laws.path}/add", {"ids": ["late"], "embeddings": [[0.5] * 384]})
         done = cli.json("export", url, "laws.jsonl", "--collections", "laws", "--verify")
         assert done["records"] == 151
+
+
+def test_a_comparison_leaves_a_copy_that_is_to_be_gone_on_with(cli: Cli) -> None:
+    """How far it has come is what somebody looks for whose copy has failed."""
+    (cli.cwd / "in.jsonl").write_text("\n".join([*lines("first", 5), *lines("second", 2100), BAD]))
+    cli.fails(15, "copy", "in.jsonl", "out.parquet/")
+    (left,) = cli.cwd.rglob("checkpoint.json")
+    cli("check", "in.jsonl", "out.parquet/")
+    assert left.exists()
+
+
+def test_a_home_that_is_none_is_told_with_what_to_do(cli: Cli) -> None:
+    """As that of many a container's user."""
+    (cli.cwd / "in.jsonl").write_text("\n".join(lines("first", 5)))
+    for words in (("copy", "in.jsonl", "x.parquet"), ("check", "in.jsonl", "in.jsonl")):
+        assert "--work" in cli.fails(2, *words, env={"HOME": "/proc/none"})
+        assert cli(*words, "--work", "w", env={"HOME": "/proc/none"}).returncode == 0
