@@ -171,6 +171,21 @@ def test_what_becomes_of_records_that_are_there(conflict: str) -> None:
     assert salts["id-1"] is False
 
 
+@pytest.mark.parametrize("conflict", ["skip", "upsert"])
+def test_a_copy_into_what_was_there_is_verified_when_it_is_gone_on_with(tmp_path: Path, conflict: str) -> None:
+    """Records that the target had before are no difference, in whichever process."""
+    source, target, file = place(names=("books",)), Memory(), tmp_path / "c.json"
+    target.put(Definition("books", "other", dimension=3), records(450, 600, salt=7))
+    plan = Plan(conflict=conflict, verify=True)
+    limits = Limits(records=50)
+    with pytest.raises(ServerFailed):
+        sink = MemorySink(target, atomic=False, limits=limits, fail_at=3)
+        copy(MemorySource(source, rows=50), sink, plan, checkpoint=Checkpoint(file, WHOLE))
+    done = run(source, target, plan, checkpoint=Checkpoint(file, WHOLE))
+    assert (done.resumed, done.verified, done.collections[0].exists) == (True, True, True)
+    assert compare_places(MemorySource(source), MemorySource(target)).comparisons[0].extra == 100
+
+
 def test_names_and_places_are_mapped() -> None:
     """--rename, --tenant, --database, --collections; what makes no sense is refused before anything happens."""
     source, target = place(), Memory()

@@ -20,13 +20,15 @@ VERSION = 1
 
 
 class Part(msgspec.Struct, omit_defaults=True):
-    """One collection: ``mark`` of the source, ``intake`` of the sink, ``sums`` of its digest up to there."""
+    """One collection: ``mark`` of the source, ``intake`` of the sink, ``sums`` of its digest up to there. ``existed``:
+    the target had one of its name before."""
 
     mark: Any = None
     intake: Any = None
     records: int = 0
     sums: list[list[int]] = []
     done: bool = False
+    existed: bool = False
 
 
 class _Content(msgspec.Struct):

@@ -126,8 +126,8 @@ def copy(
         observer(Noted("going on with the copy that was begun before"))
     done, moved = [], 0
     for definition, target in pairs:
-        exists = target.place in existing and definition.place not in ours
-        records, size = _one(source, sink, definition, target, plan, checkpoint, observer)
+        records, size = _one(source, sink, definition, target, target.place in existing, plan, checkpoint, observer)
+        exists = checkpoint.part(definition.place).existed
         moved += size
         done.append(Copied(described(definition), described(target), records, definition.dimension, exists))
     if plan.verify and read_back:
@@ -144,6 +144,7 @@ def _one(
     sink: Sink,
     definition: Definition,
     target: Definition,
+    exists: bool,
     plan: Plan,
     checkpoint: Checkpoint,
     observer: Observer,
@@ -163,7 +164,7 @@ def _one(
         part = checkpoint.anew(definition.place)
         intake = sink.collection(target, conflict=plan.conflict)
     if part.intake is None:
-        part.intake = intake.mark()
+        part.intake, part.existed = intake.mark(), exists
         if checkpoint.state:
             checkpoint.save()  # so that what is there from now on is known to be ours
     size = 0
