@@ -17,6 +17,7 @@ from chromakeep.batches import batch, encode
 from chromakeep.chroma.rounding import through_json
 from chromakeep.conditions import Where
 from chromakeep.errors import ServerFailed, SourceError, TargetNotEmpty, UsageError, VerificationFailed
+from chromakeep.operations import pump
 from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.compare import compare, compare_places
 from chromakeep.operations.copy import Plan, copy
@@ -261,6 +262,34 @@ def test_a_target_that_lies_is_found_out_by_id(how: str, named: str) -> None:
         )
     assert named in told.value.message
     assert not published
+
+
+def test_a_signal_does_not_wait_for_a_target_that_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was given counts as nothing; the copy is gone on with."""
+    source, target, file = place(names=("books",)), Memory(), tmp_path / "c.json"
+    silent = threading.Event()
+
+    class Intake(MemoryIntake):
+        def write(self, batch: pa.RecordBatch) -> None:
+            assert silent.wait(60)
+            super().write(batch)
+
+    class Sink(MemorySink):
+        def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> MemoryIntake:
+            return Intake(self, super().collection(definition, conflict=conflict, mark=mark).mark())
+
+    monkeypatch.setattr(pump, "LEAVE", 0.01)
+    with pytest.raises(KeyboardInterrupt):
+        copy(
+            MemorySource(source, fail_at=2, error=KeyboardInterrupt()),
+            Sink(target, atomic=False),
+            Plan(),
+            checkpoint=Checkpoint(file, WHOLE),
+        )
+    assert not silent.is_set() and Checkpoint(file, WHOLE).parts["default_tenant/default_database/books"].records == 0
+    silent.set()
+    run(source, target, checkpoint=Checkpoint(file, WHOLE))
+    assert same(source, target)
 
 
 def test_memory_is_bounded_by_the_queue() -> None:
