@@ -19,7 +19,7 @@ from chromakeep.batches import decode, encode, vectors_of
 from chromakeep.chroma.hnsw import through_cosine
 
 _NUMBER = re.compile(r"(-?)(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?")
-_LONG = re.compile(r"[0-9]\.?[0-9]{14}|[0-9][eE]")  # fewer digits, and no exponent: exact
+_LONG = re.compile(r"[0-9](?:\.?[0-9]){14}|[0-9][eE]")  # fewer digits, and no exponent: exact
 _LARGEST = 308  # power of ten in a float64
 
 
