@@ -201,6 +201,7 @@ def test_what_cannot_be_meant_is_told_in_one_line(cli: Cli, chroma: Path, kept: 
         (2, "no single records", ("copy", "chroma", "keep")),
         (2, "takes one collection", ("export", "chroma", "x.parquet")),
         (2, "no .parquet or .jsonl", ("export", "chroma", "x")),
+        (2, "cannot be read back", ("copy", "chroma", "-", "--verify")),
         (2, "no collection 'nobody'", ("copy", "chroma", "x", "--collections", "nobody")),
         (2, "--where", ("copy", "chroma", "x", "--where", "{")),
         (2, "not A=B", ("copy", "chroma", "x", "--rename", "a")),

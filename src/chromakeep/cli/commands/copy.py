@@ -148,6 +148,8 @@ def _copy(
         rate,
         verify,
     )
+    if verify and target == "-":
+        raise UsageError("what was written to a stream cannot be read back", hint="write to a file to have it verified")
     told = {
         "from": source,
         "to": target,
