@@ -20,9 +20,9 @@ from chromakeep.exchange.jsonl_sink import JsonlSink
 from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.copy import CopyResult, Plan, copy
 from chromakeep.operations.directory_sink import DirectorySink
-from chromakeep.records import Sink
+from chromakeep.records import Definition, Sink
 from chromakeep.testing.memory_records import Memory, MemorySource
-from operations.test_copy import WHOLE, place
+from operations.test_copy import WHOLE, place, records
 
 Opened = Callable[[], Sink]
 
@@ -108,6 +108,17 @@ def test_what_was_finished_is_not_copied_twice(opened: Opened, tmp_path: Path, m
         reading = MemorySource(source, fail_at=rest + 1)
         assert ended(reading, opened(), file).records == 750
         assert names(opened()) == {"books", "laws"}
+
+
+@pytest.mark.parametrize("opened", ["directory", "server"], indirect=True)
+def test_a_collection_of_another_tenant_is_found_again(opened: Opened, tmp_path: Path, server: ChromaServer) -> None:
+    """A server does not list its tenants."""
+    source, file = Memory(), tmp_path / "c.json"
+    for number, name in enumerate(("books", "laws")):
+        source.put(Definition(name, f"uuid-{number}", "acme", "prod", 3), records(0, 200))
+    with closing(opened()) as sink, pytest.raises(SourceError, match="injected"):
+        copy(MemorySource(source, fail_at=4), sink, Plan(), checkpoint=Checkpoint(file, WHOLE))
+    assert ended(MemorySource(source, fail_at=2), opened(), file).records == 400
 
 
 @pytest.mark.parametrize("opened", ["directory"], indirect=True)

@@ -21,6 +21,7 @@ from chromakeep.errors import SourceBroken, SourceBusy
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.exchange.files import hold, remove
 from chromakeep.operations import place
+from chromakeep.operations.copy import Remembers
 from chromakeep.operations.restore import refuse_in_use
 from chromakeep.records import Definition, Intake, Mark, Sink, Source
 
@@ -72,6 +73,9 @@ class DirectorySink:
 
     def finished(self, definition: Definition, mark: Mark) -> bool:
         """As of ``copy.Remembers``."""
+        if self._new.exists():
+            inner = self._open()
+            return isinstance(inner, Remembers) and inner.finished(definition, mark)
         return any((each.place, each.id) == (definition.place, mark["id"]) for each in self.definitions())
 
     def reader(self) -> Source:
