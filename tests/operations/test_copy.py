@@ -419,3 +419,25 @@ def test_floats_that_chroma_rounds_are_told_from_others() -> None:
     assert not compare(given, definition, given, definition).rounded
     only = compare(given, definition, other, definition)
     assert (only.differing, only.differing_ids) == (1, ("v499",))
+
+
+def test_floats_that_are_rounded_twice_are_told_from_others() -> None:
+    """Over HTTP Chroma reads them as JSON once more: some have then another last bit again."""
+    numbers = [9.041384003555922e-08, 4.921633583444544e-19, 4.921029135697173e-13, 2.1761521622503645e-10]
+    twice = [through_json(through_json(number)) for number in numbers]
+    assert not {*twice} & {*map(through_json, numbers)}
+    definition = Definition("a", dimension=1)
+
+    def holding(values: list[float]) -> MemorySource:
+        memory, none = Memory(), [None] * len(values)
+        metadatas = [encode({"f": value}) for value in values]
+        ids = [f"v{n}" for n in range(len(values))]
+        memory.put(definition, batch(ids, np.ones((len(values), 1), np.float32), none, none, metadatas, 1))
+        return MemorySource(memory)
+
+    given, returned = holding(numbers), holding(twice)
+    for a, b in ((given, returned), (returned, given)):
+        found = compare(a, definition, b, definition)
+        assert found.equal and found.rounded
+    other = holding([*twice[:-1], float(np.nextafter(twice[-1], 0))])
+    assert compare(given, definition, other, definition).differing_ids == ("v3",)

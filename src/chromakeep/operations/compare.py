@@ -193,6 +193,7 @@ def _by_id(
         _named(one, missing),
         _named(two, extra),
         _named(one, differing),
+        rounded=not (among or len(missing) or len(extra) or len(differing)),  # for their digests are not equal
     )
 
 
