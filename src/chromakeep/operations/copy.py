@@ -158,7 +158,7 @@ def _one(
     try:
         intake = sink.collection(target, conflict=plan.conflict, mark=part.intake)
     except UsageError as error:
-        if part.intake is None:
+        if part.intake is None or isinstance(error, TargetNotEmpty):
             raise
         observer(Noted(f"{error.message}: {described(target)} is copied anew", "warning"))
         part = checkpoint.anew(definition.place)
