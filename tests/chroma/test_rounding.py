@@ -19,7 +19,9 @@ def test_floats_of_metadata_and_cosine_vectors_are_foretold(tmp_path: Path) -> N
 
     rng = np.random.default_rng(3)
     sized = rng.standard_normal(600) * 10.0 ** rng.integers(-300, 300, 600)
-    numbers = [*rng.random(1000).tolist(), *sized.tolist(), *np.float32(rng.random(400)).tolist(), *EXTREME]
+    plain = rng.random(600) * 10.0 ** rng.integers(1, 17, 600)  # a point after any of the digits, as in a time
+    numbers = [*rng.random(1000), *sized, *plain, *np.float32(rng.random(400)).tolist(), *EXTREME]
+    numbers = [float(number) for number in numbers]
     ids = [f"n{n}" for n in range(len(numbers))]
     vectors = rng.standard_normal((len(ids), 24)).astype(np.float32)
     collection = chromadb.PersistentClient(str(tmp_path)).create_collection(

@@ -174,6 +174,18 @@ def test_a_bad_record_is_not_dropped(cli: Cli, chroma: Path, server: ChromaServe
     assert [ref for ref in server.client.list_collections() if ref.name == "bad"] == []
 
 
+def test_floats_of_any_size_are_no_difference(cli: Cli, server: ChromaServer) -> None:
+    """Whatever Chroma makes of their last bits, twice, on their way through a server."""
+    records = [
+        {"id": f"r{n}-{power}", "embedding": [n, 1.0], "metadata": {"f": (n + 1) / 7 * 10.0**power}}
+        for n in range(40)
+        for power in range(-20, 21)
+    ]
+    (cli.cwd / "floats.jsonl").write_text("\n".join(map(json.dumps, records)))
+    assert cli.json("copy", "floats.jsonl", url(server), "--verify")["verified"]
+    assert cli.json("check", url(server), "floats.jsonl")["ok"]
+
+
 def test_uris_and_models_go_with_it(cli: Cli, server: ChromaServer) -> None:
     """What a collection names is carried as data: no embedding function is built, on the way or at the ends."""
     function = {"type": "known", "name": "nobody_has_this", "config": {"model_name": "m", "trust_remote_code": True}}
@@ -201,6 +213,7 @@ def test_what_cannot_be_meant_is_told_in_one_line(cli: Cli, chroma: Path, kept: 
         (2, "no single records", ("copy", "chroma", "keep")),
         (2, "takes one collection", ("export", "chroma", "x.parquet")),
         (2, "no .parquet or .jsonl", ("export", "chroma", "x")),
+        (2, "cannot be read back", ("copy", "chroma", "-", "--verify")),
         (2, "no collection 'nobody'", ("copy", "chroma", "x", "--collections", "nobody")),
         (2, "--where", ("copy", "chroma", "x", "--where", "{")),
         (2, "not A=B", ("copy", "chroma", "x", "--rename", "a")),

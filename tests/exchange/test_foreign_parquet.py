@@ -196,6 +196,15 @@ def test_numbers_of_rows_count_through_the_file(tmp_path: Path) -> None:
     assert "row 8766 has no id" in str(refused(at(tmp_path, "x.parquet")))
 
 
+def test_an_id_that_comes_twice(tmp_path: Path) -> None:
+    """Is told with both its rows, before anything is read: Chroma would keep one of the two."""
+    ids = [f"id-{n}" for n in range(9000)]
+    ids[8765] = ids[4321]
+    table = pa.table({"id": ids, "embedding": pa.array([[1.0]] * len(ids), pa.list_(pa.float32()))})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=5000)
+    assert "row 8766 has the id 'id-4321', which is in row 4322" in str(refused(at(tmp_path, "x.parquet")))
+
+
 def test_other_columns_are_not_looked_at(tmp_path: Path) -> None:
     """Whatever is in them, and also where their names begin like ours."""
     vectors = pa.array(VECTORS, pa.list_(pa.float32()))

@@ -203,10 +203,32 @@ def test_a_bad_line_is_told_by_its_number(line: bytes, told: str, tmp_path: Path
     assert told in message and "books.jsonl" in message
 
 
+@pytest.mark.parametrize("name", ["books.jsonl", "books.jsonl.zst"])
+def test_an_id_that_comes_twice_is_told_before_anything_is_read(tmp_path: Path, name: str) -> None:
+    """With both its lines; Chroma would keep one of the two. In another collection it may be again."""
+    lines_ = [HEAD, *({"id": f"id-{n}", "embedding": [n]} for n in range(3)), HEAD.replace(b"x", b"y")]
+    address = file_of(tmp_path, *lines_, {"id": "id-1", "embedding": [1.0]}, name="plain.jsonl")
+    with closing(source_of(address)) as source:
+        assert [definition.count for definition in source.definitions()] == [3, 1]
+    file_of(tmp_path, *lines_, *[b"\n", *[{"id": each, "embedding": [1.0]} for each in "aba"]], name="plain.jsonl")
+    data = (tmp_path / "plain.jsonl").read_bytes()
+    (tmp_path / name).write_bytes(zstandard.compress(data) if name.endswith("zst") else data)
+    with closing(source_of(at(tmp_path, name))) as source, pytest.raises(SourceError, match=r"line 9 .*'a'.* line 7"):
+        source.definitions()
+
+
+def test_an_id_that_comes_twice_in_a_stream_is_told_at_its_end() -> None:
+    """Before the copy is whole."""
+    found = "\n".join(json.dumps({"id": f"{n % 5000}", "embedding": [n]}) for n in range(5003))
+    source = source_of("-", stream=io.BytesIO(found.encode()))
+    with pytest.raises(SourceError, match="3 ids are those of several"):
+        held(source, source.definitions()[0])
+
+
 def test_numbers_of_lines_after_a_mark(tmp_path: Path) -> None:
     """They count from the beginning of the file."""
     records = [{"id": f"id {n}", "embedding": [1.0]} for n in range(2500)]
-    address = file_of(tmp_path, HEAD, *records, b"x\n")
+    address = file_of(tmp_path, HEAD, *records, {"id": "x", "embedding": 5})
     with closing(source_of(address)) as source:
         (definition,) = source.definitions()
         _, mark = next(source.batches(definition))

@@ -17,6 +17,7 @@ from chromakeep.batches import batch, encode
 from chromakeep.chroma.rounding import through_json
 from chromakeep.conditions import Where
 from chromakeep.errors import ServerFailed, SourceError, TargetNotEmpty, UsageError, VerificationFailed
+from chromakeep.operations import pump
 from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.compare import compare, compare_places
 from chromakeep.operations.copy import Plan, copy
@@ -171,6 +172,21 @@ def test_what_becomes_of_records_that_are_there(conflict: str) -> None:
     assert salts["id-1"] is False
 
 
+@pytest.mark.parametrize("conflict", ["skip", "upsert"])
+def test_a_copy_into_what_was_there_is_verified_when_it_is_gone_on_with(tmp_path: Path, conflict: str) -> None:
+    """Records that the target had before are no difference, in whichever process."""
+    source, target, file = place(names=("books",)), Memory(), tmp_path / "c.json"
+    target.put(Definition("books", "other", dimension=3), records(450, 600, salt=7))
+    plan = Plan(conflict=conflict, verify=True)
+    limits = Limits(records=50)
+    with pytest.raises(ServerFailed):
+        sink = MemorySink(target, atomic=False, limits=limits, fail_at=3)
+        copy(MemorySource(source, rows=50), sink, plan, checkpoint=Checkpoint(file, WHOLE))
+    done = run(source, target, plan, checkpoint=Checkpoint(file, WHOLE))
+    assert (done.resumed, done.verified, done.collections[0].exists) == (True, True, True)
+    assert compare_places(MemorySource(source), MemorySource(target)).comparisons[0].extra == 100
+
+
 def test_names_and_places_are_mapped() -> None:
     """--rename, --tenant, --database, --collections; what makes no sense is refused before anything happens."""
     source, target = place(), Memory()
@@ -246,6 +262,34 @@ def test_a_target_that_lies_is_found_out_by_id(how: str, named: str) -> None:
         )
     assert named in told.value.message
     assert not published
+
+
+def test_a_signal_does_not_wait_for_a_target_that_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it was given counts as nothing; the copy is gone on with."""
+    source, target, file = place(names=("books",)), Memory(), tmp_path / "c.json"
+    silent = threading.Event()
+
+    class Intake(MemoryIntake):
+        def write(self, batch: pa.RecordBatch) -> None:
+            assert silent.wait(60)
+            super().write(batch)
+
+    class Sink(MemorySink):
+        def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> MemoryIntake:
+            return Intake(self, super().collection(definition, conflict=conflict, mark=mark).mark())
+
+    monkeypatch.setattr(pump, "LEAVE", 0.01)
+    with pytest.raises(KeyboardInterrupt):
+        copy(
+            MemorySource(source, fail_at=2, error=KeyboardInterrupt()),
+            Sink(target, atomic=False),
+            Plan(),
+            checkpoint=Checkpoint(file, WHOLE),
+        )
+    assert not silent.is_set() and Checkpoint(file, WHOLE).parts["default_tenant/default_database/books"].records == 0
+    silent.set()
+    run(source, target, checkpoint=Checkpoint(file, WHOLE))
+    assert same(source, target)
 
 
 def test_memory_is_bounded_by_the_queue() -> None:
@@ -375,3 +419,25 @@ def test_floats_that_chroma_rounds_are_told_from_others() -> None:
     assert not compare(given, definition, given, definition).rounded
     only = compare(given, definition, other, definition)
     assert (only.differing, only.differing_ids) == (1, ("v499",))
+
+
+def test_floats_that_are_rounded_twice_are_told_from_others() -> None:
+    """Over HTTP Chroma reads them as JSON once more: some have then another last bit again."""
+    numbers = [9.041384003555922e-08, 4.921633583444544e-19, 4.921029135697173e-13, 2.1761521622503645e-10]
+    twice = [through_json(through_json(number)) for number in numbers]
+    assert not {*twice} & {*map(through_json, numbers)}
+    definition = Definition("a", dimension=1)
+
+    def holding(values: list[float]) -> MemorySource:
+        memory, none = Memory(), [None] * len(values)
+        metadatas = [encode({"f": value}) for value in values]
+        ids = [f"v{n}" for n in range(len(values))]
+        memory.put(definition, batch(ids, np.ones((len(values), 1), np.float32), none, none, metadatas, 1))
+        return MemorySource(memory)
+
+    given, returned = holding(numbers), holding(twice)
+    for a, b in ((given, returned), (returned, given)):
+        found = compare(a, definition, b, definition)
+        assert found.equal and found.rounded
+    other = holding([*twice[:-1], float(np.nextafter(twice[-1], 0))])
+    assert compare(given, definition, other, definition).differing_ids == ("v3",)

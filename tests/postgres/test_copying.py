@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ import psycopg
 import pytest
 
 from chromakeep.chroma.server import ChromaServer
+from chromakeep.exchange.jsonl import JsonlSource
+from chromakeep.operations.checkpoint import Checkpoint
+from chromakeep.operations.copy import Plan, copy
+from chromakeep.postgres.pool import Pool
+from chromakeep.postgres.sink import PostgresSink
 from chromakeep.postgres.source import described
 
 RECORDS = 900
@@ -114,6 +120,34 @@ def test_a_killed_copy_goes_on_and_nothing_of_it_is_seen_before(
     assert (done["records"], done["verified"]) == (RECORDS, True)
     assert rows() == RECORDS
     assert keep("check", str(lines), address, cwd=tmp_path)["ok"]
+
+
+def test_what_a_process_has_finished_another_one_publishes(
+    lines: Path, tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is killed before it publishes, one afterwards, one is gone on with where all was deleted."""
+    file, shown = tmp_path / "c.json", JsonlSource(lines)
+
+    def copied() -> None:
+        with closing(PostgresSink(Pool(database_url, 2))) as sink:
+            copy(shown, sink, Plan(), checkpoint=Checkpoint(file, {}))
+
+    def names() -> list[str]:
+        with psycopg.connect(database_url) as connection:
+            return [each.name for each in described(connection, None, None)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PostgresSink, "publish", lambda self: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            copied()
+    monkeypatch.setattr(Checkpoint, "remove", lambda self: None)
+    for _ in range(2):
+        copied()
+        assert names() == ["books"]
+    with psycopg.connect(database_url) as connection:
+        connection.execute("DELETE FROM chromakeep.collections")
+    copied()
+    assert names() == ["books"]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from chromakeep.chroma.server import free_port
 from chromakeep.errors import (
     ChromakeepError,
     DiskFull,
+    NotAChromaDirectory,
     NotNow,
     RepositoryBusy,
     ServerAnswered,
@@ -316,6 +317,36 @@ def test_a_run_without_a_repository_receives_too(tmp_path: Path, generations: li
         shutil.rmtree(ask(one, "GET")[1]["kept"])
         with pytest.raises(SnapshotNotFound):
             send_back(f"http://127.0.0.1:{one.port}", TOKEN)
+        one.end()
+
+
+def test_an_empty_directory_keeps_nobody_waiting(tmp_path: Path, generations: list[Path]) -> None:
+    """It is refused before the receiver hears of it: the right one can be sent at once."""
+    import chromadb
+
+    chromadb.PersistentClient(str(tmp_path / "empty")).list_collections()
+    with serving(tmp_path / "data", None) as (one, _):
+        with pytest.raises(NotAChromaDirectory, match="without any collection"):
+            sent(tmp_path / "empty", one)
+        assert ask(one, "GET")[1]["state"] == "idle"
+        sent(generations[0], one)
+        one.end()
+
+
+def test_a_rollback_while_another_transfer_is_half_way(tmp_path: Path, generations: list[Path], small: None) -> None:
+    """What is kept is told all the same, and swapped back; no rollback that names nothing is called done."""
+    data = tmp_path / "data"
+    with serving(data, None) as (one, _):
+        done = sent(generations[2], one)
+        other = manifest.Manifest.of(generations[1], ["chroma.sqlite3"], "me:/x")
+        assert ask(one, "POST", "", other.encoded)[1]["state"] == "receiving"
+        found = ask(one, "GET")[1]
+        assert (found["state"], found["kept"]) == ("receiving", done.kept)
+        assert ask(one, "POST", "/rollback", b'{"kept": ""}')[0] != 200
+        back = send_back(f"http://127.0.0.1:{one.port}", TOKEN)
+        assert back.restored == done.kept
+        assert ids_served(one.client, "mine") == mine()
+        assert ask(one, "GET", f"/{other.id}")[1]["state"] == "receiving"
         one.end()
 
 

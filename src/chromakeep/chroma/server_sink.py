@@ -120,6 +120,11 @@ class ServerSink:
         way = ADD if conflict == "skip" else REPLACE
         return self._intake(definition, ref, conflict, new=False, way=way, space=_space(there))
 
+    def finished(self, definition: Definition, mark: Mark) -> bool:
+        """As of ``copy.Remembers``."""
+        there = self.find(definition.place)
+        return there is not None and there.id == mark["id"]
+
     def delete(self, definition: Definition, ids: Sequence[str]) -> None:
         """Take records away. When it returns they are gone; ids that are not there change nothing."""
         ref = Ref(definition.id, definition.name, definition.tenant, definition.database)

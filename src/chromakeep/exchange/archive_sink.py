@@ -74,6 +74,16 @@ class ParquetArchiveSink:
             )
         return self._intakes[name]
 
+    def finished(self, definition: Definition, mark: Mark) -> bool:
+        """As of ``copy.Remembers``."""
+        progress = Progress.of(mark)
+        if progress is None or not (self._work.path / MARKER).exists():
+            return any(entry.definition.place == definition.place for entry in self._there())  # it was published
+        try:
+            return manifest.read_entry(self._work.path / progress.directory) is not None
+        except SourceError:
+            return False
+
     def reader(self) -> Source:
         """What is finished, before it is published."""
         return ParquetArchiveSource(self._work.path, manifest.manifest_of(self._finished()))

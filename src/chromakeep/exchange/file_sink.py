@@ -86,6 +86,13 @@ class FileSink(ABC):
             self._intakes[name] = self.begin(self._work.path / name, definition, mark)
         return self._intakes[name]
 
+    def finished(self, definition: Definition, mark: Mark) -> bool:
+        """As of ``copy.Remembers``."""
+        if not self._work.is_there:
+            return self.path.is_file()  # it was published
+        note = self._work.path / (place_hash(definition, 32) + _DONE)
+        return note.exists() or (self._work.path / _READY).exists()
+
     def reader(self) -> Source:
         """What is finished, before it is published."""
         return Together([self.read(path) for path in self._finished()])

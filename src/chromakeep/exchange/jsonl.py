@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -14,8 +15,9 @@ from msgspec.structs import replace
 
 from chromakeep.errors import SourceError, UsageError
 from chromakeep.exchange.files import reading
-from chromakeep.exchange.jsonl_records import dimension_of, head_of, record_batch
+from chromakeep.exchange.jsonl_records import dimension_of, head_of, id_in, record_batch
 from chromakeep.exchange.lines import is_packed, lines
+from chromakeep.exchange.once import Once
 from chromakeep.exchange.position import fingerprint, numbers
 from chromakeep.records import Definition, Mark
 
@@ -38,6 +40,7 @@ class _Section(msgspec.Struct):
     start: int
     line: int
     end: int = 0
+    ids: Once = msgspec.field(default_factory=Once)
 
 
 class JsonlSource:
@@ -78,10 +81,18 @@ class JsonlSource:
     def _batches(
         self, section: _Section, offset: int, line: int, where: Where | None
     ) -> Iterator[tuple[pa.RecordBatch, Mark]]:
+        own = self._lines(section, offset, line)
+        yield from batched(own, section.definition.dimension, str(self.path), where)
+
+    def _lines(self, section: _Section, offset: int, line: int) -> Iterator[_Numbered]:
         with self._open() as file:
             found = _numbered(file, str(self.path), offset, line)
-            own = itertools.takewhile(lambda each: each[1] <= section.end, found)
-            yield from batched(own, section.definition.dimension, str(self.path), where)
+            yield from itertools.takewhile(lambda each: each[1] <= section.end, found)
+
+    def _ids(self, section: _Section) -> Iterator[tuple[int, str]]:
+        for line, _, number in self._lines(section, section.start, section.line):
+            if line and not line.isspace():
+                yield number, id_in(line, f"{self.path}: line {number}")
 
     def _open(self) -> IO[bytes]:
         with reading(self.path):
@@ -98,6 +109,8 @@ class JsonlSource:
                 found = list(_sections(_numbered(file, str(self.path)), name, str(self.path)))
             if len({section.definition.place for section in found}) < len(found):
                 raise SourceError(f"{self.path} has two collections of one name")
+            for section in found:
+                section.ids.check(partial(self._ids, section), str(self.path), "line")
             self._found = found
         return self._found
 
@@ -160,10 +173,18 @@ class JsonlStream:
                 return
 
     def _checked(self, found: Iterable[_Numbered]) -> Iterator[_Numbered]:
+        ids = Once()
         for each in found:
             if head_of(each[0], place := f"{self._name}: line {each[2]}") is not None:
                 raise SourceError(f"{place} begins a second collection", hint="save the stream to a file first")
+            if each[0].strip():
+                ids.add(id_in(each[0], place))
             yield each
+        if repeated := len(ids.repeated()):
+            raise SourceError(
+                f"{self._name}: {repeated:,} ids are those of several records each",
+                hint="save the stream to a file first, and see which; give each record an id of its own",
+            )
 
 
 def batched(
@@ -221,6 +242,7 @@ def _sections(found: Iterable[_Numbered], name: str, place: str) -> Iterator[_Se
         elif line and not line.isspace():
             section = section or _Section(Definition(name), 0, 1)
             count += 1
+            section.ids.add(id_in(line, f"{place}: line {number}"))
             if section.definition.dimension is None:
                 dimension = dimension_of(line, f"{place}: line {number}")
                 section.definition = replace(section.definition, dimension=dimension)

@@ -91,6 +91,15 @@ def id_of(line: bytes) -> str | None:
     return _ID_DECODER.decode(line).id
 
 
+def id_in(line: bytes, place: str) -> str:
+    """The id of one record. Raises ``SourceError``."""
+    try:
+        found = _ID_DECODER.decode(line).id
+    except (ValueError, RecursionError):
+        found = None
+    return found or _decoded(line, place).id
+
+
 def record_lines(records: pa.RecordBatch, *, decimal: bool = False) -> bytes:
     """The records as lines, each with its end; vectors in base64, or as decimal numbers."""
     vectors, present = vectors_of(records)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from chromakeep.errors import UsageError
 from chromakeep.exchange.files import reading
+from chromakeep.exchange.once import Once
 from chromakeep.exchange.position import Stretch, fingerprint
 from chromakeep.exchange.reading import Part
 from chromakeep.records import Definition, Mark
@@ -32,7 +33,13 @@ class ParquetFileSource:
     def definitions(self) -> Sequence[Definition]:
         """The one collection. Raises ``SourceError``."""
         if self._definition is None:
-            self._definition = self._open().definition()
+            part = self._open()
+            if part.foreign:
+                ids = Once()
+                for _, id in part.ids():
+                    ids.add(id)
+                ids.check(part.ids, str(self.path), "row")
+            self._definition = part.definition()
         return [self._definition]
 
     def batches(

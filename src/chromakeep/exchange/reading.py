@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from chromakeep.batches import COLUMNS
 from chromakeep.errors import SourceError, UnsupportedFormat
 from chromakeep.exchange import footer
 from chromakeep.exchange.described import MOST_BYTES, MOST_DIMENSIONS, checked
-from chromakeep.exchange.exact import exact, is_list
+from chromakeep.exchange.exact import exact, is_list, texts
 from chromakeep.exchange.files import reading
 from chromakeep.exchange.part import FOOTER, VERSION, Footer
 from chromakeep.records import Definition
@@ -86,6 +86,21 @@ class Part:
                         return _bounded(len(column[int(present[0])]), self.path)
         return None
 
+    @property
+    def foreign(self) -> bool:
+        """Whether another program has written it."""
+        return self._footer is None
+
+    def ids(self) -> Iterator[tuple[int, str]]:
+        """All there are, each with the number of its row, counted from 1."""
+        row = 0
+        for group in range(self.groups):
+            for batch in self._read(group, ["id"]):
+                for id in texts(batch.column("id"), f"{self.path}: id").to_pylist():
+                    row += 1
+                    if id is not None:
+                        yield row, id
+
     def batches(self, dimension: int | None, group: int = 0, row: int = 0) -> Iterator[tuple[pa.RecordBatch, int, int]]:
         """Batches as ``batches.schema(dimension)`` has them, from a row of a row group on, each with the position
         behind it."""
@@ -93,7 +108,7 @@ class Part:
         for each in range(group, self.groups):
             rows = self._metadata.row_group(each).num_rows
             done = 0
-            for batch in self._read(each):
+            for batch in self._read(each, self._names):
                 skipped = min(len(batch), max(0, row - done)) if each == group else 0
                 done += len(batch)
                 if skipped < len(batch):
@@ -108,9 +123,9 @@ class Part:
         """Close the file; twice is once."""
         self._file.close()
 
-    def _read(self, group: int) -> Iterator[pa.RecordBatch]:
+    def _read(self, group: int, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with damage(self.path):
-            yield from self._file.iter_batches(self._rows(group), [group], self._names, use_threads=False)
+            yield from self._file.iter_batches(self._rows(group), [group], names, use_threads=False)
 
     def _rows(self, group: int) -> int:
         """Records of a batch of this row group: fewer where records are long."""

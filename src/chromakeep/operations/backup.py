@@ -194,10 +194,15 @@ def refuse_broken(source: Path, inspection: Inspection, *, allow_empty: bool, ob
             hint=f"see all of it: chromakeep show {source}; `chromakeep run` rebuilds broken collections",
         )
     if not inspection.collections and not allow_empty:
-        raise NotAChromaDirectory(
-            f"{source}: a Chroma database without any collection",
-            hint="is this the directory that Chroma writes to? Look for the one with your data's size",
-        )
+        raise empty(source)
+
+
+def empty(source: Path) -> NotAChromaDirectory:
+    """What is said of a directory without any collection."""
+    return NotAChromaDirectory(
+        f"{source}: a Chroma database without any collection",
+        hint="is this the directory that Chroma writes to? Look for the one with your data's size",
+    )
 
 
 def _parent(repository: Repository, layouts: dict[str, Layout], origin: str) -> Snapshot | None:

@@ -20,13 +20,15 @@ VERSION = 1
 
 
 class Part(msgspec.Struct, omit_defaults=True):
-    """One collection: ``mark`` of the source, ``intake`` of the sink, ``sums`` of its digest up to there."""
+    """One collection: ``mark`` of the source, ``intake`` of the sink, ``sums`` of its digest up to there. ``existed``:
+    the target had one of its name before."""
 
     mark: Any = None
     intake: Any = None
     records: int = 0
     sums: list[list[int]] = []
     done: bool = False
+    existed: bool = False
 
 
 class _Content(msgspec.Struct):
@@ -61,11 +63,15 @@ class Checkpoint:
 
     def begin(self, state: str) -> bool:
         """Go on with what was written down, if the source is in that state still; else begin anew. True: it goes on."""
-        goes_on = bool(state) and state == self.state and bool(self.parts)
+        goes_on = self.leads_on(state)
         if not goes_on:
             self.parts = {}
         self.state = state
         return goes_on
+
+    def leads_on(self, state: str) -> bool:
+        """Whether a copy from a source in that state goes on with what was written down."""
+        return bool(state) and state == self.state and bool(self.parts)
 
     @property
     def begun(self) -> bool:
@@ -75,6 +81,11 @@ class Checkpoint:
     def part(self, place: tuple[str, str, str]) -> Part:
         """What is known of a collection."""
         return self.parts.setdefault("/".join(place), Part())
+
+    def anew(self, place: tuple[str, str, str]) -> Part:
+        """Forget what is known of a collection."""
+        self.parts.pop("/".join(place), None)
+        return self.part(place)
 
     def save(self) -> None:
         """Write it down, durably."""

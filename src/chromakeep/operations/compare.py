@@ -113,7 +113,7 @@ def choose(definitions: Sequence[Definition], wanted: Sequence[str] | None) -> l
     for name in wanted:
         some = [d for d in definitions if name in (d.name, "/".join(d.place[1:]), "/".join(d.place))]
         if not some:
-            there = ", ".join(described(d) for d in definitions[:10]) or "none at all"
+            there = ", ".join(list(dict.fromkeys(map(described, definitions)))[:10]) or "none at all"
             raise UsageError(f"there is no collection {name!r}", hint=f"there is: {there}")
         found += [d for d in some if d not in found]
     return found
@@ -193,6 +193,7 @@ def _by_id(
         _named(one, missing),
         _named(two, extra),
         _named(one, differing),
+        rounded=not (among or len(missing) or len(extra) or len(differing)),  # for their digests are not equal
     )
 
 

@@ -16,7 +16,7 @@ from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.compare import Comparison, choose, compare, described
 from chromakeep.operations.pump import Pump
 from chromakeep.operations.sums import Sums, in_cosine
-from chromakeep.records import Definition, Sink, Source
+from chromakeep.records import Definition, Mark, Sink, Source
 
 RECORD_BYTES = 600  # of a record beside its vector, for an estimate: text of some lines and a few keys
 
@@ -27,6 +27,14 @@ class Finds(Protocol):
 
     def find(self, place: tuple[str, str, str]) -> Definition | None:
         """The collection of this tenant, database and name, if there is one."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A sink that knows what an earlier process has finished in it."""
+
+    def finished(self, definition: Definition, mark: Mark) -> bool:
+        """Whether that is there still; it is then part of what this sink publishes. ``mark``: of its intake."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -118,8 +126,8 @@ def copy(
         observer(Noted("going on with the copy that was begun before"))
     done, moved = [], 0
     for definition, target in pairs:
-        exists = target.place in existing and definition.place not in ours
-        records, size = _one(source, sink, definition, target, plan, checkpoint, observer)
+        records, size = _one(source, sink, definition, target, target.place in existing, plan, checkpoint, observer)
+        exists = checkpoint.part(definition.place).existed
         moved += size
         done.append(Copied(described(definition), described(target), records, definition.dimension, exists))
     if plan.verify and read_back:
@@ -136,16 +144,27 @@ def _one(
     sink: Sink,
     definition: Definition,
     target: Definition,
+    exists: bool,
     plan: Plan,
     checkpoint: Checkpoint,
     observer: Observer,
 ) -> tuple[int, int]:
     part = checkpoint.part(definition.place)
     if part.done:
-        return part.records, 0
-    intake = sink.collection(target, conflict=plan.conflict, mark=part.intake)
+        if not isinstance(sink, Remembers) or sink.finished(target, part.intake):
+            return part.records, 0
+        observer(Noted(f"{described(target)} is not at the target any more: it is copied anew", "warning"))
+        part = checkpoint.anew(definition.place)
+    try:
+        intake = sink.collection(target, conflict=plan.conflict, mark=part.intake)
+    except UsageError as error:
+        if part.intake is None or isinstance(error, TargetNotEmpty):
+            raise
+        observer(Noted(f"{error.message}: {described(target)} is copied anew", "warning"))
+        part = checkpoint.anew(definition.place)
+        intake = sink.collection(target, conflict=plan.conflict)
     if part.intake is None:
-        part.intake = intake.mark()
+        part.intake, part.existed = intake.mark(), exists
         if checkpoint.state:
             checkpoint.save()  # so that what is there from now on is known to be ours
     size = 0

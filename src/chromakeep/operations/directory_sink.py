@@ -19,7 +19,9 @@ from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import SourceBroken, SourceBusy
 from chromakeep.events import Noted, Observer, ignore
+from chromakeep.exchange.files import hold, remove
 from chromakeep.operations import place
+from chromakeep.operations.copy import Remembers
 from chromakeep.operations.restore import refuse_in_use
 from chromakeep.records import Definition, Intake, Mark, Sink, Source
 
@@ -38,21 +40,24 @@ class DirectorySink:
         *,
         env: Mapping[str, str],
         program: str | None = None,
+        resume: bool = False,
         observer: Observer = ignore,
     ) -> None:
-        """``over``: a sink that writes to a server; ``env`` and ``program``: with which the server is run."""
+        """``over``: a sink that writes to a server; ``env`` and ``program``: with which the server is run. ``resume``:
+        go on with what an earlier process has begun; else that is removed before anything is written."""
         self.target, self._observer = target.resolve(), observer
         self.kept: Path | None = None
         self._over = over
         self._work = self.target.parent / f".{self.target.name}.copying"
         self._new = self._work / "data"
-        self._env, self._program = env, program
+        self._env, self._program, self._resume = env, program, resume
         self._server: ChromaServer | None = None
         self._sink: Sink | None = None
+        self._lock: int | None = None
 
     def definitions(self) -> Sequence[Definition]:
         """What the directory has, or the one that is being filled."""
-        if self._new.exists():
+        if self._resume and self._new.exists():
             return self._open().definitions()
         if place.is_empty(self.target):
             return []
@@ -63,10 +68,15 @@ class DirectorySink:
             source.close()
 
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> Intake:
-        """As ``records.Sink``. Without a mark of an earlier process what such a one has left is removed first."""
-        if mark is None and self._server is None:
-            shutil.rmtree(self._work, ignore_errors=True)
+        """As ``records.Sink``."""
         return self._open().collection(definition, conflict=conflict, mark=mark)
+
+    def finished(self, definition: Definition, mark: Mark) -> bool:
+        """As of ``copy.Remembers``."""
+        if self._new.exists():
+            inner = self._open()
+            return isinstance(inner, Remembers) and inner.finished(definition, mark)
+        return any((each.place, each.id) == (definition.place, mark["id"]) for each in self.definitions())
 
     def reader(self) -> Source:
         """What was written so far, before it is published; ends the server, for its files to be at rest."""
@@ -76,7 +86,7 @@ class DirectorySink:
     def publish(self) -> None:
         """Check what was built, sync it and put it in place. Raises ``SourceBroken``; ``UsageError`` while a process
         writes to the directory and ``SourceBusy`` when one has: then it is as it was."""
-        if not self._new.exists():
+        if not (self._resume and self._new.exists()):
             self._open()  # no collection at all: an empty Chroma
         self._stop()
         refuse_in_use(self.target)
@@ -103,9 +113,13 @@ class DirectorySink:
         """Stop the server. What was not published stays beside, for the copy to go on with."""
         with suppress(OSError):
             self._stop()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _open(self) -> Sink:
         if self._sink is None:
+            self._begin()
             if not self._new.exists():
                 self._prepare()
             self._server = ChromaServer(self._new, env=self._env, program=self._program)
@@ -113,8 +127,17 @@ class DirectorySink:
             self._sink = self._over(self._server.client)
         return self._sink
 
+    def _begin(self) -> None:
+        """Hold the work against other processes, once, and begin it anew unless it is to be gone on with."""
+        if self._lock is None:
+            self._work.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = hold(self._work)
+        if not self._resume:
+            for left in self._work.iterdir():
+                remove(left)
+        self._resume = True
+
     def _prepare(self) -> None:
-        self._work.mkdir(parents=True, exist_ok=True)
         (self._work / STATE).unlink(missing_ok=True)
         if place.is_empty(self.target):
             self._new.mkdir()

@@ -57,7 +57,8 @@ class Means(msgspec.Struct, frozen=True):
 
 
 def open_source(text: str, means: Means, *, resume: str = "") -> Source:
-    """The place as a source. ``resume``: the state of which marks are kept; a working copy of just that is used again.
+    """The place as a source. ``resume``: the state of which marks are kept; a working copy of just that is used again,
+    and so are lists of ids.
 
     Raises ``UsageError`` for what is no source, and what opening raises.
     """
@@ -69,8 +70,10 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
         from chromakeep.chroma.server_source import ServerSource
 
         tenant, database = _database(place)
-        cloud = place.kind == CLOUD
-        return ServerSource(connection_of(place, means), tenant, database, plan=means.work / "ids", cloud=cloud)
+        plan, cloud = means.work / "ids", place.kind == CLOUD
+        if not resume:  # lists of ids of another time
+            shutil.rmtree(plan, ignore_errors=True)
+        return ServerSource(connection_of(place, means), tenant, database, plan=plan, cloud=cloud)
     if selector is None and place.kind == POSTGRES:
         from chromakeep.operations.postgres_ends import source_in
 
@@ -101,7 +104,8 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
 def open_sink(text: str, means: Means, *, resume: bool = False) -> tuple[Sink, Callable[[], Source]]:
     """The place as a sink, and how to read what was written there before it is published, where it is not visible yet.
 
-    ``resume``: what a killed process has finished is part of it. Raises ``UsageError`` for what is no sink.
+    ``resume``: what a killed process has finished is part of it; False: it is removed. Raises
+    ``UsageError`` for what is no sink.
     """
     if is_exchange(text):
         files = sink_of(text, stream=means.stream, resume=resume)
@@ -138,6 +142,7 @@ def open_sink(text: str, means: Means, *, resume: bool = False) -> tuple[Sink, C
         lambda client: ServerSink(Connection(f"http://{client.host}:{client.port}"), None, None),
         env=means.env,
         program=means.program,
+        resume=resume,
         observer=means.observer,
     )
     return directory, directory.reader

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 AHEAD = 4  # batches in the queue, beside those that are being written
 SAVE = 2.0  # seconds between two checkpoints; for a sink that has to make a part durable for one, more
 DURABLE = 15.0
+LEAVE = 2.0  # seconds that a signal waits for a write that is under way: a target may be silent
 _WAIT = 0.1
 
 Batches = Iterator[tuple["pa.RecordBatch", Mark]]
@@ -61,21 +62,23 @@ class Pump:
         for writer in writers:
             writer.start()
         failed: BaseException | None = None
+        patience: float | None = None
         try:
             self._read(batches)
         except Exception as error:  # of the source: what it gave before is written
             failed = error
         except BaseException as error:  # a signal: what is not under way yet is left
-            self._error = self._error or error
+            self._error, patience = self._error or error, LEAVE
         for _ in writers:
             self._offer(None)
         for writer in writers:
-            writer.join()
+            writer.join(patience)
         with self._lock:
             self._settle()
             failed = self._error or failed
             late = failed or time.monotonic() - self._saved > SAVE
-            if late and (self._error is None or self.part.records):
+            alone = not any(writer.is_alive() for writer in writers)  # else an intake cannot be asked for its mark
+            if late and alone and (self._error is None or self.part.records):
                 self._save()
         if failed:
             raise failed

@@ -119,9 +119,11 @@ class Receiver:
                 if received and received.transfer == transfer:
                     return Standing(DONE, transfer, kept=received.kept)
                 raise SnapshotNotFound("no such transfer is known here", hint="send it again")
+            if incoming and now.state in (IDLE, RECEIVING):
+                now = self._receiving(incoming)
             if transfer is None and not self._working and received:
                 now = replace(now, kept=received.kept, undone=received.undone or None)
-            return self._receiving(incoming) if incoming and now.state in (IDLE, RECEIVING) else now
+            return now
 
     def offer(self, body: bytes) -> Standing:
         """Begin a transfer, or go on with it: which chunks are missing.
@@ -198,7 +200,7 @@ class Receiver:
                     return self._standing
                 raise RepositoryBusy(f"a transfer is being put in place here ({self._standing.state})")
             received = self._beside.state.received
-            if received and received.undone == wanted:
+            if received and wanted and received.undone == wanted:
                 return Standing(DONE, "", kept=received.kept, undone=wanted)
             if not received or not received.kept or not Path(received.kept).is_dir():
                 raise SnapshotNotFound("nothing is kept here of what was served before", hint="restore a snapshot")

@@ -17,10 +17,11 @@ import zstandard
 
 from chromakeep.chroma.aside import ALL, aside
 from chromakeep.chroma.capture import capture
+from chromakeep.chroma.catalog import DATABASE, collection_count
 from chromakeep.chroma.layout import file_layouts
 from chromakeep.errors import ServerAnswered, SnapshotNotFound, VerificationFailed
 from chromakeep.events import Noted, Observer, PhaseStarted, Progressed, ignore
-from chromakeep.operations.backup import PATIENCE, refuse_broken, staging
+from chromakeep.operations.backup import PATIENCE, empty, refuse_broken, staging
 from chromakeep.operations.courier import Courier, Cut, told
 from chromakeep.operations.manifest import Manifest, read
 from chromakeep.records import Collection
@@ -89,6 +90,8 @@ def send(
     with closing(Courier(url, token, observer=observer, **more)) as courier, staging(source, stage) as into:
         courier.ask("GET")  # that is not worth a capture
         captured = capture(source, into, timeout=PATIENCE, observer=observer)
+        if not collection_count(captured.path / DATABASE):  # not worth that other senders wait over there
+            raise empty(source)
         with aside(captured.path) as validating:
             validating.go(ALL)
             paths = sorted(file_layouts(captured.path))

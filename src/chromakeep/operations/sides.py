@@ -1,6 +1,6 @@
 """Sides: one collection in two places, and which of its records differ, by a hash of each; in constant memory.
 
-A record also equals another one where Chroma's rounding (``chroma.rounding``) makes the one of the other.
+A record also equals another one of which Chroma's rounding (``chroma.rounding``), once or twice, makes it.
 """
 
 from __future__ import annotations
@@ -45,14 +45,17 @@ class Side(msgspec.Struct, frozen=True):
             yield some
 
     def hashes(self, phase: str, *, cosine: bool, folder: Path | None) -> Spool:
-        """Of every record: a word of its id's hash, of the hash of all it holds, and of that as Chroma would return it;
-        ``cosine``: out of a cosine index."""
-        found = Spool(np.uint64, folder, width=3)
+        """Of every record: a word of its id's hash, of the hash of all it holds, and of that as Chroma would return it,
+        given to it in its own process and over HTTP, where floats are rounded twice; ``cosine``: out of a cosine
+        index."""
+        found = Spool(np.uint64, folder, width=4)
         for some in self.read(phase):
             hashed = each_record(some)
             shown = as_returned(some, cosine=cosine)
             again = hashed if shown is some else each_record(shown)
-            found.add(np.stack([hashed[:, 0, 0], hashed[:, 1, 0], again[:, 1, 0]], axis=1))
+            twice = shown if shown is some else as_returned(shown, cosine=False)
+            last = again if twice is shown else each_record(twice)
+            found.add(np.stack([hashed[:, 0, 0], hashed[:, 1, 0], again[:, 1, 0], last[:, 1, 0]], axis=1))
         return found
 
 
@@ -73,5 +76,5 @@ def apart(left: Spool, right: Spool) -> Iterator[Apart]:
         known = among(here[:, 0], there[:, 0])
         mine = here[known]
         theirs = there[np.minimum(np.searchsorted(there[:, 0], mine[:, 0]), max(len(there) - 1, 0))]
-        same = (mine[:, 1] == theirs[:, 1]) | (mine[:, 2] == theirs[:, 1]) | (mine[:, 1] == theirs[:, 2])
+        same = (mine[:, 1:] == theirs[:, 1:2]).any(axis=1) | (mine[:, 1:2] == theirs[:, 1:]).any(axis=1)
         yield Apart(here[~known, 0], there[~among(there[:, 0], here[:, 0]), 0], mine[~same, 0])

@@ -6,7 +6,6 @@ since is told from the stamps of its files. A server is listed and read anew.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -86,16 +85,15 @@ def _directory(text: str) -> Path | None:
 
 
 def _source(text: str, means: Means) -> tuple[Callable[[str], Source], Callable[[], str], bool]:
-    place, plan = None if is_exchange(text) else parse(split_selector(text)[0]), means.work / "ids"
+    place = None if is_exchange(text) else parse(split_selector(text)[0])
     if (at := _directory(text)) is not None:
         return (lambda resume: _captured(at, means, resume)), (lambda: _current(at)), True
 
-    def opened(resume: str) -> Source:
-        if not resume:
-            shutil.rmtree(plan, ignore_errors=True)
-        return open_source(text, means, resume=resume)
-
-    return opened, (lambda: ""), place is None or place.kind not in ("http", CLOUD)
+    return (
+        (lambda resume: open_source(text, means, resume=resume)),
+        (lambda: ""),
+        place is None or place.kind not in ("http", CLOUD),
+    )
 
 
 def _captured(directory: Path, means: Means, resume: str) -> Source:

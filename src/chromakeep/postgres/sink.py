@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -94,6 +94,14 @@ class PostgresSink:
 
         held = self.ask(begin, write=True)
         return PostgresIntake(self, held, "add", {"run": self.run, "id": held.id}, arriving=True)
+
+    def finished(self, definition: Definition, mark: Mark) -> bool:
+        """As of ``copy.Remembers``."""
+        with suppress(UsageError):
+            self._resumed(self._placed(definition), "skip", mark)
+            return True
+        there = self.find(definition.place)
+        return there is not None and there.id == mark["id"]
 
     def delete(self, definition: Definition, ids: Sequence[str]) -> None:
         """Take records away. When it returns they are gone; ids that are not there change nothing."""

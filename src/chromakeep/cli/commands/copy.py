@@ -134,7 +134,6 @@ def _copy(
 ) -> Reply:
     needs_arrow()
     from chromakeep.conditions import Where
-    from chromakeep.exchange.files import hold
     from chromakeep.operations.checkpoint import Checkpoint
     from chromakeep.operations.copy import Plan
     from chromakeep.operations.copy import copy as operation
@@ -149,6 +148,8 @@ def _copy(
         rate,
         verify,
     )
+    if verify and target == "-":
+        raise UsageError("what was written to a stream cannot be read back", hint="write to a file to have it verified")
     told = {
         "from": source,
         "to": target,
@@ -163,15 +164,16 @@ def _copy(
     at = work_of(work, source, target)
     if dry_run:
         at = at.with_name(f"{at.name}-dry")  # what a killed copy has left is not touched
-    at.parent.mkdir(parents=True, exist_ok=True)
-    hold(at)  # until this process ends: two that go on with one copy would both lose count
-    checkpoint = Checkpoint(None if dry_run else at / "checkpoint.json", told)
+    _hold(at)  # two that go on with one copy would both lose count
+    # What a stream was given is not there for another process to go on behind.
+    checkpoint = Checkpoint(None if dry_run or target == "-" else at / "checkpoint.json", told)
     reads = means_of(call, FROM, at, sys.stdin.buffer if source == "-" else None)
     writes = means_of(call, TO, at, sys.stdout.buffer if target == "-" else None)
     whole = dry_run
     try:
         with closing(open_source(source, reads, resume=checkpoint.state)) as reading:
-            sink, read_back = open_sink(target, writes, resume=checkpoint.begun and not checkpoint.given_up)
+            goes_on = checkpoint.begun and checkpoint.leads_on(reading.state())
+            sink, read_back = open_sink(target, writes, resume=goes_on)
             with closing(sink):
                 done = operation(
                     reading,
@@ -219,9 +221,10 @@ def compare(call: Call, a: str, b: str, *, collections: str | None, queries: int
     from chromakeep.operations.searching import recalls
 
     at = work_of(work, a, b)
+    at = at.with_name(f"{at.name}-check")  # what a killed copy has left is not touched
+    _hold(at)
     here, there = means_of(call, FROM, at / "a"), means_of(call, TO, at / "b")
     try:
-        at.mkdir(parents=True, exist_ok=True)
         with closing(open_source(a, here)) as one, closing(open_source(b, there)) as two:
             found = compare_places(one, two, collections=names(collections), folder=at, observer=call.observer)
             searched = recalls((a, one, here), (b, two, there), found.pairs, queries) if queries else []
@@ -282,6 +285,20 @@ def work_of(given: str | None, source: str, target: str) -> Path:
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "chromakeep" / "copies"
     words = "\0".join([str(Path.cwd()), source, target])
     return Path(given or state) / f"copy-{hashlib.blake2b(words.encode(), digest_size=8).hexdigest()}"
+
+
+def _hold(at: Path) -> None:
+    """Make a directory for working copies, for this process alone until it ends. Raises ``UsageError``."""
+    from chromakeep.exchange.files import hold
+
+    try:
+        at.parent.mkdir(parents=True, exist_ok=True)
+        hold(at)
+    except OSError as error:
+        raise UsageError(
+            f"{at.parent}: working copies cannot be kept there: {(error.strerror or str(error)).lower()}",
+            hint="name another directory for them: --work PATH",
+        ) from None
 
 
 def needs_arrow() -> None:

@@ -1,0 +1,140 @@
+"""A copy that is gone on with publishes all of it, whatever became of the target meanwhile: what an earlier process has
+finished is there and is published, or it is copied anew."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from chromakeep.chroma.connection import Connection
+from chromakeep.chroma.server import ChromaServer
+from chromakeep.chroma.server_sink import ServerSink
+from chromakeep.errors import RepositoryBusy, SourceError
+from chromakeep.exchange.archive_sink import ParquetArchiveSink
+from chromakeep.exchange.jsonl_sink import JsonlSink
+from chromakeep.operations.checkpoint import Checkpoint
+from chromakeep.operations.copy import CopyResult, Plan, copy
+from chromakeep.operations.directory_sink import DirectorySink
+from chromakeep.records import Definition, Sink
+from chromakeep.testing.memory_records import Memory, MemorySource
+from operations.test_copy import WHOLE, place, records
+
+Opened = Callable[[], Sink]
+
+
+def url(server: ChromaServer) -> str:
+    return f"http://127.0.0.1:{server.client.port}"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
+    with ChromaServer(tmp_path_factory.mktemp("server"), env=os.environ) as running:
+        yield running
+
+
+@pytest.fixture(params=["directory", "archive", "lines", "server"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
+    """A target, for one process after the other."""
+    if request.param != "server":
+        yield {
+            "directory": lambda: DirectorySink(
+                tmp_path / "x",
+                lambda client: ServerSink(Connection(f"http://{client.host}:{client.port}")),
+                env=os.environ,
+                resume=True,
+            ),
+            "archive": lambda: ParquetArchiveSink(tmp_path / "x.parquet"),
+            "lines": lambda: JsonlSink(tmp_path / "x.jsonl"),
+        }[request.param]
+        return
+    server = request.getfixturevalue("server")
+    yield lambda: ServerSink(Connection(url(server)))
+    drop_all(server)
+
+
+def begun(source: Memory, sink: Sink, file: Path, *, at: int) -> Checkpoint:
+    """A copy of which the batch ``at`` cannot be read; each has 100 records, and ``books`` 500."""
+    with closing(sink), pytest.raises(SourceError, match="injected"):
+        copy(MemorySource(source, fail_at=at), sink, Plan(), checkpoint=Checkpoint(file, WHOLE))
+    left = Checkpoint(file, WHOLE)
+    assert left.parts["default_tenant/default_database/books"].done == (at > 5)
+    return left
+
+
+def ended(source: MemorySource, sink: Sink, file: Path) -> CopyResult:
+    with closing(sink):
+        return copy(source, sink, Plan(), checkpoint=Checkpoint(file, WHOLE))
+
+
+def names(sink: Sink) -> set[str]:
+    """Of the collections that are visible."""
+    with closing(sink):
+        return {each.name for each in sink.definitions()}
+
+
+def drop_all(server: ChromaServer) -> None:
+    for each in server.client.list_collections():
+        server.client.request("DELETE", f"{each.path.rsplit('/', 1)[0]}/{each.name}")
+
+
+@pytest.mark.parametrize("at", [3, 6, 7])
+def test_what_was_taken_away_meanwhile_is_copied_anew(
+    opened: Opened, tmp_path: Path, server: ChromaServer, at: int
+) -> None:
+    """In the middle of the first collection, before the second one, in the middle of that."""
+    source, file = place(), tmp_path / "c.json"
+    left = begun(source, opened(), file, at=at)
+    if at == 6:
+        left.anew(("default_tenant", "default_database", "laws"))
+        left.save()
+    for hidden in tmp_path.glob(".x*"):
+        shutil.rmtree(hidden)
+    drop_all(server)
+    assert ended(MemorySource(source), opened(), file).records == 750
+    assert names(opened()) == {"books", "laws"}
+
+
+def test_what_was_finished_is_not_copied_twice(opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a process that failed, and by one that was killed when it had published all."""
+    source, file = place(), tmp_path / "c.json"
+    begun(source, opened(), file, at=7)
+    monkeypatch.setattr(Checkpoint, "remove", lambda self: None)
+    for rest in (2, 0):
+        reading = MemorySource(source, fail_at=rest + 1)
+        assert ended(reading, opened(), file).records == 750
+        assert names(opened()) == {"books", "laws"}
+
+
+@pytest.mark.parametrize("opened", ["directory", "server"], indirect=True)
+def test_a_collection_of_another_tenant_is_found_again(opened: Opened, tmp_path: Path, server: ChromaServer) -> None:
+    """A server does not list its tenants."""
+    source, file = Memory(), tmp_path / "c.json"
+    for number, name in enumerate(("books", "laws")):
+        source.put(Definition(name, f"uuid-{number}", "acme", "prod", 3), records(0, 200))
+    with closing(opened()) as sink, pytest.raises(SourceError, match="injected"):
+        copy(MemorySource(source, fail_at=4), sink, Plan(), checkpoint=Checkpoint(file, WHOLE))
+    assert ended(MemorySource(source, fail_at=2), opened(), file).records == 400
+
+
+@pytest.mark.parametrize("opened", ["directory"], indirect=True)
+def test_two_copies_into_one_directory_do_not_meet(opened: Opened, tmp_path: Path) -> None:
+    """The second one is refused, and takes nothing away from the first."""
+    source = place()
+    (books, _) = MemorySource(source).definitions()
+    with closing(opened()) as first:
+        intake = first.collection(books)
+        for resume in (True, False):
+            with closing(opened()) as second:
+                second._resume = resume  # type: ignore[attr-defined]
+                with pytest.raises(RepositoryBusy, match="another process is writing there"):
+                    second.collection(books)
+        for some, _ in MemorySource(source).batches(books):
+            intake.write(some)
+        intake.finish()
+        first.publish()
+    assert names(opened()) == {"books"}
