@@ -94,7 +94,7 @@ class Entrance:
         except Exception as error:  # whatever it is: were this thread gone, a revoked key would open for ever
             said = error.message if isinstance(error, ChromakeepError) else f"{type(error).__name__}: {error}"
             if said != self._failure:
-                kept = "those read before stay" if self.ring else "nobody can be let in by one yet"
+                kept = "those read before stay" if self.ring else "nobody is let in before that"
                 self._observer(Noted(f"the keys cannot be read: {said}; {kept}", "warning"))
             self._failure = said
 

@@ -42,23 +42,21 @@ class Gatehouse:
 
     def rule(self, head: RequestHead, account: Account) -> Ruling | Awaitable[Ruling]:
         """See ``Guard``."""
-        ring = self._keys()
-        if ring is None and self._closed:
-            return _UNKNOWN
-        self._ring = ring or self._ring
-        if self._closed or self._ring.keys:
-            return self._admission.rule(head, account)
-        return self._unlocked.rule(head, account)
+        guard = self._present()
+        return guard.rule(head, account) if guard else _UNKNOWN
 
     def admin(self, request: Request, account: Account) -> Refusal | None:
         """See ``Warden``."""
+        guard = self._present()
+        return guard.admin(request, account) if guard else _UNKNOWN
+
+    def _present(self) -> Admission | Unlocked | None:
+        """Who is asked now. While the keys are not known nobody comes in: there may be some, wherever it listens."""
         ring = self._keys()
-        if ring is None and self._closed:
-            return _UNKNOWN
-        self._ring = ring or self._ring
-        if self._closed or self._ring.keys:
-            return self._admission.admin(request, account)
-        return self._unlocked.admin(request, account)
+        if ring is None:
+            return None
+        self._ring = ring
+        return self._admission if self._closed or ring.keys else self._unlocked
 
     def settle(self, account: Account) -> None:
         """See ``Guard``."""
