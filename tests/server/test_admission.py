@@ -14,6 +14,7 @@ from typing import Any
 import chromadb
 import chromadb.errors
 import pytest
+from msgspec.structs import replace
 
 from chromakeep.access.keys import Key, Keyring, mint
 from chromakeep.access.rights import ENDPOINTS, Endpoint
@@ -285,6 +286,20 @@ def test_a_key_that_ends(door: Door, ring: Ring) -> None:
     del ring.keys["gone"], ring.tokens["gone"], ring.keys["short"], ring.tokens["short"]
     ring.ring = Keyring(ring.keys.values())
     assert call(door, token, "GET", "/api/v2/version")[0] == 401
+
+
+def test_a_key_that_is_given_less(door: Door, ring: Ring, ids: dict[str, str]) -> None:
+    """Its next request has the new rights: a file of keys edited by hand, another token of the same person."""
+    where = "/api/v2/tenants/acme/databases/prod/collections"
+    token = ring.add("less", "writer", tenant="acme", collections=("docs-*",))
+    assert call(door, token, "POST", where, b'{"name": "docs-1", "get_or_create": true}')[0] == 200
+    try:
+        for less in ({"role": "reader"}, {"tenant": "other"}):
+            ring.ring = Keyring([replace(ring.keys["less"], **less)])
+            assert call(door, token, "POST", where, b'{"name": "docs-1", "get_or_create": true}')[0] == 403
+    finally:
+        del ring.keys["less"], ring.tokens["less"]
+        ring.ring = Keyring(ring.keys.values())
 
 
 def test_allowances(door: Door, ring: Ring) -> None:

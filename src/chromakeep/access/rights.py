@@ -209,6 +209,14 @@ def permits(key: Key, call: Call, name: str | None) -> bool:
 
     Unknown names match no pattern. A key's bounds hold for the tenant and database *of the path*: see ``Call``.
     """
+    if not reaches(key, call):
+        return False
+    endpoint = _BY_ROUTE.get(call.route)
+    return endpoint is None or endpoint.covers != COLLECTION or covers_names(key, call.collection, name)
+
+
+def reaches(key: Key, call: Call) -> bool:
+    """As ``permits``, of some collection: which one it is about may not be known yet."""
     if call.action == "public":
         return True
     if call.action not in _MAY[key.role]:
@@ -223,11 +231,7 @@ def permits(key: Key, call: Call, name: str | None) -> bool:
         return False
     if covers in (TENANT, ALL_OF_TENANT):
         return covers == TENANT or key.database is None
-    if key.database not in (None, call.database):
-        return False
-    if covers in (DATABASE, ALL_OF_DATABASE):
-        return covers == DATABASE or not key.collections
-    return covers_names(key, call.collection, name)
+    return key.database in (None, call.database) and not (covers == ALL_OF_DATABASE and key.collections)
 
 
 def covers_names(key: Key, *names: str | None) -> bool:

@@ -13,10 +13,9 @@ from functools import partial
 from urllib.parse import quote
 
 import msgspec
-from msgspec.structs import replace
 
-from chromakeep.access.keys import MOST_KEYS, Key, Keyring
-from chromakeep.access.rights import NO_ROUTE, Call, call_of, covers_names, named_in_body, permits
+from chromakeep.access.keys import Key, Keyring
+from chromakeep.access.rights import NO_ROUTE, Call, call_of, covers_names, named_in_body, permits, reaches
 from chromakeep.server import listings, shield
 from chromakeep.server.allowance import Allowances
 from chromakeep.server.answers import refusal
@@ -51,7 +50,6 @@ class Admission:
         self._shielded = shielded
         self._watch_for = shield.watch_for if shielded else shield.counter_for
         self._lock, self._allowances = Lock(), Allowances()
-        self._all: dict[str, Key] = {}
         self._pool: Backend
         self._places: Whereabouts
         self._loop: asyncio.AbstractEventLoop
@@ -78,7 +76,7 @@ class Admission:
             return key
         account.key, account.identity = key.name, key.id
         listing = _listing(key, call)
-        if not listing and not permits(self._wide(key), call, None):
+        if not listing and not reaches(key, call):
             return _forbidden(key)
         if key.collections and call.collection and not permits(key, call, None):
             return _forbidden(key)
@@ -104,17 +102,6 @@ class Admission:
         if account.taken:
             account.taken = False
             self._allowances.give_back(account.identity)
-
-    def _wide(self, key: Key) -> Key:
-        """The key as it would be for all collections: which one it is about may not be known yet."""
-        if not key.collections:
-            return key
-        wide = self._all.get(key.id)
-        if wide is None:
-            if len(self._all) > MOST_KEYS:
-                self._all.clear()
-            wide = self._all[key.id] = replace(key, collections=())
-        return wide
 
     def admin(self, request: Request, account: Account) -> Refusal | None:
         """Why it may not do everything, at every tenant."""
