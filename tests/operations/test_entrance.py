@@ -75,3 +75,15 @@ def test_a_place_without_keys_on_an_open_address_is_refused() -> None:
     with pytest.raises(RefusedToServe):
         one.start()
     one.stop()
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_of_keys_that_cannot_be_read_it_says_what_becomes_of_clients(accepted: bool) -> None:
+    """Closed, also on this machine's own address; unless it was said that it is to be open."""
+    place, told = Place(mint("a", "admin")[0]), list[Event]()
+    place.error = StoreUnavailable("away")
+    one = Entrance(lambda: place, "127.0.0.1", {}, accepted=accepted, observer=told.append)
+    one.start()
+    one.stop()
+    assert ("it is open" if accepted else "nobody is let in") in str(told[0])
+    assert one.ring is None or (accepted and not one.ring.keys)
