@@ -19,9 +19,9 @@ from msgspec.structs import replace
 from chromakeep.access.keys import Key, Keyring, mint
 from chromakeep.access.rights import ENDPOINTS, Endpoint
 from chromakeep.chroma.server import ChromaServer
-from chromakeep.server import Door
+from chromakeep.server import Door, Refusal
 from chromakeep.server.admission import Admission
-from server.wires import OK, Backend, Wire
+from server.wires import OK, Backend, Scripted, Wire, post
 
 DATABASES = {"acme": ["prod", "test"], "other": ["prod"]}
 COLLECTIONS = ["docs-1", "docs-2", "secret"]
@@ -402,3 +402,44 @@ def test_a_guard_that_fails_lets_nobody_in(
     ask = b"GET /api/v2/version HTTP/1.1\r\nhost: h\r\nx-chroma-token: x\r\n\r\n"
     assert [answer(wire, ask) for _ in range(2)] == [500, 500]
     assert "boom" in told[0] and backend.unasked()
+
+
+@pytest.mark.parametrize("write", [True, False])
+def test_nothing_is_looked_up_where_it_may_not_be_yet(
+    write: bool, backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+) -> None:
+    """An instance that has not all of the data yet says so of a UUID and of a list, and not that nothing is there."""
+    key, token = mint("a", "writer", collections=("docs-*",))
+    gate = Scripted(on_admit=lambda: Refusal(503, "ChromaError", "not yet", 1.0))
+    options = {"gate": gate} if write else {"reads": lambda: Refusal(503, "ChromaError", "not yet", 1.0)}
+    door = open_door(guard=Admission(lambda: Keyring([key]), time.time), **options)
+    wire = knock(door)
+    where = "/api/v2/tenants/t/databases/d/collections"
+    more = f"x-chroma-token: {token}\r\n"
+    listing = f"GET {where} HTTP/1.1\r\nhost: h\r\n{more}\r\n".encode()
+    reading = [post(path=f"{where}/{NOT_THERE}/get", more=more), listing]
+    for ask in [post(path=f"{where}/{NOT_THERE}/add", more=more)] if write else reading:
+        wire.send(ask)
+        answer = wire.answer()
+        assert (answer.status, b"not yet" in answer.body) == (503, True)
+    assert backend.unasked()
+
+
+def test_a_write_that_is_held_is_looked_up_afterwards(
+    backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+) -> None:
+    """So a takeover that it waits for has what the one before has made; and it is asked once more, just before."""
+    key, token = mint("a", "writer")
+    gate = Scripted(holds="admit")
+    door = open_door(guard=Admission(lambda: Keyring([key]), time.time), gate=gate)
+    wire = knock(door)
+    path = f"/api/v2/tenants/t/databases/d/collections/{NOT_THERE}/add"
+    wire.send(post(path=path, more=f"x-chroma-token: {token}\r\n"))
+    assert gate.asked.wait(20) and backend.unasked()
+    gate.go.set()
+    behind = backend.accept()
+    assert b"/by-id/" in behind.until()
+    behind.send(b'HTTP/1.1 200 OK\r\ncontent-length: 24\r\n\r\n{"id":"1","name":"docs"}')
+    assert b"/add" in behind.until()
+    behind.send(OK)
+    assert wire.answer().status == 200

@@ -8,7 +8,7 @@ say. What a client sends of a key is not passed on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from urllib.parse import quote
 
@@ -23,7 +23,7 @@ from chromakeep.server.asking import Unanswered, ask
 from chromakeep.server.backend import Backend
 from chromakeep.server.credentials import Lock, token_of
 from chromakeep.server.gate import Page, Refusal, Request
-from chromakeep.server.guard import Account, Ruling
+from chromakeep.server.guard import Account, Looking, Ruling
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.watches import Named, Sized, together
 from chromakeep.server.whereabouts import FRESH, Whereabouts
@@ -58,7 +58,7 @@ class Admission:
         """See ``Guard``."""
         self._loop, self._pool, self._places = loop, pool, Whereabouts(pool)
 
-    def rule(self, head: RequestHead, account: Account) -> Ruling | Awaitable[Ruling]:
+    def rule(self, head: RequestHead, account: Account) -> Ruling | Looking:
         """See ``Guard``. Nothing is waited for but a lookup of a UUID that was not looked up yet, and of listings."""
         path = head.target.partition("?")[0]
         call = call_of(head.method, path)
@@ -94,7 +94,7 @@ class Admission:
         if call.route == "identity":
             return _identity(key)
         if listing:
-            return self._listed(key, call, head.target.partition("?")[2])
+            return partial(self._listed, key, call, head.target.partition("?")[2])
         return self._placed(key, call, account) if call.id else None
 
     def settle(self, account: Account) -> None:
@@ -127,7 +127,7 @@ class Admission:
 
     # -- collections by their UUID ------------------------------------------------------------------------------------
 
-    def _placed(self, key: Key, call: Call, account: Account) -> Ruling | Awaitable[Ruling]:
+    def _placed(self, key: Key, call: Call, account: Account) -> Ruling | Looking:
         tenant, database, identity = call.tenant, call.database, call.id
         assert tenant is not None and database is not None and identity is not None
         now = self._loop.time()
@@ -152,7 +152,7 @@ class Admission:
                 self._places.forget(tenant, database, identity)
             return self._named(key, call, found, account)
 
-        return look()
+        return look
 
     @staticmethod
     def _unplaced(account: Account) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 from chromakeep.access.keys import Key, Keyring
 from chromakeep.server.admission import Admission
 from chromakeep.server.answers import refusal
 from chromakeep.server.backend import Backend
 from chromakeep.server.gate import Page, Refusal, Request
-from chromakeep.server.guard import Account, Ruling
+from chromakeep.server.guard import Account, Looking, Ruling
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.unlocked import Unlocked
 
@@ -40,7 +40,7 @@ class Gatehouse:
         """See ``Guard``."""
         self._admission.attach(loop, pool)
 
-    def rule(self, head: RequestHead, account: Account) -> Ruling | Awaitable[Ruling]:
+    def rule(self, head: RequestHead, account: Account) -> Ruling | Looking:
         """See ``Guard``."""
         guard = self._present()
         return guard.rule(head, account) if guard else _UNKNOWN
