@@ -121,6 +121,7 @@ class Rotated:
                 self._path.replace(self._numbered(1))
         else:
             self._path.unlink(missing_ok=True)
+        self._size = 0  # else, were there no new one now, the next attempt would move the old ones on again
         self._open()
 
     def _numbered(self, number: int) -> Path:
