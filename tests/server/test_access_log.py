@@ -28,7 +28,7 @@ def rotated(path: Path, size: int = 1 << 20, age: float = 1e9, keep: int = 2, no
 
 
 def test_a_new_file_that_cannot_be_made_takes_no_old_one_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as while the process has too many files open: each attempt would move the old ones on, until none is left."""
+    """As while the process has too many files open: each attempt would move the old ones on, until none is left."""
     path = tmp_path / "log"
     output = rotated(path, size=10, keep=2)
     output.open()
