@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from chromakeep.access.keys import Key, Keyring, mint
 from chromakeep.access.rights import ENDPOINTS, Endpoint
 from chromakeep.chroma.server import ChromaServer
-from chromakeep.server import Door, Refusal
+from chromakeep.server import Door, Page, Refusal
 from chromakeep.server.admission import Admission
 from server.wires import OK, Backend, Scripted, Wire, post
 
@@ -275,6 +275,24 @@ def test_the_client_of_chroma_with_a_key(door: Door, ring: Ring, ids: dict[str, 
             client(**headers)
     identity = call(door, token, "GET", "/api/v2/auth/identity")[1]
     assert identity == {"user_id": "writer-docs", "tenant": "acme", "databases": ["prod"]}
+
+
+def test_pages_that_name_what_others_have(ring: Ring, backend: Backend, open_door: Callable[..., Door]) -> None:
+    """Metrics name all tenants' collections, and all keys: for a key without bounds, whatever its role."""
+    pages = {"/metrics": lambda: Page(b'"all of them"')}
+    door = open_door(guard=Admission(lambda: ring.ring, time.time, pages))
+    token = ring.add("patterns", "reader", collections=("docs-*",))
+    try:
+        for name, may in (("reader-acme", 403), ("admin-acme", 403), ("reader-docs", 403), ("operator", 200)):
+            assert call(door, ring.tokens[name], "GET", "/metrics")[0] == may, name
+        assert call(door, token, "GET", "/metrics")[0] == 403
+        assert call(door, None, "GET", "/metrics")[0] == 401
+        assert call(door, ring.add("scraper", "reader"), "GET", "/metrics")[0] == 200
+    finally:
+        for name in ("patterns", "scraper"):
+            ring.keys.pop(name, None)
+            ring.tokens.pop(name, None)
+        ring.ring = Keyring(ring.keys.values())
 
 
 def test_a_key_that_ends(door: Door, ring: Ring) -> None:

@@ -20,7 +20,7 @@ Action = Literal["public", "read", "write", "admin"]
 
 # What a key must cover. ``ALL_OF_...`` is for what shows or changes what lies outside of narrower bounds.
 ANYTHING = "anything"  # every key does
-SERVER = "server"  # no tenant, no database
+SERVER = "server"  # no bounds
 TENANT = "tenant"
 ALL_OF_TENANT = "all of the tenant"  # no database
 DATABASE = "database"
@@ -55,6 +55,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 NO_ROUTE = Call("", "admin")
+PAGES = Call("", "read")  # of our own that tell of all tenants
 _T = "/api/v2/tenants/{tenant}"
 _D = _T + "/databases/{database}"
 _C = _D + "/collections/{id}"
@@ -226,7 +227,7 @@ def reaches(key: Key, call: Call) -> bool:
     if covers == ANYTHING:
         return True
     if covers == SERVER:
-        return key.tenant is None and key.database is None
+        return key.tenant is None and key.database is None and not key.collections
     if key.tenant not in (None, call.tenant):
         return False
     if covers in (TENANT, ALL_OF_TENANT):

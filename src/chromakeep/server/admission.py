@@ -15,7 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from chromakeep.access.keys import Key, Keyring
-from chromakeep.access.rights import NO_ROUTE, Call, call_of, covers_names, named_in_body, permits, reaches
+from chromakeep.access.rights import NO_ROUTE, PAGES, Call, call_of, covers_names, named_in_body, permits, reaches
 from chromakeep.server import listings, shield
 from chromakeep.server.allowance import Allowances
 from chromakeep.server.answers import refusal
@@ -33,7 +33,7 @@ _COLLECTIONS = frozenset({"collections.list", "collections.count"})
 
 
 class Admission:
-    """One for a door. ``keys`` tells the present ring, ``wall`` the time of day; ``pages`` are for any key.
+    """One for a door. ``keys`` tells the present ring, ``wall`` the time of day; ``pages`` are for keys without bounds.
     ``foreign`` tells what a JSON Web Token gives the right to at that time, as a key. ``shielded``: what is
     behind it is a Chroma, which must not be sent what ruins it."""
 
@@ -65,8 +65,7 @@ class Admission:
         account.describe(call)
         if head.method in ("GET", "HEAD") and (page := self._pages.get(path)):
             account.route = path
-            found = self._who(head.token, account)
-            return found if isinstance(found, Refusal) else page()
+            return self._allowed(head.token, account, PAGES) or page()
         if self._shielded and (refused := shield.refuse_route(head.method, path)):
             return refused
         if call.action == "public":
@@ -105,11 +104,14 @@ class Admission:
 
     def admin(self, request: Request, account: Account) -> Refusal | None:
         """Why it may not do everything, at every tenant."""
-        key = self._who(token_of(request.fields), account)
+        return self._allowed(token_of(request.fields), account, NO_ROUTE)
+
+    def _allowed(self, token: str | None, account: Account, call: Call) -> Refusal | None:
+        key = self._who(token, account)
         if isinstance(key, Refusal):
             return key
         account.key, account.identity = key.name, key.id
-        return None if permits(key, NO_ROUTE, None) else _forbidden(key)
+        return None if permits(key, call, None) else _forbidden(key)
 
     def _who(self, token: str | None, account: Account) -> Key | Refusal:
         if token is None:

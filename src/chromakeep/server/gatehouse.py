@@ -20,7 +20,7 @@ _UNKNOWN = refusal(503, "the keys cannot be read yet", retry_after=1.0)
 
 class Gatehouse:
     """``keys`` tells the ring of the moment, None while it is not known. ``closed``: without a key nobody comes in, be
-    there one or not. ``pages`` are for whoever is let in; ``foreign`` and ``shielded``: see ``Admission``."""
+    there one or not. ``pages``, ``foreign`` and ``shielded``: see ``Admission``."""
 
     def __init__(
         self,
