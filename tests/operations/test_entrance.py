@@ -78,6 +78,16 @@ def test_a_place_without_keys_on_an_open_address_is_refused() -> None:
     one.stop()
 
 
+@pytest.mark.parametrize(("host", "who"), [("127.0.0.1", "this machine"), ("0.0.0.0", "0.0.0.0")])
+def test_that_it_is_open_is_told(host: str, who: str) -> None:
+    """The address of the keys may have been mistyped, and a proxy stand before this machine's own."""
+    told = list[Event]()
+    one = Entrance(Place, host, {}, accepted=who == host, observer=told.append)
+    one.start()
+    one.stop()
+    assert who in str(told[0]) and "delete everything" in str(told[0])
+
+
 @pytest.mark.parametrize("accepted", [False, True])
 def test_of_keys_that_cannot_be_read_it_says_what_becomes_of_clients(accepted: bool) -> None:
     """Closed, also on this machine's own address; unless it was said that it is to be open."""

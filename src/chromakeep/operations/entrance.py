@@ -68,7 +68,9 @@ class Entrance:
         # Of keys that cannot be read nobody knows whether there are any: closed, then.
         keys = unknown or self._issuer is not None or bool(self.ring and self.ring.keys)
         refuse_open(self._host, self._env, keys=keys, accepted=self._accepted)
-        if self._accepted and not keys and not loopback(self._host):
+        if not keys and loopback(self._host):
+            self._observer(Noted("no key was found: who is on this machine can read and delete everything"))
+        elif not keys:
             self._observer(Noted(f"open: anybody who reaches {self._host} can read and delete everything", "warning"))
 
     def stop(self) -> None:
