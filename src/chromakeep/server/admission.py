@@ -117,9 +117,11 @@ class Admission:
         if token is None:
             return _UNKNOWN
         now = self._loop.time()
-        if wait := self._lock.wait(account.peer, token, now):
+        ring = self._keys()
+        # Who was in before is no guesser, and not to be locked out by one who comes through the same proxy.
+        if (wait := self._lock.wait(account.peer, token, now)) and not ring.remembers(token):
             return refusal(429, "too many wrong keys from there", retry_after=wait)
-        key = self._keys().find(token, self._wall())
+        key = ring.find(token, self._wall())
         if key is None and self._foreign and token.count(".") == 2:
             key = self._foreign(token, self._wall())
         if key is None:
