@@ -49,6 +49,20 @@ def test_a_new_file_that_cannot_be_made_takes_no_old_one_away(tmp_path: Path, mo
     assert ((tmp_path / "log.1").read_bytes(), (tmp_path / "log.2").read_bytes()) == (kept["log"], kept["log.1"])
 
 
+def test_a_file_that_cannot_be_moved_grows_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a directory that belongs to somebody else, in which only the file is ours."""
+    output = rotated(tmp_path / "log", size=10, keep=2)
+    output.open()
+
+    def not_ours(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", not_ours)
+    for _ in range(3):
+        output.write(b"a line\n")
+    assert (tmp_path / "log").read_bytes() == b"a line\n" * 3
+
+
 def test_a_line_has_what_is_known_and_no_query() -> None:
     """Fields in a fixed order; the trace is the id only, and only of a well-formed field."""
     one = account(
