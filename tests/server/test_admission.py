@@ -279,12 +279,13 @@ def test_the_client_of_chroma_with_a_key(door: Door, ring: Ring, ids: dict[str, 
 
 def test_pages_that_name_what_others_have(ring: Ring, backend: Backend, open_door: Callable[..., Door]) -> None:
     """Metrics name all tenants' collections, and all keys: for a key without bounds, whatever its role."""
-    pages = {"/metrics": lambda: Page(b'"all of them"')}
+    pages = {"/metrics": lambda: Page(b'"all of them"'), "/_keep/status": lambda: Page(b'"none of them"')}
     door = open_door(guard=Admission(lambda: ring.ring, time.time, pages))
     token = ring.add("patterns", "reader", collections=("docs-*",))
     try:
         for name, may in (("reader-acme", 403), ("admin-acme", 403), ("reader-docs", 403), ("operator", 200)):
             assert call(door, ring.tokens[name], "GET", "/metrics")[0] == may, name
+            assert call(door, ring.tokens[name], "GET", "/_keep/status")[0] == 200, name
         assert call(door, token, "GET", "/metrics")[0] == 403
         assert call(door, None, "GET", "/metrics")[0] == 401
         assert call(door, ring.add("scraper", "reader"), "GET", "/metrics")[0] == 200

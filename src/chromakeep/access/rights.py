@@ -55,7 +55,8 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 NO_ROUTE = Call("", "admin")
-PAGES = Call("", "read")  # of our own that tell of all tenants
+METRICS = Call("", "read")  # a page of our own that names collections and keys of all tenants
+STATUS = Call("version", "read")  # one that names nothing
 _T = "/api/v2/tenants/{tenant}"
 _D = _T + "/databases/{database}"
 _C = _D + "/collections/{id}"

@@ -15,7 +15,17 @@ from urllib.parse import quote
 import msgspec
 
 from chromakeep.access.keys import Key, Keyring
-from chromakeep.access.rights import NO_ROUTE, PAGES, Call, call_of, covers_names, named_in_body, permits, reaches
+from chromakeep.access.rights import (
+    METRICS,
+    NO_ROUTE,
+    STATUS,
+    Call,
+    call_of,
+    covers_names,
+    named_in_body,
+    permits,
+    reaches,
+)
 from chromakeep.server import listings, shield
 from chromakeep.server.allowance import Allowances
 from chromakeep.server.answers import refusal
@@ -33,9 +43,9 @@ _COLLECTIONS = frozenset({"collections.list", "collections.count"})
 
 
 class Admission:
-    """One for a door. ``keys`` tells the present ring, ``wall`` the time of day; ``pages`` are for keys without bounds.
-    ``foreign`` tells what a JSON Web Token gives the right to at that time, as a key. ``shielded``: what is
-    behind it is a Chroma, which must not be sent what ruins it."""
+    """One for a door. ``keys`` tells the present ring, ``wall`` the time of day; ``pages`` are for any key, but
+    ``/metrics`` for those without bounds. ``foreign`` tells what a JSON Web Token gives the right to at that time, as a
+    key. ``shielded``: what is behind it is a Chroma, which must not be sent what ruins it."""
 
     def __init__(
         self,
@@ -65,7 +75,7 @@ class Admission:
         account.describe(call)
         if head.method in ("GET", "HEAD") and (page := self._pages.get(path)):
             account.route = path
-            return self._allowed(head.token, account, PAGES) or page()
+            return self._allowed(head.token, account, METRICS if path == "/metrics" else STATUS) or page()
         if self._shielded and (refused := shield.refuse_route(head.method, path)):
             return refused
         if call.action == "public":
