@@ -233,6 +233,12 @@ class Counting(MemoryStore):
         return super().get(name, start=start, length=length)
 
 
+def test_a_key_that_would_never_be_valid_is_not_made(opened: Open) -> None:
+    with pytest.raises(UsageError, match="at once"):
+        create(opened(), "app", "reader", lifetime=0.0)
+    assert load(opened()).keys == ()
+
+
 def test_a_server_learns_of_every_change_and_reads_nothing_without_one(opened: Open) -> None:
     place = opened()
     found = reload(place, None)

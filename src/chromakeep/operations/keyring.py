@@ -83,6 +83,8 @@ def create(
     at the same moment.
     """
     now = time.time()
+    if lifetime is not None and lifetime <= 0:
+        raise UsageError("a key that ends at once opens nothing", hint="leave the limit out: it is then valid for ever")
     key, token = mint(
         name,
         role,
