@@ -82,6 +82,40 @@ def test_a_door_before_a_server_that_is_not_ours(cli: Cli, tmp_path: Path, where
             running.wait()
 
 
+@pytest.mark.parametrize("stderr", ["/dev/full", "closed pipe"])
+def test_a_log_that_nobody_takes_ends_nothing(cli: Cli, tmp_path: Path, stderr: str) -> None:
+    """Events are told from all threads, that of the door and that of the keys among them: none ends by telling."""
+    port, place = free_port(), tmp_path / "keys"
+    place.mkdir()
+    (place / "chromakeep-keys.json").write_text("damaged, of which a line is told")
+    read, write = os.pipe()
+    os.close(read)
+    with Path("/dev/full").open("wb") as full:
+        running = subprocess.Popen(
+            cli.command("serve", "http://127.0.0.1:1", "--data", place, "--port", port),
+            cwd=cli.cwd,
+            env=cli.environ,
+            stderr=full if stderr == "/dev/full" else write,
+        )
+    os.close(write)
+    try:
+        deadline = time.monotonic() + 60
+        while not healthy(port):
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        assert asked(port, "/api/v2/version") == 503
+        (place / "chromakeep-keys.json").unlink()
+        token = cli("keys", "create", "boss", "--role", "admin", "--data", place).stdout.strip()
+        while asked(port, "/_keep/status", authorization=f"Bearer {token}") != 200:  # its thread lives
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        running.send_signal(signal.SIGTERM if stderr == "/dev/full" else signal.SIGHUP)  # the terminal is gone, too
+        assert running.wait(30) == 0
+    finally:
+        running.kill()
+        running.wait()
+
+
 def test_writes_stay_refused_over_a_restart(cli: Cli, tmp_path: Path) -> None:
     """What an admin has said is kept where the keys are; nothing but the door is needed to say it."""
     place, port = tmp_path / "keys", free_port()

@@ -161,6 +161,8 @@ def test_two_instances_on_one_database(cli: Cli, tmp_path: Path) -> None:
     [
         (("http://chroma:8000", "--engine", "postgresql"), "two servers"),
         ((), "what shall be served"),
+        (("http://localhost:8000",), "the door itself"),
+        (("http://127.0.0.1:8001", "--port", "8001", "--host", "0.0.0.0"), "the door itself"),
         (("--engine", "postgresql"), "where shall the data lie"),
         (("--engine", "mysql://db/chroma"), "the URL of a PostgreSQL"),
         (("--engine", "postgresql://app:geheim@db/chroma"), "credentials"),

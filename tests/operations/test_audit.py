@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import random
@@ -236,6 +237,24 @@ def test_full_files_are_linked_and_none_is_removed(tmp_path: Path) -> None:
     rest = verify(every[2:], {})
     assert not rest.problems and rest.chains[0].first > 1
     assert "is missing before it" in only_problem(verify([*every[:2], *every[3:]], {}))[2]
+
+
+def test_a_full_file_that_cannot_be_set_aside_grows_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a directory that belongs to somebody else, in which only the file is ours: no record is lost, no write refused
+    for that, and it is told once."""
+    told: list[Event] = []
+    file = AuditFile(tmp_path / "audit", 100, told.append)
+    file.open({})
+
+    def not_ours(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "rename", not_ours)
+    for n in range(3):
+        file.append([{"event": "test", "n": n}])
+    file.close()
+    assert verify([tmp_path / "audit"], {}).chains[0].last == 4
+    assert [str(e) for e in told if "cannot be set aside" in str(e)] == [str(told[0])]
 
 
 def test_a_crash_between_the_two_steps_of_a_rotation(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from msgspec.structs import replace
 
 from chromakeep.access.keys import Key, Keyring, mint
 from chromakeep.errors import RefusedToServe, StoreUnavailable
@@ -26,7 +27,7 @@ class Place:
         self.looks += 1
         if self.error:
             raise self.error
-        return str(self.looks)
+        return str(self.looks) if self.keys else ""
 
     def read(self) -> Keyring:
         return Keyring(self.keys)
@@ -64,8 +65,8 @@ def test_keys_are_read_again_after_any_failure(monkeypatch: pytest.MonkeyPatch, 
         until(lambda: place.looks > seen + 5)
         assert one.ring.find(token, time.time())
         assert len(told) == 1 and str(error) in str(told[0])
-        place.keys, place.error = (), None
-        until(lambda: one.ring and not one.ring.keys)
+        place.keys, place.error = (replace(key, revoked="2001-01-01T00:00:00Z"),), None
+        until(lambda: one.ring and not one.ring.find(token, time.time()))
     finally:
         one.stop()
 
@@ -75,3 +76,25 @@ def test_a_place_without_keys_on_an_open_address_is_refused() -> None:
     with pytest.raises(RefusedToServe):
         one.start()
     one.stop()
+
+
+@pytest.mark.parametrize(("host", "who"), [("127.0.0.1", "this machine"), ("0.0.0.0", "0.0.0.0")])
+def test_that_it_is_open_is_told(host: str, who: str) -> None:
+    """The address of the keys may have been mistyped, and a proxy stand before this machine's own."""
+    told = list[Event]()
+    one = Entrance(Place, host, {}, accepted=who == host, observer=told.append)
+    one.start()
+    one.stop()
+    assert who in str(told[0]) and "delete everything" in str(told[0])
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_of_keys_that_cannot_be_read_it_says_what_becomes_of_clients(accepted: bool) -> None:
+    """Closed, also on this machine's own address; unless it was said that it is to be open."""
+    place, told = Place(mint("a", "admin")[0]), list[Event]()
+    place.error = StoreUnavailable("away")
+    one = Entrance(lambda: place, "127.0.0.1", {}, accepted=accepted, observer=told.append)
+    one.start()
+    one.stop()
+    assert ("it is open" if accepted else "nobody is let in") in str(told[0])
+    assert one.ring is None or (accepted and not one.ring.keys)

@@ -194,6 +194,29 @@ def test_keys_that_change(provider: Provider, issuer: Issuer, told: list[Event])
     assert issuer.key(token(provider), time.time())
 
 
+def test_keys_are_read_again_after_any_failure(
+    provider: Provider, issuer: Issuer, told: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ours, or of a library over what it was sent: were the thread gone, a key that was withdrawn would count for
+    ever."""
+    read, failures = issuer._read, list[int]()
+
+    def broken() -> dict[str, Any]:
+        failures.append(1)
+        if len(failures) == 1:
+            raise RuntimeError("a fault")
+        return read()
+
+    monkeypatch.setattr(issuer, "_read", broken)
+    provider.keys = [jwk("new", OTHER, "RS256")]
+    deadline = time.monotonic() + 20
+    while issuer.key(token(provider, OTHER, "new"), time.time()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert "a fault" in str(told[0])
+    assert issuer.key(token(provider), time.time()) is None  # withdrawn
+
+
 def test_an_issuer_must_be_asked_securely() -> None:
     for wrong in ("http://issuer.example.com", "issuer.example.com", "https://", "ftp://127.0.0.1", "https://h/?a=1"):
         with pytest.raises(UsageError):

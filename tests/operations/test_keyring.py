@@ -233,6 +233,12 @@ class Counting(MemoryStore):
         return super().get(name, start=start, length=length)
 
 
+def test_a_key_that_would_never_be_valid_is_not_made(opened: Open) -> None:
+    with pytest.raises(UsageError, match="at once"):
+        create(opened(), "app", "reader", lifetime=0.0)
+    assert load(opened()).keys == ()
+
+
 def test_a_server_learns_of_every_change_and_reads_nothing_without_one(opened: Open) -> None:
     place = opened()
     found = reload(place, None)
@@ -370,13 +376,35 @@ def test_a_file_that_is_a_directory_is_told(tmp_path: Path) -> None:
         load(place)
 
 
-def test_a_file_that_is_gone_takes_no_servers_keys_away(tmp_path: Path) -> None:
-    place = DirectoryKeys(tmp_path)
+def test_a_place_that_is_empty_all_at_once_takes_no_servers_keys_away(opened: Open) -> None:
+    """A disk that is not mounted any more: nobody opens a door by taking keys away."""
+    place = opened()
     create(place, "app", "reader")
     found = reload(place, None)
     assert found
-    place.path.unlink()
-    assert reload(place, found[1]) is None
+    if isinstance(place, DirectoryKeys):
+        place.path.unlink()
+    else:
+        assert isinstance(place, RepositoryKeys)
+        for one in list(place._repository.store.list("access/")):
+            place._repository.store.delete(one.name)
+    with pytest.raises(VerificationFailed, match="some were"):
+        reload(place, found[1])
+    again = reload(opened(), None)  # of a server that has seen none
+    assert again and again[0].keys == ()
+
+
+def test_keys_of_which_none_can_be_read_are_not_none(opened: Open) -> None:
+    place = opened()
+    key, _ = create(place, "app", "reader")
+    if isinstance(place, DirectoryKeys):
+        place.path.write_text('{"format": 1, "keys": []}')
+    else:
+        assert isinstance(place, RepositoryKeys)
+        place._repository.store.delete(f"access/{key.id}")
+        place._repository.store.put(f"access/{key.id}", b"damaged")
+    with pytest.raises(VerificationFailed, match="can be read"):
+        reload(opened(), None)
 
 
 def test_only_create_makes_a_directory(tmp_path: Path) -> None:

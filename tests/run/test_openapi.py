@@ -27,7 +27,7 @@ from chromakeep.access.keys import Keyring
 from chromakeep.chroma.server import free_port
 from chromakeep.operations.duty import Duty, Front
 from chromakeep.operations.manifest import Manifest, SentFile
-from chromakeep.server import receiving
+from chromakeep.server import receiving, writes_desk
 from chromakeep.server.front import open_door
 from run.running import Running, eventually, running
 
@@ -139,6 +139,7 @@ def test_an_instance_that_is_not_ready_answers_as_it_is_described(tmp_path: Path
         "/api/v1/heartbeat": 503,
         "/_keep/status": 401,
         "/metrics": 401,
+        "/_keep/writes": 401,
         "/_keep/receive": 404,
     }
 
@@ -160,7 +161,8 @@ def test_all_that_the_door_answers_itself_is_described() -> None:
     table = re.findall(r"^``([A-Z]+ /_keep/receive\S*)``", receiving.__doc__ or "", re.M)
     routes = {one.replace("ID", "{transfer}").replace("NUMBER", "{number}") for one in table}
     assert len(pages) == 6 and len(routes) == 6
-    assert set(labels(OPERATIONS)) == pages | routes
+    writes = {f"{method} {writes_desk.PATH}" for method in re.findall(r"``(GET|POST)``", writes_desk.__doc__ or "")}
+    assert set(labels(OPERATIONS)) == pages | routes | writes
 
 
 def test_the_description_is_valid() -> None:

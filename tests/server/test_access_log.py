@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -24,6 +25,42 @@ TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 def rotated(path: Path, size: int = 1 << 20, age: float = 1e9, keep: int = 2, now: float = 1e9) -> Rotated:
     return Rotated(path, size, age, keep, clock=lambda: now)
+
+
+def test_a_new_file_that_cannot_be_made_takes_no_old_one_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the process has too many files open: each attempt would move the old ones on, until none is left."""
+    path = tmp_path / "log"
+    output = rotated(path, size=10, keep=2)
+    output.open()
+    for line in (b"oldest line\n", b"older line\n", b"newest line\n"):
+        output.write(line)
+    kept = {name: (tmp_path / name).read_bytes() for name in ("log", "log.1", "log.2")}
+
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", full)
+        for _ in range(5):
+            with pytest.raises(OSError, match="Too many"):
+                output.write(b"lost line\n")
+    output.write(b"next line\n")
+    assert path.read_bytes() == b"next line\n"
+    assert ((tmp_path / "log.1").read_bytes(), (tmp_path / "log.2").read_bytes()) == (kept["log"], kept["log.1"])
+
+
+def test_a_file_that_cannot_be_moved_grows_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a directory that belongs to somebody else, in which only the file is ours."""
+    output = rotated(tmp_path / "log", size=10, keep=2)
+    output.open()
+
+    def not_ours(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "replace", not_ours)
+    for _ in range(3):
+        output.write(b"a line\n")
+    assert (tmp_path / "log").read_bytes() == b"a line\n" * 3
 
 
 def test_a_line_has_what_is_known_and_no_query() -> None:

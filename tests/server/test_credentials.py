@@ -69,6 +69,15 @@ def test_only_who_guesses_waits() -> None:
     assert lock.wait("peer", OTHER, 0) == lock.wait("other", T, 0) == lock.wait("peer", "guess", 0) == 0
 
 
+def test_a_token_of_an_issuer_waits_alone() -> None:
+    """One that has expired, sent again and again, keeps nobody out who comes through the same proxy."""
+    lock, body = Lock(), "eyJhbGciOiJFUzI1NiIsImtpZCI6ImVjIn0.eyJpc3MiOiJodHRwczovL2lzc3VlciJ9"
+    for _ in range(10):
+        lock.wrong("proxy", f"{body}.{'a' * 86}", 0)
+    assert lock.wait("proxy", f"{body}.{'a' * 86}", 0) > 0
+    assert lock.wait("proxy", f"{body}.{'b' * 86}", 0) == lock.wait("proxy", "guess", 0) == 0
+
+
 def test_a_guesser_of_many_names_is_bounded_in_memory() -> None:
     lock = Lock()
     for n in range(20_000):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from chromakeep.server import Door, Limits
-from chromakeep.server.upstream import Upstream
+from chromakeep.server.upstream import Remote, Upstream
 from server.wires import GET, OK, Backend, Scripted, Wire, post
 
 Open = Callable[..., Door]
@@ -107,6 +107,22 @@ def test_an_idle_connection_that_the_backend_closed_is_not_used(
     last = backend.accept()
     last.until()
     last.send(OK)
+    assert client.answer().body == b"ok"
+
+
+@pytest.mark.parametrize(("remote", "kept"), [(Remote(b"chroma"), False), (None, True)])
+def test_an_idle_connection_over_a_network_is_not_used_for_long(
+    backend: Backend, open_door: Open, knock: Knock, monkeypatch: pytest.MonkeyPatch, remote: Remote | None, kept: bool
+) -> None:
+    """What lies between may have forgotten it without a word, and a request over it would wait for minutes. On this
+    machine nothing forgets."""
+    monkeypatch.setattr("chromakeep.server.upstream.FRESH", 0.0)
+    client = knock(open_door(remote=remote))
+    wire = used(backend, client)
+    client.send(post())
+    next_ = wire if kept else backend.accept()
+    next_.until()
+    next_.send(OK)
     assert client.answer().body == b"ok"
 
 

@@ -253,7 +253,7 @@ def test_a_connection_that_was_idle_for_long_is_not_used(
     door = open_door(gate=Standing(), relay=where.relay())
     client = knock(door)
     for fresh in (60.0, 0.0):
-        monkeypatch.setattr("chromakeep.server.relay.FRESH", fresh)
+        monkeypatch.setattr("chromakeep.server.upstream.FRESH", fresh)
         client.send(post())
         there = holder.accept()
         there.until()

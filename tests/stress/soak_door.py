@@ -364,6 +364,7 @@ def soak(place: Path, minutes: float, seed: int) -> list[str]:
     repository = Repository.create(LocalStore(keep))
     keys, authority, choice = RepositoryKeys(repository), Authority(place), random.Random(seed)
     _, token = create(keys, "app", "writer", database="default_database")
+    _, scraper = create(keys, "scraper", "reader")
     first = authority.tls("fresh")
     assert first.key
     (place / "served.pem").write_bytes(first.certificate.read_bytes() + first.key.read_bytes())
@@ -391,7 +392,7 @@ def soak(place: Path, minutes: float, seed: int) -> list[str]:
                 if begun + now > turn:
                     turn = begun + now + TURN
                     rotate_all(world, keys, authority)
-                status, metrics = page(world, "/metrics", world.token)
+                status, metrics = page(world, "/metrics", scraper)
                 if status != 200 or b"chromakeep_http_requests_total" not in metrics:
                     world.wrong.append(f"metrics: {status}")
                 time.sleep(1.0)
@@ -399,7 +400,7 @@ def soak(place: Path, minutes: float, seed: int) -> list[str]:
         writers = [client for client in clients if isinstance(client, Writer)]
         records = sum(writer.check() for writer in writers)
         for dropped in ("access_log_dropped_lines", "audit_dropped_records"):
-            if f"chromakeep_{dropped}_total 0.0" not in page(world, "/metrics", world.token)[1].decode():
+            if f"chromakeep_{dropped}_total 0.0" not in page(world, "/metrics", scraper)[1].decode():
                 world.wrong.append(f"{dropped}: some")
         run.terminate()
         assert run.wait(90) == 0, log.read_text()[-5000:]

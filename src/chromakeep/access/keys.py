@@ -147,6 +147,10 @@ class Keyring:
         self._shown[token] = key, ends
         return key
 
+    def remembers(self, token: str) -> bool:
+        """Whether this very token was right before; it may have ended since."""
+        return token in self._shown
+
     def named(self, name: str, now: float) -> tuple[Key, ...]:
         """The keys of that name in force at ``now``, oldest first. One, but while a rotation's overlap lasts."""
         return tuple(key for key in self.keys if key.name == name and now < key.ends)

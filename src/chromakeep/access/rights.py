@@ -20,7 +20,7 @@ Action = Literal["public", "read", "write", "admin"]
 
 # What a key must cover. ``ALL_OF_...`` is for what shows or changes what lies outside of narrower bounds.
 ANYTHING = "anything"  # every key does
-SERVER = "server"  # no tenant, no database
+SERVER = "server"  # no bounds
 TENANT = "tenant"
 ALL_OF_TENANT = "all of the tenant"  # no database
 DATABASE = "database"
@@ -55,6 +55,8 @@ class Endpoint(msgspec.Struct, frozen=True):
 
 
 NO_ROUTE = Call("", "admin")
+METRICS = Call("", "read")  # a page of our own that names collections and keys of all tenants
+STATUS = Call("version", "read")  # one that names nothing
 _T = "/api/v2/tenants/{tenant}"
 _D = _T + "/databases/{database}"
 _C = _D + "/collections/{id}"
@@ -209,6 +211,14 @@ def permits(key: Key, call: Call, name: str | None) -> bool:
 
     Unknown names match no pattern. A key's bounds hold for the tenant and database *of the path*: see ``Call``.
     """
+    if not reaches(key, call):
+        return False
+    endpoint = _BY_ROUTE.get(call.route)
+    return endpoint is None or endpoint.covers != COLLECTION or covers_names(key, call.collection, name)
+
+
+def reaches(key: Key, call: Call) -> bool:
+    """As ``permits``, of some collection: which one it is about may not be known yet."""
     if call.action == "public":
         return True
     if call.action not in _MAY[key.role]:
@@ -218,16 +228,12 @@ def permits(key: Key, call: Call, name: str | None) -> bool:
     if covers == ANYTHING:
         return True
     if covers == SERVER:
-        return key.tenant is None and key.database is None
+        return key.tenant is None and key.database is None and not key.collections
     if key.tenant not in (None, call.tenant):
         return False
     if covers in (TENANT, ALL_OF_TENANT):
         return covers == TENANT or key.database is None
-    if key.database not in (None, call.database):
-        return False
-    if covers in (DATABASE, ALL_OF_DATABASE):
-        return covers == DATABASE or not key.collections
-    return covers_names(key, call.collection, name)
+    return key.database in (None, call.database) and not (covers == ALL_OF_DATABASE and key.collections)
 
 
 def covers_names(key: Key, *names: str | None) -> bool:

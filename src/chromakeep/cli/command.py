@@ -116,15 +116,25 @@ def names(text: str | None) -> tuple[str, ...] | None:
 
 
 def told_to_stop() -> threading.Event:
-    """Set from now on by SIGTERM and SIGINT (Ctrl-C)."""
+    """Set from now on by SIGTERM, SIGINT (Ctrl-C) and SIGHUP."""
     stop = threading.Event()
+    on_stop(stop.set)
+    return stop
+
+
+def on_stop(then: Callable[[], None]) -> None:
+    """Have this done whenever a signal asks for the end, as a terminal does that is closed, unless nohup said no."""
 
     def asked(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        if number == hangup:
+            signal.signal(number, signal.SIG_IGN)  # the kernel and a shell both send it
+        then()
 
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
     signal.signal(signal.SIGTERM, asked)
     signal.signal(signal.SIGINT, asked)
-    return stop
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        signal.signal(hangup, asked)
 
 
 COMMON = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -88,7 +87,7 @@ class Log:
             except OSError as error:
                 if not self._failed and self.stream != STREAMS[None]:
                     why = error.strerror or str(error)
-                    output.write(f"warning: the log cannot be written: {why}; its lines are dropped", sys.stderr)
+                    output.tell(f"warning: the log cannot be written: {why}; its lines are dropped")
                 self._failed = True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import TextIO
 
@@ -34,6 +35,13 @@ def write(text: str, stream: TextIO | None = None) -> None:
 
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or the flush at exit would fail again
         raise SystemExit(141) from None
+
+
+def tell(line: str) -> None:
+    """Say on stderr what goes on. What cannot be written is dropped: events are told from all threads, and neither the
+    one that reads keys nor the one that ships the log may end because nobody takes a line."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def size(count: int | float) -> str:

@@ -27,7 +27,7 @@ class Lines:
             self.say(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {line}" if self._times else line)
 
     def say(self, line: str) -> None:
-        output.write(output.printable(line), sys.stderr)
+        output.tell(output.printable(line))
 
     def close(self) -> None:
         """Nothing is open."""
@@ -70,7 +70,7 @@ class JsonLines:
 
         fields = msgspec.to_builtins(event)
         line = {"event": type(event).__name__, "time": round(time.time(), 3), **fields}
-        output.write(msgspec.json.encode(line).decode(), sys.stderr)
+        output.tell(msgspec.json.encode(line).decode())
         if isinstance(event, CONTINUAL):
             self._printed = time.monotonic()
 

@@ -45,7 +45,8 @@ class Entrance:
         self._failure = ""
         self._over, self._looked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="keys", daemon=True)
-        self.ring: Keyring | None = None  # None: they could not be read yet
+        # None: they could not be read yet, and nobody comes in, unless it was said that nobody needs one.
+        self.ring = Keyring() if accepted and not oidc else None
 
     @property
     def closed(self) -> bool:
@@ -67,7 +68,9 @@ class Entrance:
         # Of keys that cannot be read nobody knows whether there are any: closed, then.
         keys = unknown or self._issuer is not None or bool(self.ring and self.ring.keys)
         refuse_open(self._host, self._env, keys=keys, accepted=self._accepted)
-        if self._accepted and not keys and not loopback(self._host):
+        if not keys and loopback(self._host):
+            self._observer(Noted("no key was found: who is on this machine can read and delete everything"))
+        elif not keys:
             self._observer(Noted(f"open: anybody who reaches {self._host} can read and delete everything", "warning"))
 
     def stop(self) -> None:
@@ -94,7 +97,8 @@ class Entrance:
         except Exception as error:  # whatever it is: were this thread gone, a revoked key would open for ever
             said = error.message if isinstance(error, ChromakeepError) else f"{type(error).__name__}: {error}"
             if said != self._failure:
-                kept = "those read before stay" if self.ring else "nobody can be let in by one yet"
+                open_meanwhile = "it is open meanwhile, as it was told to be" if self.ring else "nobody is let in"
+                kept = "those read before stay" if self._mark is not None else open_meanwhile
                 self._observer(Noted(f"the keys cannot be read: {said}; {kept}", "warning"))
             self._failure = said
 

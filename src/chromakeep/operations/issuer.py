@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import threading
 import time
 import urllib.request
@@ -130,13 +129,7 @@ class Issuer:
             try:
                 self._keys = self._read()
                 self._failure = ""
-            except (
-                OSError,
-                ValueError,
-                http.client.HTTPException,
-                msgspec.MsgspecError,
-                self._jwt.PyJWTError,
-            ) as error:
+            except Exception as error:  # whatever it is: were this thread gone, a withdrawn key would count for ever
                 if str(error) != self._failure:
                     said = f"the keys of {self._settings.issuer} cannot be read: {error}"
                     self._observer(Noted(said, "warning"))

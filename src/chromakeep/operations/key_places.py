@@ -96,7 +96,7 @@ class RepositoryKeys:
 
     def mark(self) -> str:
         names = "\n".join(o.name for o in self._listed())
-        return hashlib.blake2b(names.encode(), digest_size=16).hexdigest()
+        return names and hashlib.blake2b(names.encode(), digest_size=16).hexdigest()
 
     def read(self) -> Keyring:
         listed = self._listed()

@@ -8,7 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from chromakeep.access.keys import MOST_KEYS, Key, Keyring, Role, mint, seconds, timestamp
-from chromakeep.errors import RepositoryBusy, UsageError
+from chromakeep.errors import RepositoryBusy, UsageError, VerificationFailed
 from chromakeep.operations.key_places import DirectoryKeys, KeyPlace, RepositoryKeys
 
 __all__ = ["DirectoryKeys", "KeyPlace", "RepositoryKeys", "create", "load", "reload", "revoke", "rotate", "shown"]
@@ -51,13 +51,17 @@ def load(place: KeyPlace) -> Keyring:
 def reload(place: KeyPlace, since: str | None) -> tuple[Keyring, str] | None:
     """The keys and their mark, or None if nothing has changed since the mark ``since`` (None: tell them anyway).
 
-    Costs a listing of the repository's keys, or a look at the file. A file that is gone is no change: a restore may be
-    exchanging the directory, and nobody opens a door by removing a file. Raises as ``load``.
+    Costs a listing of the repository's keys, or a look at the file. Raises as ``load``, and ``VerificationFailed``
+    where there are none any more, or none can be read: a disk may not be mounted, a restore may be exchanging the
+    directory, and nobody opens a door by taking keys away.
     """
     mark = place.mark()  # before the keys: what is written between the two is then read again
-    if mark == since or (since and not mark):
+    if mark == since:
         return None
-    return place.read(), mark
+    ring = place.read()
+    if (since or mark) and not ring.keys:
+        raise VerificationFailed("there are none where some were" if since else "none of those there can be read")
+    return ring, mark
 
 
 def create(
@@ -79,6 +83,8 @@ def create(
     at the same moment.
     """
     now = time.time()
+    if lifetime is not None and lifetime <= 0:
+        raise UsageError("a key that ends at once opens nothing", hint="leave the limit out: it is then valid for ever")
     key, token = mint(
         name,
         role,

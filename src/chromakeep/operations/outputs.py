@@ -113,14 +113,16 @@ class Rotated:
             return True
 
     def _rotate(self) -> None:
-        if self._keep:
-            for number in range(self._keep - 1, 0, -1):
+        with suppress(OSError):  # in a directory that is not ours the file grows on: no line is lost for that
+            if self._keep:
+                for number in range(self._keep - 1, 0, -1):
+                    with suppress(FileNotFoundError):
+                        self._numbered(number).replace(self._numbered(number + 1))
                 with suppress(FileNotFoundError):
-                    self._numbered(number).replace(self._numbered(number + 1))
-            with suppress(FileNotFoundError):
-                self._path.replace(self._numbered(1))
-        else:
-            self._path.unlink(missing_ok=True)
+                    self._path.replace(self._numbered(1))
+            else:
+                self._path.unlink(missing_ok=True)
+        self._size = 0  # else, were there no new one now, the next attempt would move the old ones on again
         self._open()
 
     def _numbered(self, number: int) -> Path:

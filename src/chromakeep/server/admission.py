@@ -8,15 +8,24 @@ say. What a client sends of a key is not passed on.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from urllib.parse import quote
 
 import msgspec
-from msgspec.structs import replace
 
-from chromakeep.access.keys import MOST_KEYS, Key, Keyring
-from chromakeep.access.rights import NO_ROUTE, Call, call_of, covers_names, named_in_body, permits
+from chromakeep.access.keys import Key, Keyring
+from chromakeep.access.rights import (
+    METRICS,
+    NO_ROUTE,
+    STATUS,
+    Call,
+    call_of,
+    covers_names,
+    named_in_body,
+    permits,
+    reaches,
+)
 from chromakeep.server import listings, shield
 from chromakeep.server.allowance import Allowances
 from chromakeep.server.answers import refusal
@@ -24,7 +33,7 @@ from chromakeep.server.asking import Unanswered, ask
 from chromakeep.server.backend import Backend
 from chromakeep.server.credentials import Lock, token_of
 from chromakeep.server.gate import Page, Refusal, Request
-from chromakeep.server.guard import Account, Ruling
+from chromakeep.server.guard import Account, Looking, Ruling
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.watches import Named, Sized, together
 from chromakeep.server.whereabouts import FRESH, Whereabouts
@@ -34,9 +43,9 @@ _COLLECTIONS = frozenset({"collections.list", "collections.count"})
 
 
 class Admission:
-    """One for a door. ``keys`` tells the present ring, ``wall`` the time of day; ``pages`` are for any key.
-    ``foreign`` tells what a JSON Web Token gives the right to at that time, as a key. ``shielded``: what is
-    behind it is a Chroma, which must not be sent what ruins it."""
+    """One for a door. ``keys`` tells the present ring, ``wall`` the time of day; ``pages`` are for any key, but
+    ``/metrics`` for those without bounds. ``foreign`` tells what a JSON Web Token gives the right to at that time, as a
+    key. ``shielded``: what is behind it is a Chroma, which must not be sent what ruins it."""
 
     def __init__(
         self,
@@ -51,7 +60,6 @@ class Admission:
         self._shielded = shielded
         self._watch_for = shield.watch_for if shielded else shield.counter_for
         self._lock, self._allowances = Lock(), Allowances()
-        self._all: dict[str, Key] = {}
         self._pool: Backend
         self._places: Whereabouts
         self._loop: asyncio.AbstractEventLoop
@@ -60,15 +68,14 @@ class Admission:
         """See ``Guard``."""
         self._loop, self._pool, self._places = loop, pool, Whereabouts(pool)
 
-    def rule(self, head: RequestHead, account: Account) -> Ruling | Awaitable[Ruling]:
+    def rule(self, head: RequestHead, account: Account) -> Ruling | Looking:
         """See ``Guard``. Nothing is waited for but a lookup of a UUID that was not looked up yet, and of listings."""
         path = head.target.partition("?")[0]
         call = call_of(head.method, path)
         account.describe(call)
         if head.method in ("GET", "HEAD") and (page := self._pages.get(path)):
             account.route = path
-            found = self._who(head.token, account)
-            return found if isinstance(found, Refusal) else page()
+            return self._allowed(head.token, account, METRICS if path == "/metrics" else STATUS) or page()
         if self._shielded and (refused := shield.refuse_route(head.method, path)):
             return refused
         if call.action == "public":
@@ -78,7 +85,7 @@ class Admission:
             return key
         account.key, account.identity = key.name, key.id
         listing = _listing(key, call)
-        if not listing and not permits(self._wide(key), call, None):
+        if not listing and not reaches(key, call):
             return _forbidden(key)
         if key.collections and call.collection and not permits(key, call, None):
             return _forbidden(key)
@@ -96,7 +103,7 @@ class Admission:
         if call.route == "identity":
             return _identity(key)
         if listing:
-            return self._listed(key, call, head.target.partition("?")[2])
+            return partial(self._listed, key, call, head.target.partition("?")[2])
         return self._placed(key, call, account) if call.id else None
 
     def settle(self, account: Account) -> None:
@@ -105,32 +112,26 @@ class Admission:
             account.taken = False
             self._allowances.give_back(account.identity)
 
-    def _wide(self, key: Key) -> Key:
-        """The key as it would be for all collections: which one it is about may not be known yet."""
-        if not key.collections:
-            return key
-        wide = self._all.get(key.id)
-        if wide is None:
-            if len(self._all) > MOST_KEYS:
-                self._all.clear()
-            wide = self._all[key.id] = replace(key, collections=())
-        return wide
-
     def admin(self, request: Request, account: Account) -> Refusal | None:
         """Why it may not do everything, at every tenant."""
-        key = self._who(token_of(request.fields), account)
+        return self._allowed(token_of(request.fields), account, NO_ROUTE)
+
+    def _allowed(self, token: str | None, account: Account, call: Call) -> Refusal | None:
+        key = self._who(token, account)
         if isinstance(key, Refusal):
             return key
         account.key, account.identity = key.name, key.id
-        return None if permits(key, NO_ROUTE, None) else _forbidden(key)
+        return None if permits(key, call, None) else _forbidden(key)
 
     def _who(self, token: str | None, account: Account) -> Key | Refusal:
         if token is None:
             return _UNKNOWN
         now = self._loop.time()
-        if wait := self._lock.wait(account.peer, token, now):
+        ring = self._keys()
+        # Who was in before is no guesser, and not to be locked out by one who comes through the same proxy.
+        if (wait := self._lock.wait(account.peer, token, now)) and not ring.remembers(token):
             return refusal(429, "too many wrong keys from there", retry_after=wait)
-        key = self._keys().find(token, self._wall())
+        key = ring.find(token, self._wall())
         if key is None and self._foreign and token.count(".") == 2:
             key = self._foreign(token, self._wall())
         if key is None:
@@ -140,7 +141,7 @@ class Admission:
 
     # -- collections by their UUID ------------------------------------------------------------------------------------
 
-    def _placed(self, key: Key, call: Call, account: Account) -> Ruling | Awaitable[Ruling]:
+    def _placed(self, key: Key, call: Call, account: Account) -> Ruling | Looking:
         tenant, database, identity = call.tenant, call.database, call.id
         assert tenant is not None and database is not None and identity is not None
         now = self._loop.time()
@@ -165,7 +166,7 @@ class Admission:
                 self._places.forget(tenant, database, identity)
             return self._named(key, call, found, account)
 
-        return look()
+        return look
 
     @staticmethod
     def _unplaced(account: Account) -> None:

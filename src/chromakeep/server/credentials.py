@@ -48,7 +48,8 @@ def _text(value: bytes) -> str:
 class Lock:
     """Who guesses has to wait, twice as long each time: an address, for the key that it guesses at.
 
-    Others at that address (behind one proxy, say) go on with their own keys meanwhile.
+    Others at that address (behind one proxy, say) go on with their own keys meanwhile, and so does whoever has another
+    token of an issuer: such a one ends often, and is no guess.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,9 @@ class Lock:
 
     @staticmethod
     def _who(peer: str, token: str) -> tuple[str, str]:
-        return peer, token[:20] if token.startswith("ck_") else ""
+        if token.startswith("ck_"):
+            return peer, token[:20]
+        return peer, token[-20:] if token.count(".") == 2 else ""  # of its signature
 
     def wait(self, peer: str, token: str, now: float) -> float:
         """Seconds for which this is not even looked at; 0 for none."""

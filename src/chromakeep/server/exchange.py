@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -19,7 +20,7 @@ from chromakeep.server.backend import Backend, Line
 from chromakeep.server.bodies import LAST_CHUNK, chunk
 from chromakeep.server.cors import ours_only
 from chromakeep.server.gate import Page, Refusal, Request
-from chromakeep.server.guard import Account, Ruling
+from chromakeep.server.guard import Account, Looking, Ruling
 from chromakeep.server.request_head import RequestHead, forwarded
 from chromakeep.server.routes import is_safe, is_write
 from chromakeep.server.service import Service
@@ -72,12 +73,15 @@ class Exchange:
         if ruling is None or isinstance(ruling, Refusal | Page):
             self._ruled(ruling)
         else:
-            waiting = ruling
+            self._run(partial(self._look, ruling))
 
-            async def wait() -> None:
-                self._ruled(await waiting)
-
-            self._run(wait)
+    async def _look(self, looking: Looking) -> None:
+        """Not before this instance is one to be asked: what it has not yet would seem not to be there."""
+        if self._gate and self._request:
+            refused = None if self._relay else await self._ask(self._gate.admit, self._request)
+        else:
+            refused = self._service.reads()
+        self._ruled(refused or await looking())
 
     def _ruled(self, ruling: Ruling) -> None:
         if ruling is not None:

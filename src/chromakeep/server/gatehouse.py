@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 
 from chromakeep.access.keys import Key, Keyring
 from chromakeep.server.admission import Admission
 from chromakeep.server.answers import refusal
 from chromakeep.server.backend import Backend
 from chromakeep.server.gate import Page, Refusal, Request
-from chromakeep.server.guard import Account, Ruling
+from chromakeep.server.guard import Account, Looking, Ruling
 from chromakeep.server.request_head import RequestHead
 from chromakeep.server.unlocked import Unlocked
 
@@ -20,7 +20,7 @@ _UNKNOWN = refusal(503, "the keys cannot be read yet", retry_after=1.0)
 
 class Gatehouse:
     """``keys`` tells the ring of the moment, None while it is not known. ``closed``: without a key nobody comes in, be
-    there one or not. ``pages`` are for whoever is let in; ``foreign`` and ``shielded``: see ``Admission``."""
+    there one or not. ``pages``, ``foreign`` and ``shielded``: see ``Admission``."""
 
     def __init__(
         self,
@@ -40,25 +40,23 @@ class Gatehouse:
         """See ``Guard``."""
         self._admission.attach(loop, pool)
 
-    def rule(self, head: RequestHead, account: Account) -> Ruling | Awaitable[Ruling]:
+    def rule(self, head: RequestHead, account: Account) -> Ruling | Looking:
         """See ``Guard``."""
-        ring = self._keys()
-        if ring is None and self._closed:
-            return _UNKNOWN
-        self._ring = ring or self._ring
-        if self._closed or self._ring.keys:
-            return self._admission.rule(head, account)
-        return self._unlocked.rule(head, account)
+        guard = self._present()
+        return guard.rule(head, account) if guard else _UNKNOWN
 
     def admin(self, request: Request, account: Account) -> Refusal | None:
         """See ``Warden``."""
+        guard = self._present()
+        return guard.admin(request, account) if guard else _UNKNOWN
+
+    def _present(self) -> Admission | Unlocked | None:
+        """Who is asked now. While the keys are not known nobody comes in: there may be some, wherever it listens."""
         ring = self._keys()
-        if ring is None and self._closed:
-            return _UNKNOWN
-        self._ring = ring or self._ring
-        if self._closed or self._ring.keys:
-            return self._admission.admin(request, account)
-        return self._unlocked.admin(request, account)
+        if ring is None:
+            return None
+        self._ring = ring
+        return self._admission if self._closed or ring.keys else self._unlocked
 
     def settle(self, account: Account) -> None:
         """See ``Guard``."""

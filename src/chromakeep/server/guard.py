@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chromakeep.access.rights import Call
@@ -60,15 +60,17 @@ class Account:
 
 
 Ruling = Refusal | Page | None  # None: pass
+Looking = Callable[[], Awaitable[Ruling]]  # what the backend has to be asked for first
 
 
 class Guard(Protocol):
     """Asked about every request but those for our own pages, in the door's thread and event loop."""
 
-    def rule(self, head: RequestHead, account: Account) -> Ruling | Awaitable[Ruling]:
+    def rule(self, head: RequestHead, account: Account) -> Ruling | Looking:
         """Before anything of it is answered or passed on. Fills in what it finds out of the account.
 
-        A ``Page`` is answered in the backend's place. An awaitable is cancelled when the client goes away.
+        A ``Page`` is answered in the backend's place. ``Looking`` is called where the backend may be asked, and its
+        awaitable cancelled when the client goes away.
         """
 
     def attach(self, loop: asyncio.AbstractEventLoop, pool: Backend) -> None:

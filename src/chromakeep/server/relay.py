@@ -16,8 +16,6 @@ from chromakeep.operations.elsewhere import Elsewhere
 from chromakeep.server.request_head import FORWARDED, RequestHead
 from chromakeep.server.upstream import Pool, Remote, Upstream
 
-FRESH = 5.0  # seconds for which an idle connection is used again: the other side must not be closing it just then
-
 
 class Relay:
     """One for a door, in its thread. ``elsewhere`` tells where writes are taken now; ``also`` why none may
@@ -70,22 +68,14 @@ class Relay:
 
 
 class _Doors(Pool):
-    """Connections to one door, over a network that may forget an idle one without a word."""
+    """Connections to one door, which end with its reign."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, backend: tuple[str, int], timeout: float, remote: Remote
     ) -> None:
         super().__init__(loop, backend, timeout, remote)
-        self._all: dict[Upstream, float] = {}  # when each was idle last, by the loop's clock
+        self._all: set[Upstream] = set()
         self._over = False
-
-    def take(self) -> Upstream | None:
-        """See ``Pool``."""
-        while upstream := super().take():
-            if self._loop.time() - self._all.get(upstream, 0.0) < FRESH:
-                return upstream
-            upstream.transport.abort()
-        return None
 
     async def open(self) -> Upstream:
         """See ``Pool``."""
@@ -95,17 +85,12 @@ class _Doors(Pool):
         if self._over:
             upstream.transport.abort()
             raise ConnectionError("that reign is over")
-        self._all[upstream] = self._loop.time()
+        self._all.add(upstream)
         return upstream
-
-    def keep(self, upstream: Upstream) -> None:
-        """See ``Pool``."""
-        self._all[upstream] = self._loop.time()
-        super().keep(upstream)
 
     def forget(self, upstream: Upstream) -> None:
         """See ``Pool``."""
-        self._all.pop(upstream, None)
+        self._all.discard(upstream)
         super().forget(upstream)
 
     def end(self) -> None:

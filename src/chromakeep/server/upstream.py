@@ -18,13 +18,16 @@ from chromakeep.server.limits import BUFFER
 from chromakeep.server.request_head import RequestHead
 
 _KEPT = 64  # idle connections
+# Seconds for which an idle connection to another program's machine is used again: its other end must not be closing it
+# just then, and a network forgets an idle one without a word: what is sent over it then waits for minutes.
+FRESH = 5.0
 
 
 class Upstream(asyncio.Protocol):
     """One connection. Reads answers for the exchange it carries, and stops while that holds them back."""
 
     __slots__ = ("_body", "_buffer", "_chunked", "_lead", "_paused", "_pool", "_searched", "exchange", "full", "lost",
-                 "spoke", "transport", "used")  # fmt: skip
+                 "since", "spoke", "transport", "used")  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
         self.exchange: Carried | None = None
@@ -32,6 +35,7 @@ class Upstream(asyncio.Protocol):
         self.used = False  # it has carried an exchange before the one it carries
         self.spoke = False  # a byte of this exchange's answer has come
         self.lost = False
+        self.since = 0.0  # when it became idle, by the loop's clock
         self.full = False  # it takes no more of a request for now
         self._pool = pool
         self._buffer = bytearray()
@@ -205,6 +209,7 @@ class Pool:
         self._loop, self._backend, self._timeout = loop, backend, timeout
         self._tls = remote.tls if remote else None
         self.authority = remote.authority if remote else None
+        self._far = remote is not None
         self._idle: list[Upstream] = []
         self._closed = False
 
@@ -212,7 +217,9 @@ class Pool:
         """An idle connection, if there is one. The backend may be closing it at this moment."""
         while self._idle:
             upstream = self._idle.pop()
-            if not upstream.transport.is_closing():
+            if self._far and self._loop.time() - upstream.since >= FRESH:
+                upstream.transport.abort()
+            elif not upstream.transport.is_closing():
                 return upstream
         return None
 
@@ -235,6 +242,7 @@ class Pool:
         if self._closed or len(self._idle) >= _KEPT:
             upstream.transport.close()
         else:
+            upstream.since = self._loop.time()
             self._idle.append(upstream)
 
     def forget(self, upstream: Upstream) -> None:

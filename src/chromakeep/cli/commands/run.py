@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import signal
 import threading
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import click
 
 from chromakeep.addresses import local_path, parse
 from chromakeep.cli import added, output
-from chromakeep.cli.command import Call, command
+from chromakeep.cli.command import Call, command, on_stop
 from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, forwarding_of, oidc_of
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS, PREFIX
@@ -65,11 +63,10 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
     memory.steady()
     stop, hurry = threading.Event(), threading.Event()
 
-    def asked(number: int, frame: FrameType | None) -> None:
+    def asked() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    signal.signal(signal.SIGTERM, asked)
-    signal.signal(signal.SIGINT, asked)
+    on_stop(asked)
 
     from chromakeep.operations.run import run as operation
     from chromakeep.operations.run_settings import RunSettings

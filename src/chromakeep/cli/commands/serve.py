@@ -16,10 +16,12 @@ from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import PREFIX, Settings
 from chromakeep.errors import UsageError
 from chromakeep.operations import memory
+from chromakeep.operations.openness import loopback
 
 if TYPE_CHECKING:
     from chromakeep.operations.serve import Behind
 
+HOST, PORT = "localhost", 8000
 ENGINE_KEYS = ("engine", "engine_storage", "engine_connections", "allow_reset")
 
 
@@ -61,8 +63,8 @@ def serve(call: Call, url: str | None) -> Reply:
     behind = _behind(call, url)
     done = operation(
         ServeSettings(
-            host=settings.text("host") or "localhost",
-            port=int(settings.text("port") or 8000),
+            host=settings.text("host") or HOST,
+            port=int(settings.text("port") or PORT),
             behind=behind,
             door=open_door,
             data=local_path(data or "."),
@@ -106,6 +108,10 @@ def _behind(call: Call, url: str | None) -> Behind:
     from chromakeep.operations.serve import Elsewhere
 
     host, port, secure = _backend(url)
+    own, listening = settings.text("host") or HOST, int(settings.text("port") or PORT)
+    here = loopback(host) and (loopback(own) or own in ("0.0.0.0", "::"))
+    if port == listening and (host == own or here):  # it would ask itself, without end
+        raise UsageError(f"{url} is the address of the door itself", hint="--port another, or give the server's own")
     return Elsewhere((host, port), secure)
 
 

@@ -1,0 +1,47 @@
+"""Gatehouse: who comes in while it is not known whether there are keys, and once it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from chromakeep.access.keys import Keyring, mint
+from chromakeep.server import Door
+from chromakeep.server.gatehouse import Gatehouse
+from server.wires import OK, Backend, Wire
+
+ASK = b"GET /api/v2/version HTTP/1.1\r\nhost: h\r\n\r\n"
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_keys_that_could_not_be_read_yet_let_nobody_in(
+    closed: bool, backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+) -> None:
+    """On this machine's own address neither: a proxy may stand before it, and there may be keys."""
+    rings: list[Keyring | None] = [None]
+    wire = knock(open_door(guard=Gatehouse(lambda: rings[0], closed=closed)))
+    wire.send(ASK)
+    refused = wire.answer()
+    assert refused.status == 503 and refused.fields["retry-after"] == "1"
+    assert backend.unasked()
+    key, token = mint("a", "admin")
+    rings[0] = Keyring([key])
+    wire.send(ASK)
+    assert wire.answer().status == 401
+    wire.send(ASK[:-2] + f"x-chroma-token: {token}\r\n\r\n".encode())
+    behind = backend.accept()
+    behind.until()
+    behind.send(OK)
+    assert wire.answer().status == 200
+
+
+def test_without_any_key_it_is_open_where_it_may_be(
+    backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+) -> None:
+    wire = knock(open_door(guard=Gatehouse(Keyring, closed=False)))
+    wire.send(ASK)
+    behind = backend.accept()
+    behind.until()
+    behind.send(OK)
+    assert wire.answer().status == 200
