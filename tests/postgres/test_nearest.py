@@ -129,6 +129,33 @@ def test_filters_and_ids(pool: Pool, indexed: bool, monkeypatch: pytest.MonkeyPa
     assert grown.query(query, 5, ids=[])[0].ids == []
 
 
+def test_what_lies_behind_does_not_hide_that_an_index_gave_up(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that satisfy the filter are far away in the first index, whose search ends before; others have enough."""
+    monkeypatch.setattr(segments, "TAIL", 100)
+    monkeypatch.setattr("chromakeep.postgres.estimates.ALWAYS", 20)
+    monkeypatch.setattr("chromakeep.postgres.estimates.WORTH", 0)
+    monkeypatch.setattr(nearest, "_SETTINGS", nearest._SETTINGS.replace(f"'{nearest.SCAN}'", "'100'"))
+    pool = Pool(database_url)
+    grown, vectors = Grown(pool), _vectors(1000)
+    vectors[::8] += 10
+    sides = [{"far": n % 8 == 0} for n in range(1000)]
+    grown.add(vectors[:700], metadatas=sides[:700])
+    grown.settle()
+    grown.add(vectors[700:900], 700, metadatas=sides[700:900])
+    with pool.autocommit() as connection:
+        held = grown.held
+        segments.build(connection, held, segments.Range(held.segments[-1].high, segments.new_high(connection), ()))
+    grown.add(vectors[900:], 900, metadatas=sides[900:])
+    asked = np.concatenate([_vectors(2, 9), vectors[:1]])  # of the last one both indexes have enough
+    for query, found in zip(asked, grown.query(asked, 10, where={"far": True}), strict=True):
+        distances = exact(vectors, query, "l2")
+        expected = sorted(range(0, 1000, 8), key=distances.__getitem__)[:10]
+        assert found.ids == [f"r{n}" for n in expected]
+    pool.close()
+
+
 def test_what_is_wanted_comes_with_it(pool: Pool) -> None:
     grown, vectors = Grown(pool), _vectors(5)
     grown.add(vectors, metadatas=[{"n": n} for n in range(5)])
