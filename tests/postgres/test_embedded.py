@@ -132,6 +132,34 @@ def test_an_orphan_is_taken_over(server: Embedded, tmp_path: Path) -> None:
     assert ask(server, "SELECT count(*) FROM written") == 1
 
 
+def test_another_postgresql_that_has_the_number_of_ours_now_is_left_alone(server: Embedded, tmp_path: Path) -> None:
+    """After a restart of the machine numbers begin anew."""
+    other = Embedded(tmp_path / "other", memory=1 << 30)
+    shutil.copytree(tmp_path / "postgresql", tmp_path / "other")
+    try:
+        other.start()
+        assert other._process
+        file = tmp_path / "postgresql" / "data" / "postmaster.pid"
+        file.write_text(f"{other._process.pid}\n{file.parent}\n1\n5432\n{file.parent.parent}\n\n")
+        server.start()
+        assert server.alive and other.alive
+    finally:
+        other.stop()
+
+
+def test_it_is_found_whatever_the_environment_says_of_another_server(
+    server: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "PGPORT": "6543", "PGHOSTADDR": "127.0.0.1", "PGSSLMODE": "require", "PGCHANNELBINDING": "require",
+        "PGOPTIONS": "-c no_such_thing=1", "PGDATABASE": "other", "PGUSER": "other", "PGPASSWORD": "other",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(embedded, "BEGINNING", 5.0)
+    server.start()
+    assert ask(server, "SELECT 1") == 1
+
+
 def test_killed_itself_it_recovers(server: Embedded) -> None:
     server.start()
     with psycopg.connect(server.url) as connection:
