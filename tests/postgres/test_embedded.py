@@ -199,6 +199,20 @@ def test_a_start_that_fails_says_why(server: Embedded, monkeypatch: pytest.Monke
         server.start()
 
 
+def test_a_recovery_that_fails_says_why(tmp_path: Path) -> None:
+    """Its last words are to us, who asked whether it answers; here those of a disk that was full."""
+    (tmp_path / "postgresql.log").write_text(
+        """\
+2026-11-26 15:09:45.418 UTC [24723] FATAL:  the database system is not yet accepting connections
+2026-11-26 15:09:45.418 UTC [24723] DETAIL:  Consistent recovery state has not been yet reached.
+2026-11-26 15:09:45.530 UTC [24719] FATAL:  could not write to file "pg_wal/xlogtemp.24719": No space left on device
+2026-11-26 15:09:45.540 UTC [24724] FATAL:  the database system is not yet accepting connections
+2026-11-26 15:09:45.544 UTC [24701] LOG:  shutting down due to startup process failure
+"""
+    )
+    assert "No space left on device" in Embedded(tmp_path)._last_line()
+
+
 def test_settings_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = fitting.settings(256 << 20), fitting.settings(64 << 30)
     assert (small["shared_buffers"], large["shared_buffers"]) == ("128MB", "16384MB")

@@ -42,6 +42,7 @@ _NOBODY = (1 << 22) + 1  # no process has this number: it is beyond Linux' large
 # Said, lest libpq take them from the environment (PGPORT ...), where they are of another server
 _NOT_ANOTHERS = "port=5432&hostaddr=&options=&sslmode=disable&channel_binding=disable"
 _SHARED = "shared memory block"  # of the processes of a server that was killed; they notice, and end
+_NOT_YET = "FATAL:  the database system is "  # starting up, shutting down: said to whoever connects, as we do
 HINT = "run as another user, or give --engine the URL of a PostgreSQL with pgvector"
 
 
@@ -217,7 +218,7 @@ class Embedded:
             return []
 
     def _last_line(self) -> str:
-        lines = self._lines()
+        lines = [line for line in self._lines() if _NOT_YET not in line]
         telling = [line for line in lines if "FATAL" in line or "PANIC" in line or "ERROR" in line] or lines
         return telling[-1].strip() if telling else "it wrote nothing"
 
