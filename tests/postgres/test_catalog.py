@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
 from typing import Any, TypeVar
 
 import psycopg
@@ -60,6 +61,14 @@ def test_tenants(here: Here) -> None:
     assert here.refused(tenancy.create_tenant, "acme\0") == (409, "Tenant [acme\0] already exists")
     assert here.refused(tenancy.tenant, "none") == (404, "Tenant [none] not found")
     assert here.refused(tenancy.update_tenant, "none", "x") == (404, "Tenant [none] not found")
+
+
+def test_a_name_too_long_for_an_index_is_the_fault_of_who_gives_it(pool: Pool) -> None:
+    """Not 500: nothing is wrong here, and nobody need be told. What can be compressed may be longer."""
+    long = "".join(sha256(str(n).encode()).hexdigest() for n in range(200))
+    with pytest.raises(Refused) as caught:
+        pool.run(lambda connection: tenancy.create_tenant(connection, long), write=True)
+    assert caught.value.status == 400
 
 
 def test_databases(here: Here) -> None:
