@@ -98,6 +98,15 @@ def test_a_database_goes_with_its_collections(here: Here) -> None:
         here.do(lambda connection: connection.execute(f"SELECT * FROM {held.table}".encode()))
 
 
+def test_what_somebody_copied_beside_a_collection_is_no_orphan(here: Here) -> None:
+    """Under a name like ours: nobody else may drop it."""
+    held = here.do(catalog.held, of(here.create("copied")))
+    here.do(lambda c: c.execute(f'CREATE TABLE chromakeep."{held.relation}_backup" AS SELECT * FROM {held.table}'))
+    like = f'CREATE TABLE chromakeep."{held.relation}_old" (LIKE {held.table} INCLUDING ALL)'
+    here.do(lambda c: c.execute(like))
+    assert here.do(catalog.orphans) == []
+
+
 def test_collections_by_name_and_by_id(here: Here) -> None:
     made = here.create("docs", metadata={"a": 1, "b": 1.0, "c": "x\0", "d": True, "e": None})
     assert made.metadata == {"a": 1, "b": 1.0, "c": "x\0", "d": True}
