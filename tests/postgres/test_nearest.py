@@ -191,6 +191,34 @@ def test_many_dimensions(pool: Pool, dimension: int, storage: str, monkeypatch: 
     _same(grown, vectors, vectors[:2], "l2", 5)
 
 
+@pytest.mark.parametrize(
+    ("space", "storage", "dimension", "n"),
+    [*((space, "vector", 2500, 400) for space in SPACES), ("cosine", "halfvec", 8, 3000)],
+)
+def test_what_an_index_of_halves_cannot_hold(
+    pool: Pool, space: str, storage: str, dimension: int, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers that are too large for a half, and those that are nothing as halves."""
+    monkeypatch.setattr(segments, "TAIL", 50)
+    grown, vectors = Grown(pool, space, storage), np.abs(_vectors(n, dimension=dimension))
+    vectors[[5, -9]] = 1e-9
+    if storage == "vector":
+        vectors[[7, -5], 0] = 1e5
+    grown.add(vectors[:-20])
+    grown.add(vectors[-20:], n - 20)  # few at a time are written in another way
+    grown.settle()
+    if storage == "halfvec":
+        vectors = vectors.astype(np.float16).astype(np.float32)
+    assert len(grown.held.segments) == 1
+    queries = np.concatenate([-np.abs(_vectors(2, 3, dimension)), np.full((1, dimension), 1e-3)])
+    if storage == "vector":
+        queries = np.concatenate([queries, vectors[7:8], -vectors[7:8]])
+    for query, found in zip(queries, grown.query(queries, 5), strict=True):
+        distances = exact(vectors, query, space)
+        assert found.scores is not None
+        np.testing.assert_allclose(np.sort(distances)[:5], found.scores, rtol=1e-3, atol=1e-3)
+
+
 def test_an_index_of_lists(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(segments, "TAIL", 100)
     grown, vectors = Grown(pool), _vectors(500)

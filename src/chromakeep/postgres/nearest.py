@@ -82,6 +82,8 @@ def query(
     if held.dimension is None or n_results == 0 or (ids is not None and not ids):
         return [_nothing(held, wanted) for _ in vectors]
     scope = scope_of(connection, held, n_results, ids, where)
+    if not scope.exact and measure(held).coarse and not _halves(vectors):
+        scope = msgspec.structs.replace(scope, exact=True)
     found, short = _ask(connection, held, vectors, n_results, scope, wanted)
     again = [number for number, segments in enumerate(short) if segments]
     if again:  # a filter, or what was deleted, starved the indexes, or there are no more
@@ -159,6 +161,13 @@ def _short(cursor: psycopg.Cursor[Any], held: Held, wanted: Wanted) -> int:
     if result.nfields <= column:  # no index was asked
         return 0
     return int.from_bytes(result.get_value(0, column) or b"", "big") if result.ntuples else _all(held)
+
+
+def _halves(vectors: Vectors) -> bool:
+    """Whether an index of halves can be asked for them: none is too large for it, or nothing but zeros in it."""
+    with np.errstate(over="ignore"):
+        halves = vectors.astype(np.float16)
+    return bool(np.isfinite(halves).all() and halves.any(axis=1).all())
 
 
 def _all(held: Held) -> int:
