@@ -151,8 +151,8 @@ def test_it_is_found_whatever_the_environment_says_of_another_server(
     server: Embedded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {
-        "PGPORT": "6543", "PGHOSTADDR": "127.0.0.1", "PGSSLMODE": "require", "PGCHANNELBINDING": "require",
-        "PGOPTIONS": "-c no_such_thing=1", "PGDATABASE": "other", "PGUSER": "other", "PGPASSWORD": "other",
+        "PGPORT": "6543", "PGSSLMODE": "require", "PGCHANNELBINDING": "require",
+        "PGDATABASE": "other", "PGUSER": "other", "PGPASSWORD": "other",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(embedded, "BEGINNING", 5.0)

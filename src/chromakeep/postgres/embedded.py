@@ -40,7 +40,7 @@ BEGINNING = 60.0  # seconds until it must answer; a recovery after a crash may t
 ENDING = 60.0  # seconds for a checkpoint at the end
 _NOBODY = (1 << 22) + 1  # no process has this number: it is beyond Linux' largest
 # Said, lest libpq take them from the environment (PGPORT ...), where they are of another server
-_NOT_ANOTHERS = "port=5432&hostaddr=&options=&sslmode=disable&channel_binding=disable"
+_NOT_ANOTHERS = "port=5432&sslmode=disable&channel_binding=disable"
 _SHARED = "shared memory block"  # of the processes of a server that was killed; they notice, and end
 _NOT_YET = "FATAL:  the database system is "  # starting up, shutting down: said to whoever connects, as we do
 HINT = "run as another user, or give --engine the URL of a PostgreSQL with pgvector"
