@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from chromakeep.engine import CollectionWanted, Rows, Target, Vectors, Wanted, Written
 from chromakeep.filters import Filter, read_where
 from chromakeep.postgres import catalog, nearest, upkeep, writing
+from chromakeep.postgres.engine import kinds
 from chromakeep.postgres.held import Held
-from chromakeep.postgres.pool import Pool
+from chromakeep.postgres.pool import Connection, Pool
 
 _numbers = itertools.count(1)
 DISTANCES = Wanted(distances=True)
@@ -39,7 +40,13 @@ class Grown:
         """Under the ids r<start>, r<start + 1>, ..."""
         ids = [f"r{number}" for number in range(start, start + len(vectors))]
         records = Written(ids, vectors.astype(np.float32), metadatas=None if metadatas is None else list(metadatas))
-        self.pool.run(lambda c: writing.add(c, catalog.held(c, self.target), records), write=True)
+
+        def add(connection: Connection) -> None:
+            held = catalog.held(connection, self.target)
+            writing.add(connection, held, records)
+            catalog.seen(connection, held, kinds(records.metadatas))
+
+        self.pool.run(add, write=True)
 
     def update(self, ids: list[str], vectors: NDArray[Any]) -> None:
         records = Written(ids, vectors.astype(np.float32))

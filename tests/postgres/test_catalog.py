@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
 from typing import Any, TypeVar
 
 import psycopg
@@ -62,6 +63,14 @@ def test_tenants(here: Here) -> None:
     assert here.refused(tenancy.update_tenant, "none", "x") == (404, "Tenant [none] not found")
 
 
+def test_a_name_too_long_for_an_index_is_the_fault_of_who_gives_it(pool: Pool) -> None:
+    """Not 500: nothing is wrong here, and nobody need be told. What can be compressed may be longer."""
+    long = "".join(sha256(str(n).encode()).hexdigest() for n in range(200))
+    with pytest.raises(Refused) as caught:
+        pool.run(lambda connection: tenancy.create_tenant(connection, long), write=True)
+    assert caught.value.status == 400
+
+
 def test_databases(here: Here) -> None:
     here.do(tenancy.create_tenant, "acme")
     for name in ("zoo", "abc", "mid"):
@@ -87,6 +96,15 @@ def test_a_database_goes_with_its_collections(here: Here) -> None:
     assert here.do(catalog.orphans) == []
     with pytest.raises(Vanished):
         here.do(lambda connection: connection.execute(f"SELECT * FROM {held.table}".encode()))
+
+
+def test_what_somebody_copied_beside_a_collection_is_no_orphan(here: Here) -> None:
+    """Under a name like ours: nobody else may drop it."""
+    held = here.do(catalog.held, of(here.create("copied")))
+    here.do(lambda c: c.execute(f'CREATE TABLE chromakeep."{held.relation}_backup" AS SELECT * FROM {held.table}'))
+    like = f'CREATE TABLE chromakeep."{held.relation}_old" (LIKE {held.table} INCLUDING ALL)'
+    here.do(lambda c: c.execute(like))
+    assert here.do(catalog.orphans) == []
 
 
 def test_collections_by_name_and_by_id(here: Here) -> None:

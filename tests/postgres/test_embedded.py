@@ -132,6 +132,34 @@ def test_an_orphan_is_taken_over(server: Embedded, tmp_path: Path) -> None:
     assert ask(server, "SELECT count(*) FROM written") == 1
 
 
+def test_another_postgresql_that_has_the_number_of_ours_now_is_left_alone(server: Embedded, tmp_path: Path) -> None:
+    """After a restart of the machine numbers begin anew."""
+    other = Embedded(tmp_path / "other", memory=1 << 30)
+    shutil.copytree(tmp_path / "postgresql", tmp_path / "other")
+    try:
+        other.start()
+        assert other._process
+        file = tmp_path / "postgresql" / "data" / "postmaster.pid"
+        file.write_text(f"{other._process.pid}\n{file.parent}\n1\n5432\n{file.parent.parent}\n\n")
+        server.start()
+        assert server.alive and other.alive
+    finally:
+        other.stop()
+
+
+def test_it_is_found_whatever_the_environment_says_of_another_server(
+    server: Embedded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "PGPORT": "6543", "PGSSLMODE": "require", "PGCHANNELBINDING": "require",
+        "PGDATABASE": "other", "PGUSER": "other", "PGPASSWORD": "other",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(embedded, "BEGINNING", 5.0)
+    server.start()
+    assert ask(server, "SELECT 1") == 1
+
+
 def test_killed_itself_it_recovers(server: Embedded) -> None:
     server.start()
     with psycopg.connect(server.url) as connection:
@@ -169,6 +197,20 @@ def test_a_start_that_fails_says_why(server: Embedded, monkeypatch: pytest.Monke
     monkeypatch.setattr(embedded, "settings", lambda memory: {"shared_buffers": "nonsense"})
     with pytest.raises(ServerFailed, match="shared_buffers"):
         server.start()
+
+
+def test_a_recovery_that_fails_says_why(tmp_path: Path) -> None:
+    """Its last words are to us, who asked whether it answers; here those of a disk that was full."""
+    (tmp_path / "postgresql.log").write_text(
+        """\
+2026-11-26 15:09:45.418 UTC [24723] FATAL:  the database system is not yet accepting connections
+2026-11-26 15:09:45.418 UTC [24723] DETAIL:  Consistent recovery state has not been yet reached.
+2026-11-26 15:09:45.530 UTC [24719] FATAL:  could not write to file "pg_wal/xlogtemp.24719": No space left on device
+2026-11-26 15:09:45.540 UTC [24724] FATAL:  the database system is not yet accepting connections
+2026-11-26 15:09:45.544 UTC [24701] LOG:  shutting down due to startup process failure
+"""
+    )
+    assert "No space left on device" in Embedded(tmp_path)._last_line()
 
 
 def test_settings_fit(monkeypatch: pytest.MonkeyPatch) -> None:

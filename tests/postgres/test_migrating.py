@@ -58,6 +58,20 @@ def test_a_user_who_may_not(empty_url: str, postgres_url: str) -> None:
         assert "rich" not in caught.value.message
 
 
+def test_a_pgvector_that_is_not_found(empty_url: str) -> None:
+    """In a schema of its own, as providers have it, that is not searched for this user."""
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute('CREATE SCHEMA "of extensions"')
+        connection.execute('CREATE EXTENSION vector SCHEMA "of extensions"')
+        with pytest.raises(RefusedToServe, match="search_path") as caught:
+            migrate(empty_url)
+        assert '"of extensions"' in str(caught.value.hint)
+        assert connection.execute("SELECT to_regclass('chromakeep.version')").fetchone() == (None,)
+        where = connection.info.dbname
+        connection.execute(f"""ALTER DATABASE {where} SET search_path = "$user", public, "of extensions\"""".encode())
+    migrate(empty_url)
+
+
 def test_a_database_that_cannot_hold_all_texts(postgres_url: str) -> None:
     with pytest.raises(RefusedToServe, match="LATIN1") as caught:
         migrate(fresh(postgres_url, "template0", "ENCODING 'LATIN1' LOCALE 'C'"))

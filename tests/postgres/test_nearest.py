@@ -129,6 +129,33 @@ def test_filters_and_ids(pool: Pool, indexed: bool, monkeypatch: pytest.MonkeyPa
     assert grown.query(query, 5, ids=[])[0].ids == []
 
 
+def test_what_lies_behind_does_not_hide_that_an_index_gave_up(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that satisfy the filter are far away in the first index, whose search ends before; others have enough."""
+    monkeypatch.setattr(segments, "TAIL", 100)
+    monkeypatch.setattr("chromakeep.postgres.estimates.ALWAYS", 20)
+    monkeypatch.setattr("chromakeep.postgres.estimates.WORTH", 0)
+    monkeypatch.setattr(nearest, "_SETTINGS", nearest._SETTINGS.replace(f"'{nearest.SCAN}'", "'100'"))
+    pool = Pool(database_url)
+    grown, vectors = Grown(pool), _vectors(1000)
+    vectors[::8] += 10
+    sides = [{"far": n % 8 == 0} for n in range(1000)]
+    grown.add(vectors[:700], metadatas=sides[:700])
+    grown.settle()
+    grown.add(vectors[700:900], 700, metadatas=sides[700:900])
+    with pool.autocommit() as connection:
+        held = grown.held
+        segments.build(connection, held, segments.Range(held.segments[-1].high, segments.new_high(connection), ()))
+    grown.add(vectors[900:], 900, metadatas=sides[900:])
+    asked = np.concatenate([_vectors(2, 9), vectors[:1]])  # of the last one both indexes have enough
+    for query, found in zip(asked, grown.query(asked, 10, where={"far": True}), strict=True):
+        distances = exact(vectors, query, "l2")
+        expected = sorted(range(0, 1000, 8), key=distances.__getitem__)[:10]
+        assert found.ids == [f"r{n}" for n in expected]
+    pool.close()
+
+
 def test_what_is_wanted_comes_with_it(pool: Pool) -> None:
     grown, vectors = Grown(pool), _vectors(5)
     grown.add(vectors, metadatas=[{"n": n} for n in range(5)])
@@ -162,6 +189,34 @@ def test_many_dimensions(pool: Pool, dimension: int, storage: str, monkeypatch: 
     if storage == "halfvec":
         vectors = vectors.astype(np.float16).astype(np.float32)
     _same(grown, vectors, vectors[:2], "l2", 5)
+
+
+@pytest.mark.parametrize(
+    ("space", "storage", "dimension", "n"),
+    [*((space, "vector", 2500, 400) for space in SPACES), ("cosine", "halfvec", 8, 3000)],
+)
+def test_what_an_index_of_halves_cannot_hold(
+    pool: Pool, space: str, storage: str, dimension: int, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers that are too large for a half, and those that are nothing as halves."""
+    monkeypatch.setattr(segments, "TAIL", 50)
+    grown, vectors = Grown(pool, space, storage), np.abs(_vectors(n, dimension=dimension))
+    vectors[[5, -9]] = 1e-9
+    if storage == "vector":
+        vectors[[7, -5], 0] = 1e5
+    grown.add(vectors[:-20])
+    grown.add(vectors[-20:], n - 20)  # few at a time are written in another way
+    grown.settle()
+    if storage == "halfvec":
+        vectors = vectors.astype(np.float16).astype(np.float32)
+    assert len(grown.held.segments) == 1
+    queries = np.concatenate([-np.abs(_vectors(2, 3, dimension)), np.full((1, dimension), 1e-3)])
+    if storage == "vector":
+        queries = np.concatenate([queries, vectors[7:8], -vectors[7:8]])
+    for query, found in zip(queries, grown.query(queries, 5), strict=True):
+        distances = exact(vectors, query, space)
+        assert found.scores is not None
+        np.testing.assert_allclose(np.sort(distances)[:5], found.scores, rtol=1e-3, atol=1e-3)
 
 
 def test_an_index_of_lists(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,7 +231,7 @@ def test_each_trouble_is_told_once_and_again_when_it_comes_back(pool: Pool) -> N
     ("state", "status"),
     [
         ("57014", 504), ("53100", 507), ("53200", 507), ("53300", 503), ("25006", 503), ("08006", 503), ("57P01", 503),
-        ("54000", 500), ("55P03", 503), ("XX001", 500), ("42501", 500), ("0A000", 500), ("P0001", 500), ("25P02", 500),
+        ("54000", 400), ("55P03", 503), ("XX001", 500), ("42501", 500), ("0A000", 500), ("P0001", 500), ("25P02", 500),
     ],
 )  # fmt: skip
 def test_no_words_of_postgresql_reach_a_client(state: str, status: int) -> None:

@@ -106,6 +106,8 @@ def test_sparse_vectors(grown: Grown) -> None:
     found = _scored(grown, {"$knn": {"query": query, "key": "words", "limit": 5}})
     assert found == {"r1": -3, "r4": 0}  # 1 - the product; those that share nothing are not found
     assert list(found) == ["r1", "r4"]
+    untagged = {"indices": query["indices"], "values": query["values"]}  # as metadata may be, too
+    assert _scored(grown, {"$knn": {"query": untagged, "key": "words", "limit": 5}}) == found
     assert _scored(grown, {"$knn": {"query": query, "key": "words"}}, where={"kind": "a"}) == {"r4": 0}
     assert _scored(grown, {"$knn": {"query": query, "key": "kind"}}) == {}
     fused = _scored(grown, {"$sum": [{"$knn": {"query": query, "key": "words"}}, {"$knn": {"query": [4.0, 0.0]}}]})

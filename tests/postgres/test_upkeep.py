@@ -6,11 +6,12 @@ import threading
 import time
 
 import numpy as np
+import psycopg
 import pytest
 
 from chromakeep.engine import Target, Written
 from chromakeep.postgres import catalog, packing, segments, upkeep, writing
-from chromakeep.postgres.held import Segment
+from chromakeep.postgres.held import Held, Segment
 from chromakeep.postgres.pool import Pool
 from chromakeep.postgres.segments import Range, Standing
 from chromakeep.postgres.upkeep import Seen, Upkeep
@@ -151,6 +152,37 @@ def test_filters_have_indexes(pool: Pool, low: None) -> None:
         connection.execute("SET enable_seqscan = off")  # as PostgreSQL is set out of the box, few are read one by one
         plan = connection.execute(f"EXPLAIN SELECT 1 FROM {grown.held.table} r WHERE r.metadata @> '{{\"n\": 3}}'")
         assert "_metadata" in str(plan.fetchall())
+
+
+def test_who_asks_makes_no_indexes_of_what_is_not_there(pool: Pool, low: None) -> None:
+    """A key that no record has as a number, or that is too long for the catalog of PostgreSQL before 18."""
+    grown, long = Grown(pool), "".join(map(chr, range(0x4E00, 0x4E00 + 5000)))
+    grown.add(_vectors(400), 0, [{"n": number, "text": "1", long: number} for number in range(400)])
+    for key in ("text", "nowhere", long):
+        grown.query(_vectors(1), 1, where={key: {"$gt": 5}})
+    _tend(grown, 400)
+    assert not [name for name in _indexes(grown) if "_n_" in name]
+
+
+def test_one_collection_in_trouble_does_not_keep_the_others_waiting(
+    pool: Pool, low: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [Grown(pool) for _ in range(2)]
+    for grown in both:
+        _grow(grown, 400)
+        pool.run(lambda c, grown=grown: c.execute(f"ANALYZE {grown.held.table}"), write=True)
+    usual, tended = upkeep.tend, []
+
+    def tend(connection: object, held: Held, *seen: object, **how: object) -> bool:
+        tended.append(held.id)
+        if len(tended) == 1:
+            raise psycopg.errors.DiskFull("of this one")
+        return usual(connection, held, *seen, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(upkeep, "tend", tend)
+    with pytest.raises(psycopg.errors.DiskFull):
+        Upkeep(pool).look()
+    assert {grown.target.id for grown in both} <= set(tended)
 
 
 def test_the_thread_finds_what_has_grown(pool: Pool, low: None) -> None:

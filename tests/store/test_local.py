@@ -206,8 +206,9 @@ def test_opening_a_directory(tmp_path: Path) -> None:
     for create in (False, True):
         with pytest.raises(UsageError, match="is a file"):
             open_store(f"{tmp_path}/file", create=create)
-    with pytest.raises(UsageError, match="is a server"):
-        open_store("http://localhost:8000")
+    for server in ("http://localhost:8000", "chroma-cloud://tenant/database", "postgresql://app@db/chroma"):
+        with pytest.raises(UsageError, match="is a server"):
+            open_store(server)
 
 
 def test_memory_is_shared_by_name() -> None:

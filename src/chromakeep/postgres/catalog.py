@@ -227,10 +227,13 @@ def drop_tables(connection: Connection, relations: Iterable[str]) -> None:
 
 
 def orphans(connection: Connection) -> list[str]:
-    """Tables of records that the catalog does not know: of a drop that was cut short."""
+    """Tables of records that the catalog does not know: of a drop that was cut short. None that somebody else has made
+    under such a name, with all the columns even: it has not the index that is named by it."""
     found = connection.execute(
         "SELECT c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
         r" WHERE n.nspname = 'chromakeep' AND c.relkind IN ('r', 'p') AND c.relname ~ '^c[0-9]+_'"
+        " AND EXISTS (SELECT FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid"
+        " WHERE i.indrelid = c.oid AND x.relname = c.relname || '_seq')"
         " AND NOT EXISTS (SELECT FROM chromakeep.collections k WHERE k.relation = c.relname)"
     )
     return [name for (name,) in found]

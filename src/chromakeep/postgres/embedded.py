@@ -39,7 +39,10 @@ LOG_SIZE = 8 << 20  # bytes, above which the log is begun anew (the one before i
 BEGINNING = 60.0  # seconds until it must answer; a recovery after a crash may take as long as it likes
 ENDING = 60.0  # seconds for a checkpoint at the end
 _NOBODY = (1 << 22) + 1  # no process has this number: it is beyond Linux' largest
+# Said, lest libpq take them from the environment (PGPORT ...), where they are of another server
+_NOT_ANOTHERS = "port=5432&sslmode=disable&channel_binding=disable"
 _SHARED = "shared memory block"  # of the processes of a server that was killed; they notice, and end
+_NOT_YET = "FATAL:  the database system is "  # starting up, shutting down: said to whoever connects, as we do
 HINT = "run as another user, or give --engine the URL of a PostgreSQL with pgvector"
 
 
@@ -59,7 +62,7 @@ class Embedded:
     def url(self) -> str:
         """Where it answers, password and all: for a connection, not for eyes."""
         password = (self._directory / "password").read_text().strip()
-        return f"postgresql://postgres:{password}@/postgres?host={quote(str(self._socket), safe='')}"
+        return f"postgresql://postgres:{password}@/postgres?host={quote(str(self._socket), safe='')}&{_NOT_ANOTHERS}"
 
     @property
     def alive(self) -> bool:
@@ -215,7 +218,7 @@ class Embedded:
             return []
 
     def _last_line(self) -> str:
-        lines = self._lines()
+        lines = [line for line in self._lines() if _NOT_YET not in line]
         telling = [line for line in lines if "FATAL" in line or "PANIC" in line or "ERROR" in line] or lines
         return telling[-1].strip() if telling else "it wrote nothing"
 
@@ -271,24 +274,26 @@ def _end_orphan(data: Path) -> None:
     except (OSError, ValueError):
         return
     for signal_, patience in ((signal.SIGINT, 20.0), (signal.SIGQUIT, 10.0), (signal.SIGKILL, 5.0)):
-        if not _is_postgres(number):
+        if not _runs(number, data):
             break
         with contextlib.suppress(ProcessLookupError):
             os.kill(number, signal_)
         until = time.monotonic() + patience
-        while _is_postgres(number) and time.monotonic() < until:
+        while _runs(number, data) and time.monotonic() < until:
             time.sleep(0.02)
-    if sys.platform == "linux" and not _is_postgres(number):  # elsewhere we cannot tell; PostgreSQL looks, too
+    if sys.platform == "linux" and not _runs(number, data):  # elsewhere we cannot tell; PostgreSQL looks, too
         # The rest of the file stays: by it PostgreSQL finds the memory that processes of a killed one still share
         with contextlib.suppress(FileNotFoundError):
             file.write_text(f"{_NOBODY}\n" + file.read_text().partition("\n")[2])
 
 
-def _is_postgres(number: int) -> bool:
+def _runs(number: int, data: Path) -> bool:
+    """Whether this process is a PostgreSQL on this directory: another one may have got the number."""
     if sys.platform == "linux":
+        process = Path(f"/proc/{number}")
         try:
-            return Path(f"/proc/{number}/comm").read_text().strip() == "postgres"
+            return (process / "comm").read_text().strip() == "postgres" and (process / "cwd").samefile(data)
         except OSError:
             return False
-    done = subprocess.run(["ps", "-p", str(number), "-o", "comm="], capture_output=True, text=True, check=False)
-    return done.stdout.strip().endswith("postgres")
+    done = subprocess.run(["ps", "-p", str(number), "-o", "args="], capture_output=True, text=True, check=False)
+    return f"postgres -D {data} " in done.stdout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-UNINDEXABLE = 1 << 62  # added to the place of a vector that no index holds: zeros, under cosine. It lies behind all
+UNINDEXABLE = 1 << 62  # added to the place of a vector that no index holds (zeros, under cosine): it lies behind all
 
 
 class Segment(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from chromakeep.postgres.migrations import MIGRATIONS
 from chromakeep.postgres.pooling import need_sessions
 
 _ASIDE = "Is the server running"  # libpq's question below its errors
+_GUESS = "This probably means"  # and what follows it, of a connection that was lost
 LOCK = 0x6368726F6D616B65  # "chromake": of an advisory lock
 LEAST, GOOD = (0, 8, 0), (0, 8, 4)  # pgvector: iterative scans; indexes that survive a VACUUM
 # Three letters have four trigrams, of which all but the last are in whatever goes on with these letters.
@@ -37,8 +38,8 @@ def migrate(url: str, observer: Observer = ignore) -> Server:
     """Bring the tables up. Any number of instances may do so at once: one works, the others wait for it.
 
     Raises ``ServerFailed`` where the server cannot be reached or lacks what is needed, ``RefusedToServe`` where its
-    pgvector is too old, the database cannot hold all texts or a pooler shares sessions, ``UnsupportedFormat`` where a
-    newer chromakeep was here.
+    pgvector is too old or not searched, the database cannot hold all texts or a pooler shares sessions,
+    ``UnsupportedFormat`` where a newer chromakeep was here.
     """
     parameters = connection_parameters(url)
     try:
@@ -104,6 +105,13 @@ def _vector(connection: psycopg.Connection[Any]) -> tuple[int, ...]:
             f"pgvector {'.'.join(map(str, version))} is too old: 0.8.0 is needed, 0.8.4 is better",
             hint="install it on the server, then: ALTER EXTENSION vector UPDATE",
         )
+    if connection.execute("SELECT to_regtype('vector')").fetchone() == (None,):
+        found = connection.execute("SELECT extnamespace::regnamespace::text FROM pg_extension WHERE extname = 'vector'")
+        ((schema,),) = found.fetchall()
+        raise RefusedToServe(
+            f"pgvector is in the schema {schema}, which this user's search_path does not have",
+            hint=f'as the user who connects: ALTER ROLE CURRENT_USER SET search_path = "$user", public, {schema}',
+        )
     return version
 
 
@@ -141,6 +149,7 @@ def unreachable(url: str, error: psycopg.Error) -> ServerFailed:
 
 def _said(error: psycopg.Error) -> str:
     """One line of it; of several hosts that were tried the last one's."""
-    lines = [line.strip() for line in (error.diag.message_primary or str(error)).splitlines()]
+    told = (error.diag.message_primary or str(error)).partition(_GUESS)[0]
+    lines = [line.strip() for line in told.splitlines()]
     lines = [line for line in lines if line and not line.startswith(_ASIDE)]
     return lines[-1] if lines else "no reason given"

@@ -2,7 +2,8 @@
 
 A statement unites, for each segment, the nearest by its index, and the nearest of the tail, measured one by one. Where
 a filter leaves few records, all of these are measured and no index of vectors is used; where it leaves many, indexes
-are read on until enough of what they give satisfies the filter, and if that comes too late all are measured after all.
+are read on until enough of what they give satisfies the filter, and where one gives up before it has enough, what it
+would hold is measured after all: that others have enough says nothing of how near it is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 import struct
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import reduce
+from operator import or_
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -54,12 +57,14 @@ _estimates = Estimates()
 
 
 class Scope(msgspec.Struct, frozen=True):
-    """What is searched: the records of a condition in SQL, "" for all, by the indexes or one by one."""
+    """What is searched: the records of a condition in SQL, "" for all, by the indexes or one by one. ``measured``:
+    segments (the first is bit 0) whose records are measured one by one although the others' indexes are asked."""
 
     condition: str = ""
     parameters: tuple[Any, ...] = ()
     exact: bool = False
     search: int = 100  # ef_search
+    measured: int = 0
 
 
 def query(
@@ -77,13 +82,15 @@ def query(
     if held.dimension is None or n_results == 0 or (ids is not None and not ids):
         return [_nothing(held, wanted) for _ in vectors]
     scope = scope_of(connection, held, n_results, ids, where)
-    found = _ask(connection, held, vectors, n_results, scope, wanted)
-    short = [] if scope.exact else [number for number, one in enumerate(found) if len(one.ids) < n_results]
-    if short:  # fewer than there may be: a filter starved the indexes, or there are no more
-        all_of_it = msgspec.structs.replace(scope, exact=True)
-        for number, one in zip(
-            short, _ask(connection, held, vectors[short], n_results, all_of_it, wanted), strict=True
-        ):
+    if not scope.exact and measure(held).coarse and not _halves(vectors):
+        scope = msgspec.structs.replace(scope, exact=True)
+    found, short = _ask(connection, held, vectors, n_results, scope, wanted)
+    again = [number for number, segments in enumerate(short) if segments]
+    if again:  # a filter, or what was deleted, starved the indexes, or there are no more
+        measured = reduce(or_, short)
+        exact = measured == _all(held)
+        scope = msgspec.structs.replace(scope, exact=exact, measured=measured)
+        for number, one in zip(again, _ask(connection, held, vectors[again], n_results, scope, wanted)[0], strict=True):
             found[number] = one
     return found
 
@@ -108,8 +115,9 @@ def scope_of(
 
 def _ask(
     connection: Connection, held: Held, vectors: Vectors, n_results: int, scope: Scope, wanted: Wanted
-) -> list[Rows]:
-    """What each vector's statement finds; all statements go to the server at once."""
+) -> tuple[list[Rows], list[int]]:
+    """What each vector's statement finds, and the segments whose indexes did not give as many as they were asked for,
+    as bits; all statements go to the server at once."""
     how = measure(held)
     sql, repeated = statement(held, how, n_results, scope, wanted)
     if not scope.exact and _tuned.get(connection) != (tuning := (scope.search, _probes(held, scope))):
@@ -134,7 +142,7 @@ def _ask(
         finally:
             if forced:
                 connection.execute(_RESTORED)
-    return [_rows(cursor, held, wanted) for cursor in cursors]
+    return [_rows(cursor, held, wanted) for cursor in cursors], [_short(cursor, held, wanted) for cursor in cursors]
 
 
 def _rows(cursor: psycopg.Cursor[Any], held: Held, wanted: Wanted) -> Rows:
@@ -145,6 +153,26 @@ def _rows(cursor: psycopg.Cursor[Any], held: Held, wanted: Wanted) -> Rows:
         packed = b"".join(result.get_value(row, column) or b"" for row in range(result.ntuples))
         found.scores = np.frombuffer(packed, ">f4").astype(np.float32)
     return found
+
+
+def _short(cursor: psycopg.Cursor[Any], held: Held, wanted: Wanted) -> int:
+    result, column = cursor.pgresult, len(reading.names(wanted)) + 1
+    assert result is not None
+    if result.nfields <= column:  # no index was asked
+        return 0
+    return int.from_bytes(result.get_value(0, column) or b"", "big") if result.ntuples else _all(held)
+
+
+def _halves(vectors: Vectors) -> bool:
+    """Whether an index of halves can be asked for them: none is too large for it, or nothing but zeros in it."""
+    with np.errstate(over="ignore"):
+        halves = vectors.astype(np.float16)
+    return bool(np.isfinite(halves).all() and halves.any(axis=1).all())
+
+
+def _all(held: Held) -> int:
+    """The bits of all segments."""
+    return (1 << len(held.segments)) - 1
 
 
 def _nothing(held: Held, wanted: Wanted) -> Rows:
@@ -172,31 +200,34 @@ def _packed(vector: NDArray[np.float32], held: Held) -> packing.Packed:
 
 
 def statement(held: Held, how: Measure, n_results: int, scope: Scope, wanted: Wanted) -> tuple[str, int]:
-    """SQL, and how often the parameters of the scope occur in it, all of them after the vector.
+    """SQL, and how often the parameters of the scope occur in it, all of them after the vector. Where indexes are asked
+    its last column is the segments that had fewer than they were asked for, as bits.
 
     The ranges of the segments stand in it as numbers: else the planner could not know that an index covers one.
     """
     query_vector = "(SELECT v FROM q)"
     each = f"SELECT r.ctid AS at, {how.distance(query_vector)} AS d FROM {held.table} r"
-    also = f" AND ({scope.condition}) IS TRUE" if scope.condition else ""  # which no other index can be taken for
+    vector = f"WITH q AS MATERIALIZED (SELECT %b::{how.kind} AS v)"
+    ordered = f"JOIN {held.table} r ON r.ctid = t.at ORDER BY t.d, r.seq"
+    if scope.exact:
+        nearest = f"{each}{_where(scope)} ORDER BY d, r.seq LIMIT {n_results}"
+        return f"{vector} SELECT {_columns(wanted)}, t.d::float4 FROM ({nearest}) t {ordered}", 1
+    also = f" AND ({scope.condition})" if scope.condition else ""
     deep = n_results * (AGAIN if how.coarse else 1)
-    branches = []
-    if not scope.exact:
-        branches += [
-            f"({each} WHERE r.place > {segment.low} AND r.place <= {segment.high}{also}"
-            f" ORDER BY {how.near(query_vector)} LIMIT {deep})"
-            for segment in held.segments
-        ]
-        also = f" AND ({scope.condition})" if scope.condition else ""
-        branches.append(f"({each} WHERE r.place > {held.segments[-1].high}{also} ORDER BY d LIMIT {n_results})")
-    else:
-        branches.append(f"({each}{_where(scope)} ORDER BY d, r.seq LIMIT {n_results})")
-    nearest = " UNION ALL ".join(branches)
-    if len(branches) > 1:
-        nearest = f"SELECT * FROM ({nearest}) u ORDER BY d LIMIT {n_results}"
+    branches, short = [], ["0"]
+    for number, segment in enumerate(held.segments):
+        within = f"{each} WHERE r.place > {segment.low} AND r.place <= {segment.high}{also}"
+        if scope.measured >> number & 1:
+            branches.append(f"{within} ORDER BY d LIMIT {n_results}")
+        else:  # IS TRUE: a condition that no other index can be taken for
+            branches.append(f"{within}{' IS TRUE' if also else ''} ORDER BY {how.near(query_vector)} LIMIT {deep}")
+            short.append(f"((SELECT count(*) FROM s{number}) < {deep})::int * {1 << number}")
+    branches.append(f"{each} WHERE r.place > {held.segments[-1].high}{also} ORDER BY d LIMIT {n_results}")
+    parts = "".join(f", s{number} AS MATERIALIZED ({branch})" for number, branch in enumerate(branches))
+    nearest = " UNION ALL ".join(f"SELECT * FROM s{number}" for number in range(len(branches)))
     return (
-        f"WITH q AS MATERIALIZED (SELECT %b::{how.kind} AS v) SELECT {_columns(wanted)}, t.d::float4"
-        f" FROM ({nearest}) t JOIN {held.table} r ON r.ctid = t.at ORDER BY t.d, r.seq",
+        f"{vector}{parts} SELECT {_columns(wanted)}, t.d::float4, {' | '.join(short)}"
+        f" FROM (SELECT * FROM ({nearest}) u ORDER BY d LIMIT {n_results}) t {ordered}",
         len(branches),
     )
 

@@ -126,7 +126,7 @@ def _knn(operand: object) -> Knn:
 
 def sparse(value: object) -> Sparse:
     """From JSON, as metadata have it. Raises ``Refused``."""
-    if not isinstance(value, Mapping) or value.get("#type") != "sparse_vector":
+    if not isinstance(value, Mapping) or value.get("#type") not in (None, "sparse_vector"):
         raise malformed("rank: the query of a $knn is a list of numbers or a sparse vector")
     indices, values = value.get("indices"), value.get("values")
     if not isinstance(indices, list) or not isinstance(values, list) or not all(map(_number, values)):

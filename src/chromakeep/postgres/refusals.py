@@ -28,7 +28,7 @@ _KNOWN = {  # SQLSTATE, or its class -> status, sentence
     "25006": (503, "PostgreSQL takes no writes at the moment"),
     "08": (503, AWAY),
     "57": (503, AWAY),
-    "54": (500, "this is larger than PostgreSQL takes"),
+    "54": (400, "this is larger than PostgreSQL takes"),
 }
 _CROWDED = ("too many clients", "too many connections", "remaining connection slots")  # before there is a SQLSTATE
 E = TypeVar("E", bound=Exception)

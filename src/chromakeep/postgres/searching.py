@@ -32,7 +32,8 @@ PREFILTER = 256  # indices of a sparse query up to which an index finds the reco
 
 
 def search(connection: Connection, held: Held, searches: Sequence[Search]) -> list[Rows]:
-    """As ``Engine.search``; all in the one transaction. Raises ``Refused``."""
+    """As ``Engine.search``; a record that is changed or deleted meanwhile is told as it is then, or left out. Raises
+    ``Refused``."""
     return [_search(connection, held, one) for one in searches]
 
 

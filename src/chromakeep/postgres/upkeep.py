@@ -90,8 +90,10 @@ class Upkeep:
             told = said
 
     def look(self) -> bool:
-        """Do what is due in every collection that has changed. True: something was built."""
+        """Do what is due in every collection that has changed. True: something was built. Raises the first trouble
+        when all have had their turn; those that had some are due again."""
         built, now = False, time.monotonic()
+        troubles: list[Exception] = []
         seen = {one.target.id: one for one in self._pool.run(_survey, write=False)}
         self._known = {name: known for name, known in self._known.items() if name in seen}
         self._again = {name: again for name, again in self._again.items() if name in seen}
@@ -104,11 +106,17 @@ class Upkeep:
             at_rest = now - since >= REST and now >= self._again.get(name, 0.0)
             if not done and not self._ended.is_set():
                 begun = time.monotonic()
-                worked = self._tend(one, at_rest=at_rest)
+                try:
+                    worked = self._tend(one, at_rest=at_rest)
+                except Exception as error:
+                    troubles.append(error)
+                    worked = None
                 if at_rest and worked:
                     self._again[name] = time.monotonic() + SHARE * (time.monotonic() - begun)
                 built, done = built or bool(worked), at_rest and worked is False
             self._known[name] = (one, since, done)
+        if troubles:
+            raise troubles[0]
         return built
 
     def _tend(self, seen: Seen, *, at_rest: bool) -> bool | None:

@@ -10,19 +10,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import psycopg
+from numpy.typing import NDArray
 
-from chromakeep.engine import Refused, Written
+from chromakeep.engine import Refused, Vectors, Written
 from chromakeep.filters import Filter
 from chromakeep.postgres import packing, trigrams
 from chromakeep.postgres.batch import Batch, gathered
 from chromakeep.postgres.chosen import chosen, unprepared
 from chromakeep.postgres.held import UNINDEXABLE, Held
+from chromakeep.postgres.measures import WIDEST, measure
 from chromakeep.postgres.numbers import encoded
 
 Connection = psycopg.Connection[Any]
-MAX_DIMENSION = 16_000  # of pgvector's type
 BLOCK = 65_536  # positions that one nextval gives
 _COPIED = 64  # new records from which on COPY is quicker than INSERT
 
@@ -72,8 +74,8 @@ def delete(
 def fix_dimension(connection: Connection, held: Held, dimension: int) -> None:
     """Let the collection have this dimension from now on if it has none yet. 400 if it has another one, 404 if it is
     gone. Until the transaction ends nobody else can fix it."""
-    if dimension > MAX_DIMENSION:
-        raise Refused(400, f"Embeddings of {dimension} dimensions: PostgreSQL holds at most {MAX_DIMENSION}")
+    if dimension > WIDEST:
+        raise Refused(400, f"Embeddings of {dimension} dimensions: PostgreSQL holds at most {WIDEST}")
     fixed = held.dimension
     if fixed is None:
         connection.execute(
@@ -142,9 +144,9 @@ def _stream(connection: Connection, held: Held, batch: Batch) -> bytes:
     if batch.documents is not None and not packing.server(connection).trgm:
         found = trigrams.of(batch.documents)
     numbers = places = [row[0] * BLOCK + i for i in batch.order]
-    if held.space == "cosine":
-        given: list[bool] = np.any(batch.embeddings, axis=1).tolist()
-        places = [number + (0 if some else UNINDEXABLE) for number, some in zip(numbers, given, strict=True)]
+    outside = _outside(held, batch.embeddings)
+    if outside.any():
+        places = [number + UNINDEXABLE * out for number, out in zip(numbers, outside.tolist(), strict=True)]
     return packing.rows(
         batch.keys,
         numbers,
@@ -177,7 +179,7 @@ def _insert_few(connection: Connection, held: Held, batch: Batch) -> set[bytes]:
     cursor = connection.cursor(binary=True)
     cursor.execute(
         f"{_BASE} INSERT INTO {held.table} (key, seq, place, {', '.join(names)})"
-        f" SELECT n.key, s.base + n.i, s.base + n.i + {_zero(held)}, {', '.join(values)} FROM {source}"
+        f" SELECT n.key, s.base + n.i, {_place(columns)}, {', '.join(values)} FROM {source}"
         " ON CONFLICT DO NOTHING RETURNING key",
         parameters,
     )
@@ -189,7 +191,7 @@ def _update(connection: Connection, held: Held, batch: Batch) -> None:
     columns, flat = _columns(connection, held, batch, patch=True)
     sets = [f"{name} = coalesce(n.{name}, t.{name})" for name in ("embedding", "document", "uri") if name in columns]
     if "embedding" in columns:
-        sets.append(f"place = CASE WHEN n.embedding IS NULL THEN {_kept(held)} ELSE s.base + n.i + {_zero(held)} END")
+        sets.append(f"place = CASE WHEN n.embedding IS NULL THEN {_kept(held)} ELSE {_place(columns)} END")
     elif held.segments:
         sets.append(f"place = {_kept(held)}")
     if "start" in columns:
@@ -207,10 +209,22 @@ def _update(connection: Connection, held: Held, batch: Batch) -> None:
     )
 
 
-def _zero(held: Held) -> str:
-    """What is added to the place of a new vector."""
-    norm = "l2_norm" if held.storage == "halfvec" else "vector_norm"
-    return f"CASE WHEN {norm}(n.embedding) = 0 THEN {UNINDEXABLE} ELSE 0 END" if held.space == "cosine" else "0"
+def _place(columns: _Columns) -> str:
+    """Of a new vector."""
+    return f"s.base + n.i + n.outside * {UNINDEXABLE}" if "outside" in columns else "s.base + n.i"
+
+
+def _outside(held: Held, embeddings: Vectors) -> NDArray[np.bool_]:
+    """Which of them no index holds: zeros under cosine, and what is too large for one of halves."""
+    half = measure(msgspec.structs.replace(held, dimension=embeddings.shape[1])).index_kind == "halfvec"
+    with np.errstate(over="ignore"):
+        kept = embeddings.astype(np.float16) if half else embeddings
+    outside: NDArray[np.bool_] = np.zeros(len(kept), np.bool_)
+    if half:
+        outside |= ~np.isfinite(kept).all(axis=1)
+    if held.space == "cosine":
+        outside |= ~kept.any(axis=1)
+    return outside
 
 
 def _kept(held: Held) -> str:
@@ -245,6 +259,7 @@ def _columns(connection: Connection, held: Held, batch: Batch, *, patch: bool) -
             f"{held.storage}[]",
             packing.vectors(element, batch.embeddings, half=half, given=batch.given),
         )
+        columns["outside"] = ("int4[]", packing.integers(_outside(held, batch.embeddings).astype(np.int32)))
     if batch.documents is not None:
         columns["document"] = ("text[]", packing.texts(batch.utf8(batch.documents)))
         if not server.trgm:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
-from chromakeep.addresses import Address, parse
+from chromakeep.addresses import CLOUD, POSTGRES, Address, parse
 from chromakeep.errors import RepositoryNotFound, StoreDenied, UsageError
 from chromakeep.events import Observer, ignore
 from chromakeep.store.base import Store
@@ -40,7 +40,7 @@ def open_store(
     credentials that cannot be used).
     """
     place = parse(address) if isinstance(address, str) else address
-    if place.kind == "http":
+    if place.kind in ("http", CLOUD, POSTGRES):
         raise UsageError(f"{place} is a server, not a place to store objects", hint="name a directory or a bucket")
     store: Store
     if place.kind == "path":

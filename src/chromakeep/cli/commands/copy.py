@@ -73,8 +73,9 @@ def copy(call: Call, source: str, target: str, **options: Any) -> Reply:
     Record by record: ids, vectors, documents, URIs and metadata, as they are.
 
     FROM and TO are a Chroma directory, a server (http://host:8000/tenant/database), Chroma Cloud
-    (chroma-cloud://tenant/database), a file (.parquet, .jsonl, .jsonl.zst) or a directory of Parquet (dir.parquet/);
-    FROM may be a repository, at any moment (REPO@TIME).
+    (chroma-cloud://tenant/database), the PostgreSQL of serve --engine (postgresql://user@host/database), a file
+    (.parquet, .jsonl, .jsonl.zst) or a directory of Parquet (dir.parquet/); FROM may be a repository, at any moment
+    (REPO@TIME).
 
     A directory in use is copied first, exactly, without stopping its writers. A copy that was killed goes on where it
     was when the same command is run again.
