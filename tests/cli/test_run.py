@@ -23,6 +23,7 @@ from chromakeep.cli.doors import forwarding_of
 from chromakeep.cli.settings import Settings
 from chromakeep.errors import UsageError
 from cli.documentation import documented, same_fields
+from run.running import eventually
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -87,6 +88,7 @@ def test_a_disk_is_lost_and_the_sample_comes_back(cli: Cli) -> None:
     port = free_port()
     running = start(cli, port, "--repository", "keep", "--every", "1h")
     try:
+        eventually(lambda: " snapshot 2" in (cli.cwd / "log").read_text(), "the first snapshot")
         assert "books 1,424, laws 647 records sent" in load(cli, port, running)
         first = stop(running, signal.SIGTERM)
         assert (first["command"], first["ok"], first["snapshots"]) == ("run", True, 2)  # first and last

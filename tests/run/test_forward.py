@@ -142,7 +142,7 @@ class Adding(threading.Thread):
 
 def test_the_holder_is_killed_under_forwarded_writes(tmp_path: Path, keep: Path) -> None:
     """503 until another one has taken over, whom the third then asks; one that holds writes answers none at all
-    with 503. What was acknowledged is there once, and of the rest at most what was under way."""
+    with 503. What was acknowledged is there once, and of the rest at most what was sent to the dying one."""
     with ExitStack() as stack:
         runs = {}
         for name in ("one", "two", "three"):
@@ -178,7 +178,8 @@ def test_the_holder_is_killed_under_forwarded_writes(tmp_path: Path, keep: Path)
         done, unsure = (
             set().union(*(w.by[status] for w in writers for status in which)) for which in ((201,), (502, 504))
         )
-        assert len(unsure) <= len(writers)
+        assert len(unsure) <= 2 * len(writers)  # a process that dies closes one socket after the other: the next write
+        # of a client may still reach it
         assert not any(w.by[503] for w in writers if w.port == others[1])
         assert any(w.by[503] for w in writers if w.port == others[0])
 

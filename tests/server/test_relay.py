@@ -214,6 +214,13 @@ def test_what_is_held_goes_to_whoever_takes_writes_then(
         assert client.answer().status == 200
     assert len(gate.admitted) == 2
     assert len(gate.acknowledged) == 1
+    where.at, gate.on_admit = None, move(there, refused)  # while nobody takes writes, so far as is known
+    client = knock(door)
+    client.send(post())
+    wire = holder.accept()
+    assert b"chromakeep-forwarded" in wire.until()
+    wire.send(OK)
+    assert client.answer().status == 200
     where.at = nobody
     gate.on_admit = move(replace(nobody, epoch=2), refused)
     client = knock(door)

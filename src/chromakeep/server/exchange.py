@@ -62,9 +62,8 @@ class Exchange:
     def begin(self) -> None:
         """Ask the guard, then the gate, or go on."""
         guard = self._service.guard
-        if self._gate and self._service.relay:
-            self._relay = self._service.relay.pool(self._head)
-            self._account.elsewhere = self._relay is not None
+        if self._gate:
+            self._find_holder()
         try:
             ruling = guard.rule(self._head, self._account) if guard else None
         except Exception as error:  # a fault of ours lets nobody in
@@ -77,10 +76,7 @@ class Exchange:
 
     async def _look(self, looking: Looking) -> None:
         """Not before this instance is one to be asked: what it has not yet would seem not to be there."""
-        if self._gate and self._request:
-            refused = None if self._relay else await self._ask(self._gate.admit, self._request)
-        else:
-            refused = self._service.reads()
+        refused = (None if self._relay else await self._hold()) if self._gate else self._service.reads()
         self._ruled(refused or await looking())
 
     def _ruled(self, ruling: Ruling) -> None:
@@ -121,15 +117,7 @@ class Exchange:
         elif self._account.unplaced:  # our own guard has not seen all of it
             self._refuse(answers.HOLDER_AWAY)
         else:
-            away, self._relay = self._relay, None
-            refused = await self._ask(self._gate.admit, self._request) if self._gate and self._request else None
-            if refused and self._service.relay:
-                again = self._service.relay.pool(self._head)
-                self._relay = again if again is not away else None  # of another reign
-            if refused and not self._relay:
-                self._refuse(refused)
-            else:
-                self._connect()
+            await self._admit(away=self._relay)
 
     def _use(self, upstream: Line) -> None:
         self._upstream = upstream
@@ -229,13 +217,26 @@ class Exchange:
 
     # The gate
 
-    async def _admit(self) -> None:
-        assert self._gate and self._request
-        refusal = await self._ask(self._gate.admit, self._request)
-        if refusal:
-            self._refuse(refusal)
+    async def _admit(self, away: Backend | None = None) -> None:
+        if refused := await self._hold(away):
+            self._refuse(refused)
         else:
             self._connect()
+
+    async def _hold(self, away: Backend | None = None) -> Refusal | None:
+        """Why the write may neither begin here nor, by now, at another instance than the one that is ``away``."""
+        assert self._gate and self._request
+        if away and self._find_holder(away):
+            return None
+        refused = await self._ask(self._gate.admit, self._request)
+        return refused and (None if self._find_holder(away) else refused)
+
+    def _find_holder(self, away: Backend | None = None) -> bool:
+        """Whether the write goes on to another instance, from now on."""
+        pool = self._service.relay.pool(self._head) if self._service.relay else None
+        self._relay = pool if pool is not away else None
+        self._account.elsewhere = self._relay is not None
+        return self._account.elsewhere
 
     async def _acknowledge(self) -> None:
         assert self._gate and self._request
