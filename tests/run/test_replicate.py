@@ -21,7 +21,7 @@ import pytest
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.command import find_chroma
 from chromakeep.chroma.server import ChromaServer
-from chromakeep.errors import LeaseLost, ServerAnswered, StoreUnavailable
+from chromakeep.errors import LeaseLost, ServerAnswered, StoreUnavailable, UsageError
 from chromakeep.operations import keep as keep_
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.check import check
@@ -393,3 +393,34 @@ def test_a_client_that_goes_away_does_not_end_the_log(tmp_path: Path, keep: Path
         assert shipping.finish(60)
         shipping.close()
     assert logged_ids(keep) == {f"i{n}".encode() for n in range(6)}
+
+
+def test_some_collections_are_chosen_by_what_the_moment_has(tmp_path: Path, keep: Path) -> None:
+    """Made, renamed, or deleted and made again since the snapshot: a name means what it meant at that moment."""
+    data = tmp_path / "data"
+    with running(data, keep, every=LONG) as one:
+        one.until("serving on")
+        old, moved = create(one.client, "books"), create(one.client, "moved")
+        add(one.client, old, 0, 3)
+        add(one.client, moved, 0, 4)
+        one.end()
+    with running(data, keep, every=LONG) as two:
+        two.until("serving on")
+        eventually(lambda: 2 in Log(Repository.open(LocalStore(keep))).epochs(), "the log")
+        two.client.request("DELETE", f"{DATABASE}/collections/books")
+        books, young = create(two.client, "books"), create(two.client, "young")
+        add(two.client, books, 0, 5)
+        add(two.client, young, 0, 6)
+        two.client.request("PUT", moved.path, {"new_name": "renamed"})
+        eventually(lambda: {h.kind for h in happenings(Repository.open(LocalStore(keep)))} >= {"renamed"}, "the log")
+        repository = Repository.open(LocalStore(keep))
+        assert {c.name for c in repository.snapshots()[-1].collections} == {"books", "moved"}
+        for ref, name, count in ((books, "books", 5), (young, "young", 6), (moved, "renamed", 4)):
+            done = restore(repository, None, tmp_path / name, collections=[name])
+            assert [(c.id, c.name, c.count) for c in done.collections] == [(ref.id, name, count)]
+            assert len(held(tmp_path / name, ref)) == count
+        for gone in ("moved", old.id):
+            with pytest.raises(UsageError, match="no collection"):
+                restore(repository, None, tmp_path / "none", collections=[gone])
+        at_the_snapshot = restore(repository, repository.snapshots()[-1].id, tmp_path / "before", collections=["books"])
+        assert [c.id for c in at_the_snapshot.collections] == [old.id]
