@@ -25,6 +25,7 @@ from chromakeep.errors import LeaseLost, ServerAnswered, StoreUnavailable, Usage
 from chromakeep.operations import keep as keep_
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.check import check
+from chromakeep.operations.replicate import replicate
 from chromakeep.operations.restore import restore
 from chromakeep.operations.ship import Shipping
 from chromakeep.operations.tenure import Tenure
@@ -424,3 +425,39 @@ def test_some_collections_are_chosen_by_what_the_moment_has(tmp_path: Path, keep
                 restore(repository, None, tmp_path / "none", collections=[gone])
         at_the_snapshot = restore(repository, repository.snapshots()[-1].id, tmp_path / "before", collections=["books"])
         assert [c.id for c in at_the_snapshot.collections] == [old.id]
+
+
+def test_a_restore_beneath_a_replicate_is_what_is_kept_from_then_on(tmp_path: Path, keep: Path) -> None:
+    """The application is stopped, an earlier moment is put in the place of its directory, and it goes on: so does the
+    log, and the newest state is that of the new directory, not of the one that was put aside."""
+    data, stop, said = tmp_path / "data", threading.Event(), list[str]()
+    repository = Repository.open(LocalStore(keep))
+
+    def note(event: object) -> None:
+        said.append(str(event))
+
+    replicating = partial(replicate, every=LONG, grace=30.0, stop=stop, observer=note)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            with ChromaServer(data, env=ENV) as server:
+                done = pool.submit(replicating, data, lambda: repository)
+                ref = create(server.client, "one", sync_threshold=10)
+                add(server.client, ref, 0, 20)
+                eventually(lambda: b"i19" in logged_ids(keep), "the log")
+                moment = Log(repository).last_time(1, Log(repository).end(1)[0])
+                assert moment
+                time.sleep(0.01)
+                add(server.client, ref, 20, 20)
+                eventually(lambda: b"i39" in logged_ids(keep), "the log")
+            restore(repository, rfc3339(moment), data, replace=True)
+            with ChromaServer(data, env=ENV) as server:
+                add(server.client, ref, 100, 5)
+                eventually(lambda: done.done() or b"i104" in logged_ids(keep), "the log of what is there now")
+                assert server.client.count(ref) == 25
+        finally:
+            stop.set()
+    result = done.result(60)
+    assert result.epoch == 2 and any("was replaced" in one for one in said)
+    restore(repository, None, tmp_path / "newest")
+    assert held(tmp_path / "newest", ref).keys() == {f"i{n}" for n in (*range(20), *range(100, 105))}
+    assert not check(repository).problems

@@ -89,6 +89,12 @@ class Tail:
         return self._more or self._looked is None or self._live.stamp() != self._looked
 
     @property
+    def replaced(self) -> bool:
+        """Whether what lies at the path is another database now, or an earlier state of this one: no change leads
+        there from what was read."""
+        return self._live.moved() or int.from_bytes(self._live.stamp()[1], "big") < self._counter
+
+    @property
     def position(self) -> tuple[dict[str, int], tuple[int, str] | None]:
         """``applied`` and ``last`` for a tail that is to go on behind the last look."""
         return dict(self._seen), self._last

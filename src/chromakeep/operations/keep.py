@@ -199,6 +199,18 @@ class Keeping:
             with suppress(StoreError):  # then when the next one begins
                 self._succeed()
 
+    def recognise(self) -> None:
+        """Where somebody has put another directory in the place of the one whose log is written, begin anew with that.
+
+        For a directory that others serve: what they write to is what lies there. Raises ``LeaseLost``.
+        """
+        with self.access:
+            if not (self.shipping and self.shipping.replaced):
+                return
+            self._observer(Noted(f"{self._beside.data} was replaced: its log begins anew", "warning"))
+            self.begin_anew()
+        self.soon()
+
     def settle(self, *, snapshot: bool = False) -> None:
         """Have all that was committed before this call in the repository: in the log, or in a ``snapshot``.
 
@@ -329,6 +341,8 @@ class Keeping:
             self._repository = self._open()
             self._claim(self._repository)
         with _Reading(self.access) as reading:
+            if self.shipping and self.shipping.replaced:
+                raise NotNow(f"{self._beside.data} is not the directory any more whose log is written")
             self._purge()
             before = signature(self._beside.data).to_json()
             of = self._directories

@@ -46,8 +46,9 @@ def replicate(
 ) -> Replicated:
     """Keep ``data`` until ``stop`` is set, whoever writes to it: what is committed is in the log within a second.
 
-    A directory that is not there yet is waited for. Nothing is written to it but Chroma's switch for the purge of its
-    queue (``chroma.purge``), and rows that the newest snapshot has are deleted from the queue.
+    A directory that is not there yet is waited for; what takes its place (by a restore) is kept from then on. Nothing
+    is written to it but Chroma's switch for the purge of its queue (``chroma.purge``), and rows that the newest
+    snapshot has are deleted from the queue.
 
     Raises ``LeaseLost`` when another instance takes over, ``RefusedToServe`` for a directory that another one has
     overtaken or that is kept already, ``PartialFailure`` if at the end not all could be put in ``grace`` seconds.
@@ -80,6 +81,7 @@ def replicate(
                     raise LeaseLost(
                         "another instance has taken over this repository", hint="restore from it, or stop it"
                     )
+                keeping.recognise()
                 keeping.hold()  # of a directory that has only now begun
                 if keeping.newest_at is None and keeping.failure is None:
                     keeping.soon()

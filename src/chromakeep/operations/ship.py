@@ -93,6 +93,11 @@ class Shipping:
         return self.lease.epoch, self.lease.number
 
     @property
+    def replaced(self) -> bool:
+        """As ``Tail.replaced``."""
+        return self._tail.replaced
+
+    @property
     def standing(self) -> Standing:
         """How far the log is now."""
         now, behind, failing = time.monotonic(), self._behind, self._failing
