@@ -21,7 +21,7 @@ import pytest
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.command import find_chroma
 from chromakeep.chroma.server import ChromaServer
-from chromakeep.errors import LeaseLost, ServerAnswered, StoreUnavailable, UsageError
+from chromakeep.errors import LeaseLost, RefusedToServe, ServerAnswered, StoreUnavailable, UsageError
 from chromakeep.operations import keep as keep_
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.check import check
@@ -461,3 +461,34 @@ def test_a_restore_beneath_a_replicate_is_what_is_kept_from_then_on(tmp_path: Pa
     restore(repository, None, tmp_path / "newest")
     assert held(tmp_path / "newest", ref).keys() == {f"i{n}" for n in (*range(20), *range(100, 105))}
     assert not check(repository).problems
+
+
+def test_what_was_restored_on_purpose_is_served(tmp_path: Path, keep: Path) -> None:
+    """Another instance has written since; then an earlier moment is put in the place of the directory that was served
+    first, and a run and a replicate go on from that: it is not taken for one that was overtaken."""
+    one, repository = tmp_path / "one", Repository.open(LocalStore(keep))
+    with running(one, keep, every=LONG) as first:
+        first.until("serving on")
+        ref = create(first.client, "one")
+        add(first.client, ref, 0, 10)
+        eventually(lambda: logged(keep) >= 10, "the log")
+        first.end()
+    moment = rfc3339(now())
+    with running(tmp_path / "two", keep, every=LONG) as second:
+        second.until("serving on")
+        add(second.client, ref, 10, 10)
+        eventually(lambda: 2 in Log(repository).epochs(), "the log")
+        second.end()
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(RefusedToServe, match="another instance has written"):
+        replicate(one, lambda: repository, stop=threading.Event())
+    restore(repository, moment, one, replace=True)
+    assert replicate(one, lambda: repository, stop=stop).seconds
+    with running(one, keep, every=LONG) as again:
+        again.until("serving on")
+        assert again.said("found: ") and again.client.count(ref) == 10
+        add(again.client, ref, 20, 5)
+        again.end()
+    restore(repository, None, tmp_path / "newest")
+    assert held(tmp_path / "newest", ref).keys() == {f"i{n}" for n in (*range(10), *range(20, 25))}

@@ -6,12 +6,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from chromakeep.errors import LeaseLost, PartialFailure, RefusedToServe, RepositoryNotFound
+from chromakeep.errors import ChromakeepError, LeaseLost, PartialFailure, RefusedToServe, RepositoryNotFound
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.beside import Beside, Process
 from chromakeep.operations.keep import Keeping
@@ -67,13 +68,14 @@ def replicate(
         keeping = Keeping(beside, lambda: repository, every=every, stage=stage or beside.stage, observer=observer)
         try:
             if repository.config.conditional_put:
-                lease = reign(repository, stop=stop, observer=observer)
+                keeping.lease = lease = reign(repository, stop=stop, observer=observer)
                 if lease and lease.after and 0 < beside.state.epoch < lease.after[0]:
+                    with suppress(ChromakeepError):
+                        lease.release()  # nobody has to wait for this one
                     raise RefusedToServe(
                         f"another instance has written to the repository since {data} was replicated to it",
                         hint=f"stop the application, then: chromakeep restore REPO {data} --replace",
                     )
-                keeping.lease = lease
             keeping.hold()
             keeping.start()
             while not stop.wait(LOOK):

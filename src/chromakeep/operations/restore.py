@@ -118,6 +118,7 @@ def restore(
             if way.legs:
                 moment, wanted = _follow(fresh, way, Log(repository), chosen) or (moment, wanted)
             kept = place.install(fresh, target)
+            _forget(target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     if kept and discard_old:
@@ -143,6 +144,8 @@ def rollback(target: Path, *, dry_run: bool = False) -> RollbackResult:
     old = place.newest_old(target)
     refuse_in_use(target)
     kept = place.kept_as(target) if dry_run else place.install(old, target)
+    if not dry_run:
+        _forget(target)
     return RollbackResult(str(target), str(old), str(kept) if kept else "", dry_run)
 
 
@@ -206,6 +209,14 @@ def _wanted(there: Sequence[Collection], names: Sequence[str]) -> tuple[Collecti
             )
         chosen[found[0].id] = found[0]
     return tuple(chosen.values())
+
+
+def _forget(target: Path) -> None:
+    """What a run remembers of the directory that was there is not said of this one."""
+    if os.name == "posix":
+        from chromakeep.operations.beside import forget
+
+        forget(target)
 
 
 def _check_target(target: Path, replace: bool) -> bool:
