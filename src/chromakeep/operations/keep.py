@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from chromakeep.chroma.catalog import DATABASE, Catalog
 from chromakeep.chroma.purge import hold, purge, release
 from chromakeep.chroma.signature import signature
+from chromakeep.chroma.tail import catalog_of
 from chromakeep.errors import ChromakeepError, LeaseLost, NotAChromaDirectory, NotNow, SourceBroken, StoreError
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
@@ -256,6 +257,18 @@ class Keeping:
             finally:
                 self.access.release()
 
+    def _ready(self, copy: Path) -> None:
+        """Before a snapshot is there: see to it that the log leads on from it."""
+        shipping = None if self._ending.is_set() else self.shipping  # at the end nobody writes
+        ticket = shipping.captured(catalog_of(copy / DATABASE)) if shipping else None
+        if ticket:
+            try:
+                ticket.result(SETTLE)
+            except Late:
+                raise NotNow(
+                    f"the log does not lead on from what was captured: nothing was put for {SETTLE:g} s"
+                ) from None
+
     def _published(self, copy: Path, counter: int, of: int) -> None:
         """Remember which rows of the queue the snapshot that was made of ``copy`` has in its indexes."""
         with Catalog(copy) as catalog:
@@ -366,6 +379,7 @@ class Keeping:
                 stage=self._stage,
                 allow_empty=emptied or self.lease is not None,  # a log needs something to build on
                 line=line,
+                ready=self._ready,
                 published=partial(self._published, of=of),
                 observer=watch,
             )

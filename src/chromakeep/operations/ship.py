@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from chromakeep.changes import Change
-from chromakeep.chroma.tail import Tail
+from chromakeep.chroma.tail import Tables, Tail
 from chromakeep.errors import ChromakeepError, LeaseLost, StoreError
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.tenure import Tenure
@@ -86,6 +86,10 @@ class Shipping:
             self._waiting.append(ticket)
         self._wake.set()
         return ticket
+
+    def captured(self, catalog: Tables) -> Future[None] | None:
+        """Done when the log leads on from a state with this catalog (``Tail.captured``); None where it does already."""
+        return self.shipped() if self._tail.captured(catalog) else None
 
     @property
     def line(self) -> tuple[int, int]:
