@@ -78,6 +78,8 @@ def find(repository: Repository, selector: str | None) -> Route:
     if selector and selector.startswith(SELECTOR):
         selector = before(repository, selector)
     moment = instant(selector) if selector else None
+    if selector and moment and any(n.startswith(f"snapshots/{selector}") for n in repository.snapshot_names()):
+        moment = None  # the beginning of an id may read like an instant
     if (selector in (None, "latest") or moment) and log.epochs():
         readable, _ = repository.readable_snapshots()
         way = latest(log, readable, rfc3339(moment) if moment else None)
