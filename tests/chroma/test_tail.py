@@ -262,8 +262,14 @@ def test_a_database_in_wal_mode_is_told(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with ChromaServer(data, env=ENV) as server:
         create(server.client, "one")
+    begun = Tail(data / "chroma.sqlite3")
+    looks(begun)
     with closing(sqlite3.connect(data / "chroma.sqlite3")) as db:
         db.execute("PRAGMA journal_mode=WAL")
+        assert begun.changed()
+        with pytest.raises(SourceError, match="WAL"):  # also where somebody has switched it since
+            begun.look()
+    begun.close()
     with pytest.raises(SourceError, match="WAL"):
         Tail(data / "chroma.sqlite3")
 

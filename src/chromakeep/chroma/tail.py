@@ -59,14 +59,9 @@ class Tail:
         The first change is ``whole``. Raises what ``LiveDatabase`` raises, and ``SourceError`` for WAL mode.
         """
         self._live = LiveDatabase(database.resolve())
-        if self._live.wal:
-            self._live.close()
-            raise SourceError(
-                f"{database} is in WAL mode, which log shipping does not follow",
-                hint="sqlite3 chroma.sqlite3 'PRAGMA journal_mode=DELETE' while Chroma is stopped",
-            )
         self._path = database
         try:
+            self._refuse_wal()
             with self._live.shared(time.monotonic() + BUSY) as connection:
                 self.schema = schema_of(connection)
         except BaseException as error:
@@ -122,10 +117,12 @@ class Tail:
         try:
             return self._look(final, also)
         except HotJournal:
+            self._refuse_wal()
             raise SourceBusy(f"{self._path}: its writer died in a transaction") from None
 
     def _look(self, final: bool, also: Also | None) -> Change | None:
         with self._live.shared(time.monotonic() + BUSY) as connection:
+            self._refuse_wal()
             found = self._live.stamp()
             counter = int.from_bytes(found[1], "big")
             rows, more = self._rows(connection)
@@ -167,6 +164,13 @@ class Tail:
             if nothing:
                 return None
         return change
+
+    def _refuse_wal(self) -> None:
+        if self._live.in_wal_mode():
+            raise SourceError(
+                f"{self._path} is in WAL mode, which log shipping does not follow",
+                hint="sqlite3 chroma.sqlite3 'PRAGMA journal_mode=DELETE' while Chroma is stopped",
+            )
 
     def _rows(self, connection: sqlite3.Connection) -> tuple[tuple[Row, ...], bool]:
         """New rows, some MiB at a time, and whether there are more."""
