@@ -20,7 +20,7 @@ from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import SourceBroken, SourceBusy
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations import place
-from chromakeep.operations.restore import refuse_in_use
+from chromakeep.operations.restore import refuse_in_use, was_chosen
 from chromakeep.records import Definition, Intake, Mark, Sink, Source
 
 STATE = "state"  # file beside the directory that is being filled: in which state what it is a copy of was
@@ -95,6 +95,7 @@ class DirectorySink:
                     os.fsync(file.fileno())
             place.sync(Path(folder))
         self.kept = place.install(self._new, self.target)
+        was_chosen(self.target)
         shutil.rmtree(self._work, ignore_errors=True)
         if self.kept:
             self._observer(Noted(f"what was there is kept as {self.kept}"))

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -34,6 +34,7 @@ from chromakeep.repository.log import Log
 from chromakeep.repository.reader import SnapshotReader
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.route import Route, find
+from chromakeep.repository.sealed import MAGIC
 from chromakeep.repository.snapshots import FileEntry, Snapshot
 
 DATABASE = "chroma.sqlite3"
@@ -118,7 +119,7 @@ def restore(
             if way.legs:
                 moment, wanted = _follow(fresh, way, Log(repository), chosen) or (moment, wanted)
             kept = place.install(fresh, target)
-            _forget(target)
+            was_chosen(target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     if kept and discard_old:
@@ -145,7 +146,7 @@ def rollback(target: Path, *, dry_run: bool = False) -> RollbackResult:
     refuse_in_use(target)
     kept = place.kept_as(target) if dry_run else place.install(old, target)
     if not dry_run:
-        _forget(target)
+        was_chosen(target)
     return RollbackResult(str(target), str(old), str(kept) if kept else "", dry_run)
 
 
@@ -211,7 +212,7 @@ def _wanted(there: Sequence[Collection], names: Sequence[str]) -> tuple[Collecti
     return tuple(chosen.values())
 
 
-def _forget(target: Path) -> None:
+def was_chosen(target: Path) -> None:
     """What a run remembers of the directory that was there is not said of this one."""
     if os.name == "posix":
         from chromakeep.operations.beside import forget
@@ -224,12 +225,29 @@ def _check_target(target: Path, replace: bool) -> bool:
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target}: is a file, and a directory is to be restored", hint="name a directory")
     was_empty = place.is_empty(target)
+    if not was_empty and (repository := _repository_in(target)):
+        raise UsageError(
+            f"{target}: a chromakeep repository lies there ({repository}), and would be moved away with it",
+            hint="restore elsewhere, or move the repository beside that directory first",
+        )
     if not was_empty and not replace:
         raise TargetNotEmpty(
             f"{target}: is not empty", hint="restore elsewhere, or say --replace: what is there is kept as .old-TIME"
         )
     refuse_in_use(target)
     return was_empty
+
+
+def _repository_in(target: Path) -> Path | None:
+    """A repository that is this directory, or one in it."""
+    for folder in (target, *(p for p in target.iterdir() if p.is_dir())):
+        config = folder / "config"
+        with suppress(OSError):
+            if config.is_file():
+                with config.open("rb") as file:
+                    if file.read(len(MAGIC)) == MAGIC:
+                        return folder
+    return None
 
 
 def refuse_in_use(target: Path) -> None:
