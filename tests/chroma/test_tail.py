@@ -173,6 +173,34 @@ def counter_of(copy: Path) -> int:
     return int.from_bytes((copy / "chroma.sqlite3").read_bytes()[24:28], "big") - 1
 
 
+def test_what_came_and_went_between_two_looks_is_not_left_in_a_copy_of_between(tmp_path: Path) -> None:
+    """A collection that no look saw, captured while it was there, whose rows' numbers are used again; and a name that
+    was another one for that time."""
+    data = tmp_path / "data"
+    with ChromaServer(data, env=ENV) as server:
+        hold(data / "chroma.sqlite3")
+        stays = create(server.client, "stays")
+        add(server.client, stays, 0, 2)
+        tail = Tail(data / "chroma.sqlite3")
+        looks(tail)
+        passing = create(server.client, "passing")
+        add(server.client, passing, 0, 3)
+        server.client.request("PUT", stays.path, {"new_name": "other"})
+        copy = capture(data, tmp_path / "copy").path
+        server.client.request("DELETE", f"{DATABASE}/collections/passing")
+        server.client.request("PUT", stays.path, {"new_name": "stays"})
+        assert looks(tail) == []
+        assert tail.captured(tail_.catalog_of(copy / "chroma.sqlite3")) and tail.changed()
+        changes = looks(tail)
+        add(server.client, stays, 10, 1)
+        changes += looks(tail)
+        assert not tail.captured(tail_.catalog_of(capture(data, tmp_path / "later").path / "chroma.sqlite3"))
+        tail.close()
+    apply(copy, changes)
+    assert {name: records.keys() for name, records in held_in(copy).items()} == {"stays": {"i0", "i1", "i10"}}
+    assert inspect(copy).problems == ()
+
+
 def test_twice_is_once_and_an_unfinished_change_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same changes over again, and a continued one without its end."""
     monkeypatch.setattr(tail_, "AT_ONCE", 200)
@@ -234,8 +262,14 @@ def test_a_database_in_wal_mode_is_told(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with ChromaServer(data, env=ENV) as server:
         create(server.client, "one")
+    begun = Tail(data / "chroma.sqlite3")
+    looks(begun)
     with closing(sqlite3.connect(data / "chroma.sqlite3")) as db:
         db.execute("PRAGMA journal_mode=WAL")
+        assert begun.changed()
+        with pytest.raises(SourceError, match="WAL"):  # also where somebody has switched it since
+            begun.look()
+    begun.close()
     with pytest.raises(SourceError, match="WAL"):
         Tail(data / "chroma.sqlite3")
 

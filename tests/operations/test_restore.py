@@ -57,6 +57,19 @@ def test_a_directory_that_is_not_empty_is_left_alone(world: World, tmp_path: Pat
     assert everything(tmp_path) == {"data/note": b"mine"}
 
 
+@pytest.mark.parametrize("where", [".", "keep"])
+def test_a_repository_is_not_moved_away(generations: list[Path], tmp_path: Path, where: str) -> None:
+    """The target is the repository itself, or has it in it: refused, where --discard-old would have removed it."""
+    target = tmp_path / "data"
+    (target / where).mkdir(parents=True)
+    repository = Repository.create(LocalStore(target / where))
+    backup(generations[0], repository)
+    before = everything(tmp_path)
+    with pytest.raises(UsageError, match="repository lies there"):
+        restore(repository, None, target, replace=True, discard_old=True)
+    assert everything(tmp_path) == before
+
+
 def test_replace_keeps_what_was_there_and_rollback_swaps(world: World, tmp_path: Path) -> None:
     """The old content stands beside as NAME.old-TIME, complete; rollback swaps both, again and again."""
     target = tmp_path / "data"

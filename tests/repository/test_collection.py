@@ -8,6 +8,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from chromakeep.errors import ObjectExists, RepositoryBusy
@@ -302,6 +303,11 @@ def test_a_store_whose_put_if_absent_does_not_hold_is_never_fenced(scene: Callab
     for _ in range(3):
         one.backup(store)
         one.change(30)
-    Session.start(Repository.open(store))
+    session = Session.start(Repository.open(store))
     assert prune(Repository.open(store), KEEP_ONE, wait=0.0).deferred
     one.verify(inner)
+    # Of a container with our host's name, whose processes we do not see: for all that we know it is at work.
+    elsewhere = msgspec.structs.replace(session.info, pid=2**22 + 1)
+    repository = Repository.open(inner)
+    repository.put_sealed("N", f"sessions/{session.id}", msgspec.json.encode(elsewhere), if_absent=False)
+    assert prune(Repository.open(store), KEEP_ONE, wait=0.0).deferred

@@ -9,8 +9,10 @@ from chromakeep.errors import SnapshotNotFound
 from chromakeep.repository import Repository, horizon
 from chromakeep.repository.log import Log, Segment, name_of
 from chromakeep.repository.moments import before, happenings
-from chromakeep.repository.route import find
+from chromakeep.repository.route import Route, find
+from chromakeep.repository.snapshots import encode
 from chromakeep.store.memory import MemoryStore
+from repository.logs import snapshot, write
 
 
 def at(second: int) -> str:
@@ -100,3 +102,26 @@ def test_of_a_log_that_was_trimmed_the_rest_is_told() -> None:
     horizon.declare(repository, (1, 3))
     repository.store.delete(name_of(1, 2))
     assert told(repository) == [("deleted", "books", 0, at(20), at(9))]
+
+
+def test_the_beginning_of_an_id_is_that_snapshot_also_where_it_reads_like_an_instant() -> None:
+    """A log that reaches to that second does not change what an id means."""
+    store = MemoryStore()
+    repository = Repository.create(store)
+    one = snapshot("20260801T120003500Z-00000000000000aa", 3)
+    repository.put_sealed("S", f"snapshots/{one.id}", encode(one))
+    write(store, 1, range(1, 9), base=one.id)
+    for selector in ("20260801T120003", "20260801T1200", one.id):
+        assert find(repository, selector) == Route(one)
+    assert find(repository, at(5)).legs
+
+
+@pytest.mark.parametrize("selector", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_an_instant_outside_of_all_time_is_not_found(selector: str) -> None:
+    """As any other text that says nothing."""
+    repository = Repository.create(MemoryStore())
+    one = snapshot("one", 3)
+    repository.put_sealed("S", "snapshots/one", encode(one))
+    write(repository.store, 1, range(1, 3), base="one")
+    with pytest.raises(SnapshotNotFound):
+        find(repository, selector)

@@ -21,10 +21,11 @@ import pytest
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.command import find_chroma
 from chromakeep.chroma.server import ChromaServer
-from chromakeep.errors import LeaseLost, ServerAnswered, StoreUnavailable
+from chromakeep.errors import LeaseLost, RefusedToServe, ServerAnswered, StoreUnavailable, UsageError
 from chromakeep.operations import keep as keep_
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.check import check
+from chromakeep.operations.replicate import replicate
 from chromakeep.operations.restore import restore
 from chromakeep.operations.ship import Shipping
 from chromakeep.operations.tenure import Tenure
@@ -393,3 +394,101 @@ def test_a_client_that_goes_away_does_not_end_the_log(tmp_path: Path, keep: Path
         assert shipping.finish(60)
         shipping.close()
     assert logged_ids(keep) == {f"i{n}".encode() for n in range(6)}
+
+
+def test_some_collections_are_chosen_by_what_the_moment_has(tmp_path: Path, keep: Path) -> None:
+    """Made, renamed, or deleted and made again since the snapshot: a name means what it meant at that moment."""
+    data = tmp_path / "data"
+    with running(data, keep, every=LONG) as one:
+        one.until("serving on")
+        old, moved = create(one.client, "books"), create(one.client, "moved")
+        add(one.client, old, 0, 3)
+        add(one.client, moved, 0, 4)
+        one.end()
+    with running(data, keep, every=LONG) as two:
+        two.until("serving on")
+        eventually(lambda: 2 in Log(Repository.open(LocalStore(keep))).epochs(), "the log")
+        two.client.request("DELETE", f"{DATABASE}/collections/books")
+        books, young = create(two.client, "books"), create(two.client, "young")
+        add(two.client, books, 0, 5)
+        add(two.client, young, 0, 6)
+        two.client.request("PUT", moved.path, {"new_name": "renamed"})
+        eventually(lambda: {h.kind for h in happenings(Repository.open(LocalStore(keep)))} >= {"renamed"}, "the log")
+        repository = Repository.open(LocalStore(keep))
+        assert {c.name for c in repository.snapshots()[-1].collections} == {"books", "moved"}
+        for ref, name, count in ((books, "books", 5), (young, "young", 6), (moved, "renamed", 4)):
+            done = restore(repository, None, tmp_path / name, collections=[name])
+            assert [(c.id, c.name, c.count) for c in done.collections] == [(ref.id, name, count)]
+            assert len(held(tmp_path / name, ref)) == count
+        for gone in ("moved", old.id):
+            with pytest.raises(UsageError, match="no collection"):
+                restore(repository, None, tmp_path / "none", collections=[gone])
+        at_the_snapshot = restore(repository, repository.snapshots()[-1].id, tmp_path / "before", collections=["books"])
+        assert [c.id for c in at_the_snapshot.collections] == [old.id]
+
+
+def test_a_restore_beneath_a_replicate_is_what_is_kept_from_then_on(tmp_path: Path, keep: Path) -> None:
+    """The application is stopped, an earlier moment is put in the place of its directory, and it goes on: so does the
+    log, and the newest state is that of the new directory, not of the one that was put aside."""
+    data, stop, said = tmp_path / "data", threading.Event(), list[str]()
+    repository = Repository.open(LocalStore(keep))
+
+    def note(event: object) -> None:
+        said.append(str(event))
+
+    replicating = partial(replicate, every=LONG, grace=30.0, stop=stop, observer=note)
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            with ChromaServer(data, env=ENV) as server:
+                done = pool.submit(replicating, data, lambda: repository)
+                ref = create(server.client, "one", sync_threshold=10)
+                add(server.client, ref, 0, 20)
+                eventually(lambda: b"i19" in logged_ids(keep), "the log")
+                moment = Log(repository).last_time(1, Log(repository).end(1)[0])
+                assert moment
+                time.sleep(0.01)
+                add(server.client, ref, 20, 20)
+                eventually(lambda: b"i39" in logged_ids(keep), "the log")
+            restore(repository, rfc3339(moment), data, replace=True)
+            with ChromaServer(data, env=ENV) as server:
+                add(server.client, ref, 100, 5)
+                eventually(lambda: done.done() or b"i104" in logged_ids(keep), "the log of what is there now")
+                assert server.client.count(ref) == 25
+        finally:
+            stop.set()
+    result = done.result(60)
+    assert result.epoch == 2 and any("was replaced" in one for one in said)
+    restore(repository, None, tmp_path / "newest")
+    assert held(tmp_path / "newest", ref).keys() == {f"i{n}" for n in (*range(20), *range(100, 105))}
+    assert not check(repository).problems
+
+
+def test_what_was_restored_on_purpose_is_served(tmp_path: Path, keep: Path) -> None:
+    """Another instance has written since; then an earlier moment is put in the place of the directory that was served
+    first, and a run and a replicate go on from that: it is not taken for one that was overtaken."""
+    one, repository = tmp_path / "one", Repository.open(LocalStore(keep))
+    with running(one, keep, every=LONG) as first:
+        first.until("serving on")
+        ref = create(first.client, "one")
+        add(first.client, ref, 0, 10)
+        eventually(lambda: logged(keep) >= 10, "the log")
+        first.end()
+    moment = rfc3339(now())
+    with running(tmp_path / "two", keep, every=LONG) as second:
+        second.until("serving on")
+        add(second.client, ref, 10, 10)
+        eventually(lambda: 2 in Log(repository).epochs(), "the log")
+        second.end()
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(RefusedToServe, match="another instance has written"):
+        replicate(one, lambda: repository, stop=threading.Event())
+    restore(repository, moment, one, replace=True)
+    assert replicate(one, lambda: repository, stop=stop).seconds
+    with running(one, keep, every=LONG) as again:
+        again.until("serving on")
+        assert again.said("found: ") and again.client.count(ref) == 10
+        add(again.client, ref, 20, 5)
+        again.end()
+    restore(repository, None, tmp_path / "newest")
+    assert held(tmp_path / "newest", ref).keys() == {f"i{n}" for n in (*range(10), *range(20, 25))}

@@ -92,6 +92,15 @@ class LiveDatabase:
         """
         return stamp(self.descriptor), os.pread(self.descriptor, 4, 24)
 
+    def moved(self) -> bool:
+        """Whether another file, or none, is at the path now."""
+        try:
+            there = self.path.stat()
+        except OSError:
+            return True
+        own = os.fstat(self.descriptor)
+        return (there.st_dev, there.st_ino) != (own.st_dev, own.st_ino)
+
     def in_wal_mode(self) -> bool:
         """Whether the header says so now. It can only change while nobody holds a lock."""
         return os.pread(self.descriptor, 1, 18) == b"\2"

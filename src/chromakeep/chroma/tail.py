@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from chromakeep.changes import CREATED, DELETED, RENAMED, WROTE, Change, Moment, Row, Table
 from chromakeep.chroma.catalog import schema_of
@@ -57,14 +59,9 @@ class Tail:
         The first change is ``whole``. Raises what ``LiveDatabase`` raises, and ``SourceError`` for WAL mode.
         """
         self._live = LiveDatabase(database.resolve())
-        if self._live.wal:
-            self._live.close()
-            raise SourceError(
-                f"{database} is in WAL mode, which log shipping does not follow",
-                hint="sqlite3 chroma.sqlite3 'PRAGMA journal_mode=DELETE' while Chroma is stopped",
-            )
         self._path = database
         try:
+            self._refuse_wal()
             with self._live.shared(time.monotonic() + BUSY) as connection:
                 self.schema = schema_of(connection)
         except BaseException as error:
@@ -75,6 +72,7 @@ class Tail:
         self._seen = dict(applied or {})
         self._last = last
         self._tables: Tables = {}
+        self._captured: deque[Tables] = deque()
         self._looked: tuple[Stamp | None, bytes] | None = None
         self._time, self._counter = since or datetime.fromtimestamp(0, timezone.utc), -1
         self._whole, self._more = True, False
@@ -86,7 +84,21 @@ class Tail:
 
     def changed(self) -> bool:
         """Whether anything may have been committed since the last look. Costs one ``fstat``."""
-        return self._more or self._looked is None or self._live.stamp() != self._looked
+        return self._more or bool(self._captured) or self._looked is None or self._live.stamp() != self._looked
+
+    def captured(self, catalog: Tables) -> bool:
+        """Have the next look lead on from a state that was captured since the last but one, too: what came and went
+        between two looks may be in it. False where that is so already. May be called from another thread."""
+        if catalog == self._tables:
+            return False
+        self._captured.append(catalog)
+        return True
+
+    @property
+    def replaced(self) -> bool:
+        """Whether what lies at the path is another database now, or an earlier state of this one: no change leads
+        there from what was read."""
+        return self._live.moved() or int.from_bytes(self._live.stamp()[1], "big") < self._counter
 
     @property
     def position(self) -> tuple[dict[str, int], tuple[int, str] | None]:
@@ -105,10 +117,12 @@ class Tail:
         try:
             return self._look(final, also)
         except HotJournal:
+            self._refuse_wal()
             raise SourceBusy(f"{self._path}: its writer died in a transaction") from None
 
     def _look(self, final: bool, also: Also | None) -> Change | None:
         with self._live.shared(time.monotonic() + BUSY) as connection:
+            self._refuse_wal()
             found = self._live.stamp()
             counter = int.from_bytes(found[1], "big")
             rows, more = self._rows(connection)
@@ -118,13 +132,14 @@ class Tail:
             self._time = max(self._time + TICK, datetime.now(timezone.utc))
             moment = self._time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
             change = Change(moment, counter, rows, more=True)
+            captured = list(self._captured)
             if not more:
-                tables, before = self._catalog(connection), self._tables
+                tables, before = catalog_of(connection), self._tables
                 change = Change(
                     change.time,
                     counter,
                     rows,
-                    _differences(before, tables, whole=self._whole),
+                    _differences([] if self._whole else [before, *captured], tables),
                     _moments(before, tables, self._counts),
                     whole=self._whole,
                 )
@@ -137,6 +152,8 @@ class Tail:
             self._last = rows[-1].seq, rows[-1].topic
         if not more:
             self._tables = tables
+            for _ in captured:
+                self._captured.popleft()
             alive = {TOPIC + str(row[0]) for row in tables["collections"][1].values()}
             self._seen = {topic: seq for topic, seq in self._seen.items() if topic in alive}
             still = not final or counter == self._counter
@@ -147,6 +164,13 @@ class Tail:
             if nothing:
                 return None
         return change
+
+    def _refuse_wal(self) -> None:
+        if self._live.in_wal_mode():
+            raise SourceError(
+                f"{self._path} is in WAL mode, which log shipping does not follow",
+                hint="sqlite3 chroma.sqlite3 'PRAGMA journal_mode=DELETE' while Chroma is stopped",
+            )
 
     def _rows(self, connection: sqlite3.Connection) -> tuple[tuple[Row, ...], bool]:
         """New rows, some MiB at a time, and whether there are more."""
@@ -170,13 +194,20 @@ class Tail:
                 return f"SELECT {_COLUMNS} FROM embeddings_queue WHERE seq_id > ? ORDER BY seq_id", (seq,)
         return f"SELECT {_COLUMNS} FROM embeddings_queue ORDER BY seq_id", ()
 
-    def _catalog(self, connection: sqlite3.Connection) -> Tables:
-        found = {}
-        for name in TABLES:
-            cursor = connection.execute(f"SELECT rowid, * FROM {name}")
-            columns = tuple(column[0] for column in cursor.description[1:])
-            found[name] = columns, {row[0]: row[1:] for row in cursor}
-        return found
+
+def catalog_of(database: sqlite3.Connection | Path) -> Tables:
+    """The tables of the catalog; of a path: of a copy that nobody writes to."""
+    if isinstance(database, Path):
+        with closing(
+            sqlite3.connect(f"file:{quote(str(database.absolute()))}?mode=ro&immutable=1", uri=True)
+        ) as opened:
+            return catalog_of(opened)
+    found = {}
+    for name in TABLES:
+        cursor = database.execute(f"SELECT rowid, * FROM {name}")
+        columns = tuple(column[0] for column in cursor.description[1:])
+        found[name] = columns, {row[0]: row[1:] for row in cursor}
+    return found
 
 
 def _moments(before: Tables, after: Tables, counts: Counter[tuple[str, int]]) -> tuple[Moment, ...]:
@@ -205,12 +236,13 @@ def _named(tables: Tables) -> dict[str, tuple[str, str, str]]:
     return {str(row[where[0]]): (*databases.get(row[where[1]], ("", "")), str(row[where[2]])) for row in rows.values()}
 
 
-def _differences(before: Tables, after: Tables, *, whole: bool) -> dict[str, Table]:
+def _differences(states: Sequence[Tables], after: Tables) -> dict[str, Table]:
+    """What leads from each of these states to the later one; from none of them: all of it."""
     found = {}
     for name, (columns, rows) in after.items():
-        had = {} if whole else before[name][1]
-        put = tuple((number, *row) for number, row in rows.items() if had.get(number) != row)
-        gone = tuple(sorted(had.keys() - rows.keys()))
-        if put or gone or whole:
+        had = [state[name][1] for state in states]
+        put = tuple((number, *row) for number, row in rows.items() if not had or any(h.get(number) != row for h in had))
+        gone = tuple(sorted(set[int]().union(*had) - rows.keys()))
+        if put or gone or not had:
             found[name] = Table(columns, put, gone)
     return found

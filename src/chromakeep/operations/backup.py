@@ -61,6 +61,7 @@ def backup(
     stage: Path | None = None,
     allow_empty: bool = False,
     line: tuple[int, int] | None = None,
+    ready: Callable[[Path], None] | None = None,
     published: Callable[[Path, int], None] | None = None,
     observer: Observer = ignore,
 ) -> BackupResult:
@@ -70,6 +71,7 @@ def backup(
     temporary place beside it; without ``stage`` and ``published``, one that nobody has written to for a while is read
     where it lies. What is read is validated (SQLite quick check, every segment's structure, a vector for every id)
     while it is stored; only then is the snapshot created. Until that moment the repository shows nothing.
+    ``ready`` is called with the copy right before that, and may raise to prevent it.
     ``published`` is called afterwards with the copy that is now a snapshot, while it is there, and SQLite's change
     counter of that state. ``line`` is the epoch and number of a segment of the log that is not younger than this call.
 
@@ -78,12 +80,14 @@ def backup(
     ``StoreError``; ``RepositoryBusy`` if this writer was declared dead again and again.
     """
     started = time.monotonic()
-    if stage is None and published is None and (still := standstill(source)):
+    if stage is None and published is None and ready is None and (still := standstill(source)):
         with suppress(SourceError, OSError, RepositoryBusy), still, staging(source, None) as scratch:
             moment = rfc3339(now())
             with aside(source, scratch=scratch) as validating:
                 validating.go(ALL)
-                return _publish(source, still, moment, repository, validating, allow_empty, line, started, observer)
+                return _publish(
+                    source, still, moment, repository, validating, allow_empty, line, None, started, observer
+                )
     for attempt in range(1, ATTEMPTS + 1):
         with staging(source, stage) as into:
             captured = capture(source, into, timeout=PATIENCE, observer=observer)
@@ -92,7 +96,7 @@ def backup(
                 with aside(captured.path) as validating:
                     validating.go(ALL)
                     done = _publish(
-                        source, captured, moment, repository, validating, allow_empty, line, started, observer
+                        source, captured, moment, repository, validating, allow_empty, line, ready, started, observer
                     )
                 if published:
                     published(captured.path, captured.counter)
@@ -116,6 +120,7 @@ def _publish(
     validating: Aside,
     allow_empty: bool,
     line: tuple[int, int] | None,
+    ready: Callable[[Path], None] | None,
     started: float,
     observer: Observer,
 ) -> BackupResult:
@@ -163,6 +168,8 @@ def _publish(
             log_number=line[1] if line else 0,
             schema=schema,
         )
+        if ready:
+            ready(read.path)
         session.commit(snapshot)
     except BaseException:
         _withdraw(session)

@@ -265,6 +265,17 @@ class Beside:
         new.rename(self.data)  # over an empty directory too (rename(2))
 
 
+def forget(data: Path) -> None:
+    """Somebody has chosen what lies at ``data`` now: it is not a standby's, nor overtaken by what others wrote.
+    Without effect while a run or replicate keeps the directory, which remembers what it does itself."""
+    with Beside(data) as beside, contextlib.suppress(OSError):
+        if (beside.root / "state.json").exists():
+            beside._lock = os.open(beside.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(beside._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            beside.state = beside._read()
+            beside.remember(epoch=0, following=False, swap=None)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -22,7 +22,7 @@ from chromakeep.events import Noted, Observer, ignore
 from chromakeep.exchange.files import hold, remove
 from chromakeep.operations import place
 from chromakeep.operations.copy import Remembers
-from chromakeep.operations.restore import refuse_in_use
+from chromakeep.operations.restore import refuse_in_use, was_chosen
 from chromakeep.records import Definition, Intake, Mark, Sink, Source
 
 STATE = "state"  # file beside the directory that is being filled: in which state what it is a copy of was
@@ -105,6 +105,7 @@ class DirectorySink:
                     os.fsync(file.fileno())
             place.sync(Path(folder))
         self.kept = place.install(self._new, self.target)
+        was_chosen(self.target)
         shutil.rmtree(self._work, ignore_errors=True)
         if self.kept:
             self._observer(Noted(f"what was there is kept as {self.kept}"))

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from chromakeep.chroma.catalog import DATABASE, Catalog
 from chromakeep.chroma.purge import hold, purge, release
 from chromakeep.chroma.signature import signature
+from chromakeep.chroma.tail import catalog_of
 from chromakeep.errors import ChromakeepError, LeaseLost, NotAChromaDirectory, NotNow, SourceBroken, StoreError
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
@@ -199,6 +200,18 @@ class Keeping:
             with suppress(StoreError):  # then when the next one begins
                 self._succeed()
 
+    def recognise(self) -> None:
+        """Where somebody has put another directory in the place of the one whose log is written, begin anew with that.
+
+        For a directory that others serve: what they write to is what lies there. Raises ``LeaseLost``.
+        """
+        with self.access:
+            if not (self.shipping and self.shipping.replaced):
+                return
+            self._observer(Noted(f"{self._beside.data} was replaced: its log begins anew", "warning"))
+            self.begin_anew()
+        self.soon()
+
     def settle(self, *, snapshot: bool = False) -> None:
         """Have all that was committed before this call in the repository: in the log, or in a ``snapshot``.
 
@@ -243,6 +256,18 @@ class Keeping:
                     self._beside.remember(captured=signature(self._beside.data).to_json())
             finally:
                 self.access.release()
+
+    def _ready(self, copy: Path) -> None:
+        """Before a snapshot is there: see to it that the log leads on from it."""
+        shipping = None if self._ending.is_set() else self.shipping  # at the end nobody writes
+        ticket = shipping.captured(catalog_of(copy / DATABASE)) if shipping else None
+        if ticket:
+            try:
+                ticket.result(SETTLE)
+            except Late:
+                raise NotNow(
+                    f"the log does not lead on from what was captured: nothing was put for {SETTLE:g} s"
+                ) from None
 
     def _published(self, copy: Path, counter: int, of: int) -> None:
         """Remember which rows of the queue the snapshot that was made of ``copy`` has in its indexes."""
@@ -329,6 +354,8 @@ class Keeping:
             self._repository = self._open()
             self._claim(self._repository)
         with _Reading(self.access) as reading:
+            if self.shipping and self.shipping.replaced:
+                raise NotNow(f"{self._beside.data} is not the directory any more whose log is written")
             self._purge()
             before = signature(self._beside.data).to_json()
             of = self._directories
@@ -352,6 +379,7 @@ class Keeping:
                 stage=self._stage,
                 allow_empty=emptied or self.lease is not None,  # a log needs something to build on
                 line=line,
+                ready=self._ready,
                 published=partial(self._published, of=of),
                 observer=watch,
             )

@@ -6,12 +6,13 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from chromakeep.errors import LeaseLost, PartialFailure, RefusedToServe, RepositoryNotFound
+from chromakeep.errors import ChromakeepError, LeaseLost, PartialFailure, RefusedToServe, RepositoryNotFound
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.beside import Beside, Process
 from chromakeep.operations.keep import Keeping
@@ -46,8 +47,9 @@ def replicate(
 ) -> Replicated:
     """Keep ``data`` until ``stop`` is set, whoever writes to it: what is committed is in the log within a second.
 
-    A directory that is not there yet is waited for. Nothing is written to it but Chroma's switch for the purge of its
-    queue (``chroma.purge``), and rows that the newest snapshot has are deleted from the queue.
+    A directory that is not there yet is waited for; what takes its place (by a restore) is kept from then on. Nothing
+    is written to it but Chroma's switch for the purge of its queue (``chroma.purge``), and rows that the newest
+    snapshot has are deleted from the queue.
 
     Raises ``LeaseLost`` when another instance takes over, ``RefusedToServe`` for a directory that another one has
     overtaken or that is kept already, ``PartialFailure`` if at the end not all could be put in ``grace`` seconds.
@@ -66,13 +68,14 @@ def replicate(
         keeping = Keeping(beside, lambda: repository, every=every, stage=stage or beside.stage, observer=observer)
         try:
             if repository.config.conditional_put:
-                lease = reign(repository, stop=stop, observer=observer)
+                keeping.lease = lease = reign(repository, stop=stop, observer=observer)
                 if lease and lease.after and 0 < beside.state.epoch < lease.after[0]:
+                    with suppress(ChromakeepError):
+                        lease.release()  # nobody has to wait for this one
                     raise RefusedToServe(
                         f"another instance has written to the repository since {data} was replicated to it",
                         hint=f"stop the application, then: chromakeep restore REPO {data} --replace",
                     )
-                keeping.lease = lease
             keeping.hold()
             keeping.start()
             while not stop.wait(LOOK):
@@ -80,6 +83,7 @@ def replicate(
                     raise LeaseLost(
                         "another instance has taken over this repository", hint="restore from it, or stop it"
                     )
+                keeping.recognise()
                 keeping.hold()  # of a directory that has only now begun
                 if keeping.newest_at is None and keeping.failure is None:
                     keeping.soon()

@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -34,6 +34,7 @@ from chromakeep.repository.log import Log
 from chromakeep.repository.reader import SnapshotReader
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.route import Route, find
+from chromakeep.repository.sealed import MAGIC
 from chromakeep.repository.snapshots import FileEntry, Snapshot
 
 DATABASE = "chroma.sqlite3"
@@ -94,7 +95,9 @@ def restore(
     target = target.resolve()  # a link stays a link: what it points to is replaced
     way = selector if isinstance(selector, Route) else find(repository, selector)
     snapshot, moment = way.snapshot, way.snapshot.time
-    wanted = _wanted(snapshot, collections)
+    wanted = snapshot.collections
+    if collections is not None:
+        wanted = _wanted(way.collections(Log(repository)), collections)
     total = sum(f.size for f in snapshot.files)
     was_empty = _check_target(target, replace)
     if dry_run:
@@ -106,15 +109,17 @@ def restore(
         fresh = place.beside(target, "restoring")
         try:
             local = None if was_empty else target
-            some = wanted if collections is not None else None
+            chosen = {c.id for c in wanted} if collections is not None else None
+            recorded = tuple(c for c in snapshot.collections if chosen is None or c.id in chosen)
             # SQLite's quick check was done at the backup, and every byte is verified to be what it saw.
             with aside(fresh, quick_check=False) as inspecting, closing(SnapshotReader(repository)) as reader:
-                _rebuild(reader, snapshot, fresh, local, some, inspecting, observer)
+                _rebuild(reader, snapshot, fresh, local, recorded if chosen is not None else None, inspecting, observer)
                 found = inspecting.result()
-            compare(found, wanted)
+            compare(found, recorded)
             if way.legs:
-                moment, wanted = _follow(fresh, way, Log(repository), some) or (moment, wanted)
+                moment, wanted = _follow(fresh, way, Log(repository), chosen) or (moment, wanted)
             kept = place.install(fresh, target)
+            was_chosen(target)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     if kept and discard_old:
@@ -140,6 +145,8 @@ def rollback(target: Path, *, dry_run: bool = False) -> RollbackResult:
     old = place.newest_old(target)
     refuse_in_use(target)
     kept = place.kept_as(target) if dry_run else place.install(old, target)
+    if not dry_run:
+        was_chosen(target)
     return RollbackResult(str(target), str(old), str(kept) if kept else "", dry_run)
 
 
@@ -167,9 +174,7 @@ def compare(
         raise VerificationFailed(f"{what} holds {len(have)} collections that {by} does not")
 
 
-def _follow(
-    fresh: Path, way: Route, log: Log, some: tuple[Collection, ...] | None
-) -> tuple[str, tuple[Collection, ...]] | None:
+def _follow(fresh: Path, way: Route, log: Log, chosen: set[str] | None) -> tuple[str, tuple[Collection, ...]] | None:
     """Bring a restored snapshot up by the log, and look that it is whole; the moment reached and what is there then.
 
     None where the log has nothing more.
@@ -177,8 +182,8 @@ def _follow(
     last = apply(fresh, way.changes(log))
     if last is None:
         return None
-    if some is not None:
-        keep_only(fresh, {c.id for c in some})
+    if chosen is not None:
+        keep_only(fresh, chosen)
     found = inspect(fresh, digests=False, quick_check=False)
     if found.problems:
         raise VerificationFailed(f"the restored directory is not whole: {found.problems[0].message}")
@@ -186,18 +191,18 @@ def _follow(
     return last.time, found.collections
 
 
-def _wanted(snapshot: Snapshot, names: Sequence[str] | None) -> tuple[Collection, ...]:
-    """The collections to restore: all, or by name (or ``tenant/database/name`` where a name is used twice), or id."""
-    if names is None:
-        return snapshot.collections
+def _wanted(there: Sequence[Collection], names: Sequence[str]) -> tuple[Collection, ...]:
+    """Of these by name (or ``tenant/database/name`` where a name is used twice), or id."""
     if not names:
         raise UsageError("no collection is named", hint="name some, or leave the option out to restore all")
     chosen: dict[str, Collection] = {}
     for name in names:
-        found = [c for c in snapshot.collections if name in (c.name, c.id, f"{c.tenant}/{c.database}/{c.name}")]
+        found = [c for c in there if name in (c.name, c.id, f"{c.tenant}/{c.database}/{c.name}")]
         if not found:
-            known = ", ".join(sorted(c.name for c in snapshot.collections)[:20])
-            raise UsageError(f"the snapshot has no collection {name!r}", hint=f"it has: {known}")
+            known = ", ".join(sorted(c.name for c in there)[:20])
+            raise UsageError(
+                f"there is no collection {name!r} at that moment", hint=f"there are: {known}" if known else None
+            )
         if len(found) > 1:
             raise UsageError(
                 f"{len(found)} collections are called {name!r}",
@@ -207,17 +212,42 @@ def _wanted(snapshot: Snapshot, names: Sequence[str] | None) -> tuple[Collection
     return tuple(chosen.values())
 
 
+def was_chosen(target: Path) -> None:
+    """What a run remembers of the directory that was there is not said of this one."""
+    if os.name == "posix":
+        from chromakeep.operations.beside import forget
+
+        forget(target)
+
+
 def _check_target(target: Path, replace: bool) -> bool:
     """Whether the target is empty. Raises for one that must not be written to."""
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target}: is a file, and a directory is to be restored", hint="name a directory")
     was_empty = place.is_empty(target)
+    if not was_empty and (repository := _repository_in(target)):
+        raise UsageError(
+            f"{target}: a chromakeep repository lies there ({repository}), and would be moved away with it",
+            hint="restore elsewhere, or move the repository beside that directory first",
+        )
     if not was_empty and not replace:
         raise TargetNotEmpty(
             f"{target}: is not empty", hint="restore elsewhere, or say --replace: what is there is kept as .old-TIME"
         )
     refuse_in_use(target)
     return was_empty
+
+
+def _repository_in(target: Path) -> Path | None:
+    """A repository that is this directory, or one in it."""
+    for folder in (target, *(p for p in target.iterdir() if p.is_dir())):
+        config = folder / "config"
+        with suppress(OSError):
+            if config.is_file():
+                with config.open("rb") as file:
+                    if file.read(len(MAGIC)) == MAGIC:
+                        return folder
+    return None
 
 
 def refuse_in_use(target: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from chromakeep.changes import Change
-from chromakeep.chroma.tail import Tail
+from chromakeep.chroma.tail import Tables, Tail
 from chromakeep.errors import ChromakeepError, LeaseLost, StoreError
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.tenure import Tenure
@@ -87,10 +87,19 @@ class Shipping:
         self._wake.set()
         return ticket
 
+    def captured(self, catalog: Tables) -> Future[None] | None:
+        """Done when the log leads on from a state with this catalog (``Tail.captured``); None where it does already."""
+        return self.shipped() if self._tail.captured(catalog) else None
+
     @property
     def line(self) -> tuple[int, int]:
         """Epoch and number of the last segment."""
         return self.lease.epoch, self.lease.number
+
+    @property
+    def replaced(self) -> bool:
+        """As ``Tail.replaced``."""
+        return self._tail.replaced
 
     @property
     def standing(self) -> Standing:

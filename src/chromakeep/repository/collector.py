@@ -174,7 +174,7 @@ class _Collection:
             if self.repository.config.conditional_put:
                 dead = (is_dead(info) or age > STALE) and fence(self.repository, identity)
             else:
-                dead = is_dead(info) or age > STALE_UNFENCED
+                dead = age > STALE_UNFENCED  # a host's name and a process number are not proof enough
             if dead:
                 self.store.delete(f"sessions/{identity}")
                 del found[identity]

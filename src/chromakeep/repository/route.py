@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
-from chromakeep.changes import Change
+from chromakeep.changes import CREATED, DELETED, RENAMED, Change, Table
 from chromakeep.errors import MissingObject
+from chromakeep.records import Collection
 from chromakeep.repository import horizon as horizon_
 from chromakeep.repository.log import Log, Segment, covering
 from chromakeep.repository.moments import SELECTOR, before
@@ -41,6 +43,26 @@ class Route(msgspec.Struct, frozen=True):
                     if change.counter > leg.counter or change.whole:
                         yield change
 
+    def collections(self, log: Log) -> tuple[Collection, ...]:
+        """Those that there are at the moment, under their names of then; all else of them as the snapshot has it, and
+        nothing of one that is younger. Raises as ``changes``."""
+        had = {c.id: c for c in self.snapshot.collections}
+        named = {c.id: (c.tenant, c.database, c.name) for c in self.snapshot.collections}
+        for change in self.changes(log):
+            if change.whole:
+                named = _named(change.tables)
+            for moment in change.moments:
+                if moment.kind == DELETED:
+                    named.pop(moment.collection, None)
+                elif moment.kind in (CREATED, RENAMED):
+                    named[moment.collection] = moment.tenant, moment.database, moment.name
+        return tuple(
+            replace(had[i], tenant=tenant, database=database, name=name)
+            if i in had
+            else Collection(i, name, tenant, database, 0)
+            for i, (tenant, database, name) in named.items()
+        )
+
 
 TRIES = 3  # while prunes take away what was listed
 Way = tuple[Snapshot, tuple[Leg, ...]]
@@ -56,6 +78,8 @@ def find(repository: Repository, selector: str | None) -> Route:
     if selector and selector.startswith(SELECTOR):
         selector = before(repository, selector)
     moment = instant(selector) if selector else None
+    if selector and moment and any(n.startswith(f"snapshots/{selector}") for n in repository.snapshot_names()):
+        moment = None  # the beginning of an id may read like an instant
     if (selector in (None, "latest") or moment) and log.epochs():
         readable, _ = repository.readable_snapshots()
         way = latest(log, readable, rfc3339(moment) if moment else None)
@@ -95,6 +119,20 @@ def _latest(ground: Ground, snapshots: Sequence[Snapshot], until: str | None) ->
             return Route(newest)
         return Route(*found, until if found[1] else None)
     return Route(max(usable, key=lambda s: (s.time, s.id))) if usable else None
+
+
+def _named(tables: dict[str, Table]) -> dict[str, tuple[str, str, str]]:
+    """Tenant, database and name of each collection, by its id, of a change that holds whole tables."""
+
+    def rows(name: str) -> Iterator[dict[str, object]]:
+        if table := tables.get(name):
+            yield from (dict(zip(table.columns, row[1:], strict=False)) for row in table.put)
+
+    places = {row.get("id"): (str(row.get("tenant_id")), str(row.get("name"))) for row in rows("databases")}
+    return {
+        str(row.get("id")): (*places.get(row.get("database_id"), ("", "")), str(row.get("name")))
+        for row in rows("collections")
+    }
 
 
 class Ground:

@@ -143,9 +143,9 @@ def instant(selector: str) -> datetime | None:
         return None
     try:
         found = datetime.fromisoformat(selector.replace("Z", "+00:00"))
-    except ValueError:
+        return found.astimezone(timezone.utc) if found.tzinfo else found.replace(tzinfo=timezone.utc)
+    except (ValueError, OverflowError):
         return None
-    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
 __all__ = ["Collection", "Column", "FileEntry", "Snapshot", "decode", "encode", "instant", "now", "rfc3339", "select"]
