@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from chromakeep.access.keys import Keyring, mint
+from chromakeep.access.keys import Key, Keyring, mint
+from chromakeep.errors import NotNow
 from chromakeep.server import Door
 from chromakeep.server.gatehouse import Gatehouse
 from server.wires import OK, Backend, Wire
@@ -45,6 +46,30 @@ def test_without_any_key_it_is_open_where_it_may_be(
 ) -> None:
     wire = knock(open_door(guard=Gatehouse(Keyring, closed=False)))
     wire.send(ASK)
+    behind = backend.accept()
+    behind.until()
+    behind.send(OK)
+    assert wire.answer().status == 200
+
+
+def test_a_token_whose_issuer_is_not_known_yet_is_not_wrong(
+    backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+) -> None:
+    """However often it comes: it is let in as soon as it can be told."""
+    known = list[Key]()
+
+    def foreign(token: str, now: float) -> Key:
+        if not known:
+            raise NotNow("the issuer's keys cannot be read yet")
+        return known[0]
+
+    wire = knock(open_door(guard=Gatehouse(Keyring, closed=True, foreign=foreign)))
+    ask = ASK[:-2] + b"authorization: Bearer a.b.c\r\n\r\n"
+    for _ in range(20):
+        wire.send(ask)
+        assert wire.answer().status == 503
+    known.append(mint("oidc.a", "reader")[0])
+    wire.send(ask)
     behind = backend.accept()
     behind.until()
     behind.send(OK)
