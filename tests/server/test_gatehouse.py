@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 
 from chromakeep.access.keys import Key, Keyring, mint
 from chromakeep.errors import NotNow
@@ -74,3 +75,32 @@ def test_a_token_whose_issuer_is_not_known_yet_is_not_wrong(
     behind.until()
     behind.send(OK)
     assert wire.answer().status == 200
+
+
+def test_who_was_in_is_not_locked_out_when_keys_are_read_anew(
+    backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+) -> None:
+    """By one who guesses at that very key through the same proxy. A key that has ended lets nobody in."""
+    key, token = mint("a", "reader")
+    rings = [Keyring([key])]
+    wire = knock(open_door(guard=Gatehouse(lambda: rings[0], closed=True)))
+
+    def ask(shown: str) -> None:
+        wire.send(ASK[:-2] + f"x-chroma-token: {shown}\r\n\r\n".encode())
+
+    ask(token)
+    behind = backend.accept()
+    behind.until()
+    behind.send(OK)
+    assert wire.answer().status == 200
+    for status in (*[401] * 5, 429):
+        ask(token[:-4] + "AAAA")
+        assert wire.answer().status == status
+    rings[0] = Keyring([key, mint("b", "reader")[0]])
+    ask(token)
+    behind.until()
+    behind.send(OK)
+    assert wire.answer().status == 200
+    rings[0] = Keyring([replace(key, revoked=key.created)])
+    ask(token)
+    assert wire.answer().status == 401

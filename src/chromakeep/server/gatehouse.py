@@ -58,7 +58,9 @@ class Gatehouse:
         ring = self._keys()
         if ring is None:
             return None
-        self._ring = ring
+        if ring is not self._ring:
+            ring.go_on_from(self._ring)
+            self._ring = ring
         return self._admission if self._closed or ring.keys else self._unlocked
 
     def settle(self, account: Account) -> None:
