@@ -85,7 +85,9 @@ class ParquetArchiveSink:
             return False
 
     def reader(self) -> Source:
-        """What is finished, before it is published."""
+        """What is finished, before it is published; or what an earlier process has published."""
+        if not self._work.is_there:
+            return ParquetArchiveSource(self.path)
         return ParquetArchiveSource(self._work.path, manifest.manifest_of(self._finished()))
 
     def publish(self) -> None:

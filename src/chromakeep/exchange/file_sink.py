@@ -94,7 +94,9 @@ class FileSink(ABC):
         return note.exists() or (self._work.path / _READY).exists()
 
     def reader(self) -> Source:
-        """What is finished, before it is published."""
+        """What is finished, before it is published; or what an earlier process has published."""
+        if not self._work.is_there:
+            return self.read(self.path)
         return Together([self.read(path) for path in self._finished()])
 
     def publish(self) -> None:
