@@ -71,11 +71,11 @@ class DirectorySink:
         """As ``records.Sink``."""
         return self._open().collection(definition, conflict=conflict, mark=mark)
 
-    def finished(self, definition: Definition, mark: Mark) -> bool:
+    def finished(self, definition: Definition, mark: Mark, *, existed: bool) -> bool:
         """As of ``copy.Remembers``."""
         if self._new.exists():
             inner = self._open()
-            return isinstance(inner, Remembers) and inner.finished(definition, mark)
+            return isinstance(inner, Remembers) and inner.finished(definition, mark, existed=existed)
         return any((each.place, each.id) == (definition.place, mark["id"]) for each in self.definitions())
 
     def reader(self) -> Source:
