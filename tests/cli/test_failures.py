@@ -195,3 +195,19 @@ def test_a_reader_that_goes_away_is_not_a_failure_of_ours(cli: Cli) -> None:
     os.close(write)
     assert done.returncode == 141
     assert done.stderr == b""
+
+
+def test_a_stream_that_was_closed_takes_nothing(cli: Cli) -> None:
+    """Nothing fails for that, what would be told there goes nowhere else, and its number becomes no other file's."""
+    (cli.cwd / "abc.jsonl").write_text('{"id": "a", "embedding": [1, 2]}\n')
+    copied, failed = (
+        subprocess.run(
+            ["sh", "-c", '"$@" 2>&-; echo $?', "sh", *cli.command("copy", source, "out.jsonl")],
+            cwd=cli.cwd, env=cli.environ, capture_output=True, text=True, check=False, timeout=60,
+        )
+        for source in ("abc.jsonl", "nothing.jsonl")
+    )  # fmt: skip
+    assert copied.stdout.splitlines()[-1] == "0", copied
+    assert (cli.cwd / "out.jsonl").read_text().count("\n") == 2
+    assert failed.stdout == "15\n"
+    assert copied.stderr == failed.stderr == ""

@@ -4,6 +4,7 @@ found late; and what is called verified is equal."""
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,38 @@ def test_a_signal_does_not_wait_for_a_target_that_is_silent(tmp_path: Path, monk
     silent.set()
     run(source, target, checkpoint=Checkpoint(file, WHOLE))
     assert same(source, target)
+
+
+def test_a_failure_ends_all_of_many_writers() -> None:
+    """Of more than the queue has room for, too, those that are in the middle of a write when one fails."""
+    failed, writers = threading.Event(), 3 * AHEAD
+    barrier = threading.Barrier(writers)
+
+    class Intake(MemoryIntake):
+        def write(self, batch: pa.RecordBatch) -> None:
+            if barrier.wait(60) == 0:
+                failed.set()
+                raise ServerFailed("no room")
+            assert failed.wait(60)
+            time.sleep(0.5)  # others have been told to end meanwhile
+
+    class Sink(MemorySink):
+        def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> MemoryIntake:
+            return Intake(self, super().collection(definition, conflict=conflict, mark=mark).mark())
+
+    seen = []
+
+    def copied() -> None:
+        try:
+            sink = Sink(Memory(), atomic=False, limits=Limits(writers=writers))
+            copy(MemorySource(place(names=("books",)), rows=1), sink, Plan())
+        except ServerFailed as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=copied, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert seen
 
 
 def test_memory_is_bounded_by_the_queue() -> None:

@@ -16,6 +16,7 @@ from chromakeep.chroma.server import ChromaServer
 from chromakeep.chroma.server_sink import ServerSink
 from chromakeep.errors import RepositoryBusy, SourceError
 from chromakeep.exchange.archive_sink import ParquetArchiveSink
+from chromakeep.exchange.file_sink import FileSink
 from chromakeep.exchange.jsonl_sink import JsonlSink
 from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.copy import CopyResult, Plan, copy
@@ -99,6 +100,23 @@ def test_what_was_taken_away_meanwhile_is_copied_anew(
     assert names(opened()) == {"books", "laws"}
 
 
+@pytest.mark.parametrize("opened", ["archive", "lines"], indirect=True)
+def test_what_was_to_be_replaced_is_not_taken_for_what_was_finished(opened: Opened, tmp_path: Path) -> None:
+    """Its name is the same."""
+    source, file, former = place(), tmp_path / "c.json", Memory()
+    former.put(Definition("books", "uuid-0", dimension=3), records(0, 10, salt=7))
+    plan = Plan(conflict="replace", verify=True)
+    with closing(opened()) as sink:
+        copy(MemorySource(former), sink, Plan())
+    with closing(opened()) as sink, pytest.raises(SourceError, match="injected"):
+        copy(MemorySource(source, fail_at=7), sink, plan, checkpoint=Checkpoint(file, WHOLE))
+    for hidden in tmp_path.glob(".x*"):
+        shutil.rmtree(hidden)
+    with closing(opened()) as sink:
+        assert isinstance(sink, FileSink | ParquetArchiveSink)
+        copy(MemorySource(source), sink, plan, read_back=sink.reader, checkpoint=Checkpoint(file, WHOLE))
+
+
 def test_what_was_finished_is_not_copied_twice(opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a process that failed, and by one that was killed when it had published all."""
     source, file = place(), tmp_path / "c.json"
@@ -108,6 +126,23 @@ def test_what_was_finished_is_not_copied_twice(opened: Opened, tmp_path: Path, m
         reading = MemorySource(source, fail_at=rest + 1)
         assert ended(reading, opened(), file).records == 750
         assert names(opened()) == {"books", "laws"}
+
+
+@pytest.mark.parametrize("opened", ["directory", "archive", "lines"], indirect=True)
+def test_what_a_killed_process_has_published_is_verified(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is now, and it is not put in place once more."""
+    source, file = place(), tmp_path / "c.json"
+    monkeypatch.setattr(Checkpoint, "remove", lambda self: None)
+    for _ in range(2):
+        with closing(opened()) as sink:
+            assert isinstance(sink, DirectorySink | FileSink | ParquetArchiveSink)
+            done = copy(
+                MemorySource(source), sink, Plan(verify=True), read_back=sink.reader, checkpoint=Checkpoint(file, WHOLE)
+            )
+        assert done.verified and done.records == 750
+        assert not list(tmp_path.glob("x*.old-*"))
 
 
 @pytest.mark.parametrize("opened", ["directory", "server"], indirect=True)

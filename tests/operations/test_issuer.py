@@ -8,6 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from chromakeep.access.claims import key_of
-from chromakeep.errors import UsageError
+from chromakeep.errors import NotNow, UsageError
 from chromakeep.events import Event
 from chromakeep.operations import issuer as module
 from chromakeep.operations.issuer import Issuer, OidcSettings
@@ -192,6 +193,24 @@ def test_keys_that_change(provider: Provider, issuer: Issuer, told: list[Event])
     assert "cannot be read" in str(told[0])
     assert provider.asked == asked
     assert issuer.key(token(provider), time.time())
+
+
+def test_before_its_keys_are_known_no_token_is_a_wrong_one(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks is told that; and by that they are looked for again."""
+    monkeypatch.setattr(module, "AGAIN", 0.05)
+    provider.broken = True
+    one = Issuer(OidcSettings(provider.issuer, "chroma"), lambda event: None)
+    one.start()
+    with pytest.raises(NotNow):
+        one.key(token(provider), time.time())
+    provider.broken = False
+    found, deadline = None, time.monotonic() + 20
+    while found is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+        with suppress(NotNow):
+            found = one.key(token(provider), time.time())
+    one.stop()
+    assert found and found.role == "writer"
 
 
 def test_keys_are_read_again_after_any_failure(

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from chromakeep.engine import Target, Written
-from chromakeep.postgres import catalog, packing, segments, upkeep, writing
+from chromakeep.postgres import catalog, demand, packing, segments, upkeep, writing
 from chromakeep.postgres.held import Held, Segment
 from chromakeep.postgres.pool import Pool
 from chromakeep.postgres.segments import Range, Standing
@@ -363,3 +363,25 @@ def _wait_for_two(pool: Pool, statement: str) -> None:
     while len(pool.run(lambda c: c.execute(sql, (statement,)).fetchall(), write=False)) < 2:
         assert time.monotonic() < deadline, statement
         time.sleep(0.01)
+
+
+def test_collections_that_are_gone_leave_room_for_the_demand_of_others(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demand, "_ranged", {})
+    monkeypatch.setattr(demand, "COLLECTIONS", 1)
+    first, second = Grown(pool), Grown(pool)
+    for grown in (first, second):
+        grown.add(_vectors(3), metadatas=[{"n": 1}] * 3)
+        grown.query(_vectors(1), 1, where={"n": {"$gt": 5}})
+    assert demand.ranged(first.held.relation) == ["n"] and demand.ranged(second.held.relation) == []
+    for shown in pool.run(lambda c: catalog.collections(c, "default_tenant", "default_database", None, 0), write=False):
+        pool.run(
+            lambda c, name=shown.name: catalog.drop_collection(c, "default_tenant", "default_database", name),
+            write=True,
+        )
+    third = Grown(pool)
+    Upkeep(pool).look()
+    third.add(_vectors(3), metadatas=[{"n": 1}] * 3)
+    third.query(_vectors(1), 1, where={"n": {"$gt": 5}})
+    assert demand.ranged(third.held.relation) == ["n"]

@@ -151,6 +151,13 @@ class Keyring:
         """Whether this very token was right before; it may have ended since."""
         return token in self._shown
 
+    def go_on_from(self, before: Keyring) -> None:
+        """Remember the tokens that one remembered, of keys that are here too."""
+        for token, (key, _) in before._shown.items():
+            mine, digest, ends = self._by_id.get(key.id, (None, "", 0.0))
+            if mine is not None and digest == key.digest:
+                self._shown[token] = mine, ends
+
     def named(self, name: str, now: float) -> tuple[Key, ...]:
         """The keys of that name in force at ``now``, oldest first. One, but while a rotation's overlap lasts."""
         return tuple(key for key in self.keys if key.name == name and now < key.ends)

@@ -120,7 +120,7 @@ class ServerSink:
         way = ADD if conflict == "skip" else REPLACE
         return self._intake(definition, ref, conflict, new=False, way=way, space=_space(there))
 
-    def finished(self, definition: Definition, mark: Mark) -> bool:
+    def finished(self, definition: Definition, mark: Mark, *, existed: bool) -> bool:
         """As of ``copy.Remembers``."""
         there = self.find(definition.place)
         return there is not None and there.id == mark["id"]

@@ -74,18 +74,21 @@ class ParquetArchiveSink:
             )
         return self._intakes[name]
 
-    def finished(self, definition: Definition, mark: Mark) -> bool:
+    def finished(self, definition: Definition, mark: Mark, *, existed: bool) -> bool:
         """As of ``copy.Remembers``."""
         progress = Progress.of(mark)
         if progress is None or not (self._work.path / MARKER).exists():
-            return any(entry.definition.place == definition.place for entry in self._there())  # it was published
+            there = any(entry.definition.place == definition.place for entry in self._there())
+            return there and not existed  # it was published
         try:
             return manifest.read_entry(self._work.path / progress.directory) is not None
         except SourceError:
             return False
 
     def reader(self) -> Source:
-        """What is finished, before it is published."""
+        """What is finished, before it is published; or what an earlier process has published."""
+        if not self._work.is_there:
+            return ParquetArchiveSource(self.path)
         return ParquetArchiveSource(self._work.path, manifest.manifest_of(self._finished()))
 
     def publish(self) -> None:

@@ -86,15 +86,19 @@ class FileSink(ABC):
             self._intakes[name] = self.begin(self._work.path / name, definition, mark)
         return self._intakes[name]
 
-    def finished(self, definition: Definition, mark: Mark) -> bool:
+    def finished(self, definition: Definition, mark: Mark, *, existed: bool) -> bool:
         """As of ``copy.Remembers``."""
         if not self._work.is_there:
-            return self.path.is_file()  # it was published
+            return not existed and any(
+                each.place == definition.place for each in self.definitions()
+            )  # it was published
         note = self._work.path / (place_hash(definition, 32) + _DONE)
         return note.exists() or (self._work.path / _READY).exists()
 
     def reader(self) -> Source:
-        """What is finished, before it is published."""
+        """What is finished, before it is published; or what an earlier process has published."""
+        if not self._work.is_there:
+            return self.read(self.path)
         return Together([self.read(path) for path in self._finished()])
 
     def publish(self) -> None:

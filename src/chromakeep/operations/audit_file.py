@@ -26,7 +26,7 @@ class AuditFile:
         self.path, self._largest, self._observer = path, largest, observer
         self.instance, self.number, self.hash = "", 0, NOTHING
         self._descriptor, self._size, self._first = -1, 0, 0
-        self._told = False  # that it cannot be set aside
+        self._told = False  # that no file follows
 
     def open(self, fields: Mapping[str, object]) -> None:
         """Go on where the last writer stopped, with a record of this beginning. Raises ``UsageError``,
@@ -125,12 +125,13 @@ class AuditFile:
         self.sync()
         try:
             self.path.rename(aside)
-        except OSError as error:  # as in a directory that is not ours: the records matter, not how large the file is
+            self._open()
+        except (OSError, RefusedToServe) as error:  # as in a directory that is not ours: no record is lost for that
             if not self._told:
                 self._told = True
-                self._observer(Noted(f"{self.path} cannot be set aside and grows on: {error.strerror}", "warning"))
+                why = error.strerror if isinstance(error, OSError) else error.message
+                self._observer(Noted(f"no file follows {self.path}, which grows on: {why}", "warning"))
             return
-        self._open()
         sync(self.path.parent)
         self._first = 0
 

@@ -33,8 +33,9 @@ class Finds(Protocol):
 class Remembers(Protocol):
     """A sink that knows what an earlier process has finished in it."""
 
-    def finished(self, definition: Definition, mark: Mark) -> bool:
-        """Whether that is there still; it is then part of what this sink publishes. ``mark``: of its intake."""
+    def finished(self, definition: Definition, mark: Mark, *, existed: bool) -> bool:
+        """Whether that is there still; it is then part of what this sink publishes, or was published. ``mark``: of its
+        intake. ``existed``: there was one of its name before, which may be what is there."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -151,7 +152,7 @@ def _one(
 ) -> tuple[int, int]:
     part = checkpoint.part(definition.place)
     if part.done:
-        if not isinstance(sink, Remembers) or sink.finished(target, part.intake):
+        if not isinstance(sink, Remembers) or sink.finished(target, part.intake, existed=part.existed):
             return part.records, 0
         observer(Noted(f"{described(target)} is not at the target any more: it is copied anew", "warning"))
         part = checkpoint.anew(definition.place)

@@ -71,21 +71,24 @@ class DirectorySink:
         """As ``records.Sink``."""
         return self._open().collection(definition, conflict=conflict, mark=mark)
 
-    def finished(self, definition: Definition, mark: Mark) -> bool:
+    def finished(self, definition: Definition, mark: Mark, *, existed: bool) -> bool:
         """As of ``copy.Remembers``."""
         if self._new.exists():
             inner = self._open()
-            return isinstance(inner, Remembers) and inner.finished(definition, mark)
+            return isinstance(inner, Remembers) and inner.finished(definition, mark, existed=existed)
         return any((each.place, each.id) == (definition.place, mark["id"]) for each in self.definitions())
 
     def reader(self) -> Source:
-        """What was written so far, before it is published; ends the server, for its files to be at rest."""
+        """What was written so far, before it is published, or what an earlier process has published; ends the server,
+        for its files to be at rest."""
         self._stop()
-        return DirectorySource(self._new)
+        return DirectorySource(self.target if self._published else self._new)
 
     def publish(self) -> None:
         """Check what was built, sync it and put it in place. Raises ``SourceBroken``; ``UsageError`` while a process
         writes to the directory and ``SourceBusy`` when one has: then it is as it was."""
+        if self._published:
+            return
         if not (self._resume and self._new.exists()):
             self._open()  # no collection at all: an empty Chroma
         self._stop()
@@ -117,6 +120,11 @@ class DirectorySink:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+    @property
+    def _published(self) -> bool:
+        """Whether an earlier process has done that, and this one had nothing to write."""
+        return self._resume and self._lock is None and not self._new.exists() and not place.is_empty(self.target)
 
     def _open(self) -> Sink:
         if self._sink is None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 EVERY = 5.0  # seconds between two looks: so long a key that was revoked elsewhere still opens
 PATIENCE = 3.0  # seconds that a start waits for the first look: a bucket may be away
+_SHUT = "nobody is let in; where no keys are used --open says so"
 
 
 class Entrance:
@@ -97,7 +98,7 @@ class Entrance:
         except Exception as error:  # whatever it is: were this thread gone, a revoked key would open for ever
             said = error.message if isinstance(error, ChromakeepError) else f"{type(error).__name__}: {error}"
             if said != self._failure:
-                open_meanwhile = "it is open meanwhile, as it was told to be" if self.ring else "nobody is let in"
+                open_meanwhile = "it is open meanwhile, as it was told to be" if self.ring else _SHUT
                 kept = "those read before stay" if self._mark is not None else open_meanwhile
                 self._observer(Noted(f"the keys cannot be read: {said}; {kept}", "warning"))
             self._failure = said

@@ -6,6 +6,7 @@ import threading
 import time
 import urllib.request
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ import msgspec
 
 from chromakeep.access.claims import PREFIX, key_of
 from chromakeep.access.keys import Key
-from chromakeep.errors import UsageError
+from chromakeep.errors import NotNow, UsageError
 from chromakeep.events import Noted, Observer
 from chromakeep.operations.openness import loopback
 
@@ -68,7 +69,7 @@ class Issuer:
             raise UsageError("OpenID Connect needs a library", hint="pip install 'chromakeep[oidc]'") from None
         self._jwt: Any = jwt
         self._settings, self._observer = settings, observer
-        self._keys: dict[str, Any] = {}  # by ``kid``
+        self._keys: dict[str, Any] | None = None  # by ``kid``; None: they could not be read yet
         self._known: OrderedDict[str, tuple[Key, float]] = OrderedDict()  # token -> what it gives, until when
         self._wanted, self._over, self._looked = threading.Event(), threading.Event(), threading.Event()
         self._failure = ""
@@ -86,12 +87,15 @@ class Issuer:
 
     def key(self, token: str, now: float) -> Key | None:
         """What a token gives the right to at ``now`` (seconds since 1970): None for one that is not this issuer's, not
-        for us, expired or without a role. From one thread."""
+        for us, expired or without a role. From one thread. Raises ``NotNow`` while that cannot be told."""
         if (found := self._known.get(token)) is not None:
             if now < found[1]:
                 return found[0]
             del self._known[token]
-        claims = self._verified(token)
+        if self._keys is None:
+            self._wanted.set()
+            raise NotNow("the issuer's keys cannot be read yet")
+        claims = self._verified(token, self._keys)
         key = key_of(claims, self._settings.prefix) if claims else None
         if key is None or now >= key.ends + LEEWAY:
             return None
@@ -100,10 +104,10 @@ class Issuer:
             self._known.popitem(last=False)
         return key
 
-    def _verified(self, token: str) -> dict[str, Any] | None:
+    def _verified(self, token: str, keys: Mapping[str, Any]) -> dict[str, Any] | None:
         try:
             head = self._jwt.get_unverified_header(token)
-            public = self._keys.get(str(head.get("kid", "")))
+            public = keys.get(str(head.get("kid", "")))
             if public is None:
                 self._wanted.set()
                 return None

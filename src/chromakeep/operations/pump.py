@@ -62,17 +62,16 @@ class Pump:
         for writer in writers:
             writer.start()
         failed: BaseException | None = None
-        patience: float | None = None
+        until: float | None = None
         try:
             self._read(batches)
         except Exception as error:  # of the source: what it gave before is written
             failed = error
         except BaseException as error:  # a signal: what is not under way yet is left
-            self._error, patience = self._error or error, LEAVE
-        for _ in writers:
-            self._offer(None)
+            self._error, until = self._error or error, time.monotonic() + LEAVE
+        self._offer(None)
         for writer in writers:
-            writer.join(patience)
+            writer.join(None if until is None else max(0.0, until - time.monotonic()))
         with self._lock:
             self._settle()
             failed = self._error or failed
@@ -134,6 +133,7 @@ class Pump:
                 self._accepted(number, batch)
             except BaseException as error:
                 self._error = self._error or error
+        self._queue.put(None)  # for the next one: there may be more writers than room in the queue
 
     def _accepted(self, number: int, batch: pa.RecordBatch) -> None:
         with self._lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from chromakeep.filters import Compare, Every, Filter, Some
 from chromakeep.postgres.held import Held
 
@@ -31,3 +33,10 @@ def asked(held: Held, where: Filter | None) -> None:
 def ranged(relation: str) -> list[str]:
     """The keys that were asked for ranges."""
     return sorted(_ranged.get(relation, ()))
+
+
+def keep(relations: Set[str]) -> None:
+    """Forget those of all other collections: they are gone, or too small for an index."""
+    for relation in list(_ranged):
+        if relation not in relations:
+            _ranged.pop(relation, None)

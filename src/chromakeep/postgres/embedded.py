@@ -295,5 +295,5 @@ def _runs(number: int, data: Path) -> bool:
             return (process / "comm").read_text().strip() == "postgres" and (process / "cwd").samefile(data)
         except OSError:
             return False
-    done = subprocess.run(["ps", "-p", str(number), "-o", "args="], capture_output=True, text=True, check=False)
+    done = subprocess.run(["ps", "-ww", "-p", str(number), "-o", "args="], capture_output=True, text=True, check=False)
     return f"postgres -D {data} " in done.stdout

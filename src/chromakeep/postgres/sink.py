@@ -95,7 +95,7 @@ class PostgresSink:
         held = self.ask(begin, write=True)
         return PostgresIntake(self, held, "add", {"run": self.run, "id": held.id}, arriving=True)
 
-    def finished(self, definition: Definition, mark: Mark) -> bool:
+    def finished(self, definition: Definition, mark: Mark, *, existed: bool) -> bool:
         """As of ``copy.Remembers``."""
         with suppress(UsageError):
             self._resumed(self._placed(definition), "skip", mark)

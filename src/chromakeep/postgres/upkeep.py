@@ -247,6 +247,7 @@ def _survey(connection: Connection) -> list[Seen]:
         " WHERE d.tenant <> '' AND c.dimension IS NOT NULL AND greatest(s.n_live_tup, p.reltuples::bigint) >= %s",
         (segments.SECONDARY,),
     ).fetchall()
+    demand.keep({relation for relation, *_ in found})
     return [
         Seen(Target(told(tenant), told(database), number), written, alive, modified, tuple(demand.ranged(relation)))
         for relation, number, tenant, database, written, alive, modified in found

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from chromakeep.access.keys import Key, Keyring
+from chromakeep.access.rights import call_of
 from chromakeep.server.admission import Admission
 from chromakeep.server.answers import refusal
 from chromakeep.server.backend import Backend
@@ -43,6 +44,8 @@ class Gatehouse:
     def rule(self, head: RequestHead, account: Account) -> Ruling | Looking:
         """See ``Guard``."""
         guard = self._present()
+        if guard is None and call_of(head.method, head.target.partition("?")[0]).action == "public":
+            guard = self._admission  # a platform that gets no heartbeat ends us
         return guard.rule(head, account) if guard else _UNKNOWN
 
     def admin(self, request: Request, account: Account) -> Refusal | None:
@@ -51,11 +54,13 @@ class Gatehouse:
         return guard.admin(request, account) if guard else _UNKNOWN
 
     def _present(self) -> Admission | Unlocked | None:
-        """Who is asked now. While the keys are not known nobody comes in: there may be some, wherever it listens."""
+        """Who is asked now. While the keys are not known nobody comes in, whatever it listens to: there may be some."""
         ring = self._keys()
         if ring is None:
             return None
-        self._ring = ring
+        if ring is not self._ring:
+            ring.go_on_from(self._ring)
+            self._ring = ring
         return self._admission if self._closed or ring.keys else self._unlocked
 
     def settle(self, account: Account) -> None:
