@@ -141,6 +141,28 @@ def test_statistics_of_before_build_nothing_again(pool: Pool, low: None) -> None
     assert sum(segment.high > 0 for segment in grown.held.segments) <= 2
 
 
+def test_a_batch_after_many_single_writes_is_not_taken_for_dead(pool: Pool, low: None) -> None:
+    """It lies in a corner of the last range that statistics know, where the planner believes that hardly any are."""
+    grown = Grown(pool)
+    _grow(grown, 900)
+    table = grown.held.table
+    with upkeep.working(pool, grown.held) as connection:
+        assert connection is not None
+        connection.execute(
+            f"UPDATE {table} t SET place = n.block * {segments.BLOCK} FROM"
+            f" (SELECT key, nextval('chromakeep.blocks') AS block FROM {table}) n WHERE t.key = n.key"
+        )
+        connection.execute(f"ALTER TABLE {table} ALTER place SET STATISTICS 1")  # as if there were a hundred times more
+        segments.build(connection, grown.held, Range(0, segments.new_high(connection), ()))
+        _grow(grown, 210, 900)
+        segments.build(connection, grown.held, Range(grown.held.segments[0].high, segments.new_high(connection), ()))
+        upkeep.analyze(connection, grown.held)
+        standing = segments.standings(connection, grown.held)
+        assert [one.built for one in standing] == [900, 210]
+        assert standing[1].alive == 210
+        assert segments.plan(standing, 0, 0) is None  # else it would be built for ever
+
+
 def test_filters_have_indexes(pool: Pool, low: None) -> None:
     grown = Grown(pool)
     _grow(grown, 400)
