@@ -276,6 +276,29 @@ def test_a_build_that_was_killed_is_swept_away(pool: Pool, low: None) -> None:
     assert len(grown.held.segments) == 1
 
 
+def test_a_filters_index_whose_build_was_killed_is_made_again(pool: Pool, low: None) -> None:
+    """It has the name already, and no query uses it: without that it would stay so for ever."""
+    grown = Grown(pool)
+    _grow(grown, 500)
+    assert _tend(grown, 500)
+    relation = grown.held.relation
+    broken = [f"{relation}_metadata", f"{relation}_document"]
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = %s::regclass"
+    with pool.autocommit() as connection:
+        for name in broken:
+            connection.execute(
+                "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", (f"chromakeep.{name}",)
+            )
+        connection.execute(f"CREATE INDEX {relation}_metadata_ccnew ON {grown.held.table} (seq)")  # somebody's REINDEX
+        connection.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass",
+            (f"chromakeep.{relation}_metadata_ccnew",),
+        )
+        assert _tend(grown, 500)
+        assert [connection.execute(valid, (f"chromakeep.{name}",)).fetchone() for name in broken] == [(True,)] * 2
+    assert f"{relation}_metadata_ccnew" in _indexes(grown)
+
+
 def test_who_commits_late_is_in_the_index(pool: Pool, low: None) -> None:
     """A batch has its places before it is committed: an index over these is built meanwhile, and has them after all."""
     grown = Grown(pool)

@@ -152,12 +152,13 @@ def build(connection: Connection, held: Held, wanted: Range, *, alone: bool = Fa
 
 
 def sweep(connection: Connection, held: Held) -> list[str]:
-    """Drop the indexes of vectors that no segment names: of builds that were killed. Nobody else may be building."""
+    """Drop what builds that were killed have left: indexes of vectors that no segment names, and those of filters that
+    are not valid, whose names stand in the way of others. Nobody else may be building."""
     found = connection.execute(
         "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam"
-        " WHERE i.indrelid = to_regclass(%s) AND a.amname IN ('hnsw', 'ivfflat') AND c.relname NOT IN"
-        " (SELECT index FROM chromakeep.segments WHERE collection = %s)",
-        (held.table, held.id),
+        " WHERE i.indrelid = to_regclass(%s) AND (a.amname IN ('hnsw', 'ivfflat') AND c.relname NOT IN"
+        " (SELECT index FROM chromakeep.segments WHERE collection = %s) OR NOT i.indisvalid AND c.relname ~ %s)",
+        (held.table, held.id, f"^{held.relation}_(metadata|document|n_[0-9a-f]+)$"),
     ).fetchall()
     for (name,) in found:
         drop(connection, name)
