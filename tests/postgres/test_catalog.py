@@ -275,6 +275,26 @@ def test_reset_leaves_what_a_new_server_has(here: Here) -> None:
     assert here.do(catalog.orphans) == []
 
 
+def test_a_reset_waits_for_what_is_being_made(here: Here) -> None:
+    """It would not see it, and could not delete its database."""
+    waiting = "SELECT FROM pg_locks WHERE NOT granted"
+    with ThreadPoolExecutor(1) as threads:
+
+        def make(connection: Connection) -> None:
+            catalog.create_collection(connection, TENANT, DATABASE, CollectionWanted("docs"))
+            resetting.append(threads.submit(here.do, tenancy.reset))
+            deadline = time.monotonic() + 30
+            while here.do(lambda other: other.execute(waiting).fetchone()) is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+
+        resetting: list[Future[list[str]]] = []
+        here.do(make)
+        here.do(catalog.drop_tables, resetting[0].result(30))
+    assert here.do(catalog.count_collections, TENANT, DATABASE) == 0
+    assert here.do(catalog.orphans) == []
+
+
 @pytest.mark.parametrize("name", ["a'; DROP TABLE chromakeep.collections; --", 'a"b', "%s %(x)s", "a\\b", "ä" * 300])
 def test_no_name_is_read_as_sql(here: Here, name: str) -> None:
     made = here.create(name)

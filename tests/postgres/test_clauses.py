@@ -178,7 +178,10 @@ def test_the_schema_closes_keys(pool: Pool) -> None:
         with pytest.raises(Refused) as caught:
             clauses.clause(where, closed, trgm=False)
         assert (caught.value.status, caught.value.message) == (400, message)
-    for fine in (Compare("k", "$eq", 1.5), Compare("i", "$gt", 1), Compare("k", "$eq", True)):
+    for fine in (
+        *(Compare("k", "$eq", 1.5), Compare("i", "$gt", 1), Compare("k", "$eq", True)),
+        Compare("#document", "$ne", 1.5),  # that no document is, as stock knows
+    ):
         assert clauses.clause(fine, closed, trgm=False)
 
 

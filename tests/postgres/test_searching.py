@@ -156,6 +156,7 @@ def test_groups(grown: Grown) -> None:
         ({"$knn": {"query": [1.0, 0.0], "limit": -1}}, None, 422),
         ({"$knn": {"query": [1.0, 0.0], "return_rank": 1}}, None, 422),
         ({"$knn": {"query": [1.0, 0.0, 0.0]}}, None, 400),
+        ({"$knn": {"query": [3.4028235677973366e38, 0.0]}}, None, 400),  # the first that is infinite in 32 bits
         ({"$knn": {"query": [1.0], "key": "words"}}, None, 400),
         ({"$knn": {"query": _sparse(i1=1.0)}}, None, 400),
         ({"$knn": {"query": {"#type": "sparse_vector", "indices": [2, 1], "values": [1, 1]}, "key": "w"}}, None, 400),

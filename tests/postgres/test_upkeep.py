@@ -141,6 +141,28 @@ def test_statistics_of_before_build_nothing_again(pool: Pool, low: None) -> None
     assert sum(segment.high > 0 for segment in grown.held.segments) <= 2
 
 
+def test_a_batch_after_many_single_writes_is_not_taken_for_dead(pool: Pool, low: None) -> None:
+    """It lies in a corner of the last range that statistics know, where the planner believes that hardly any are."""
+    grown = Grown(pool)
+    _grow(grown, 900)
+    table = grown.held.table
+    with upkeep.working(pool, grown.held) as connection:
+        assert connection is not None
+        connection.execute(
+            f"UPDATE {table} t SET place = n.block * {segments.BLOCK} FROM"
+            f" (SELECT key, nextval('chromakeep.blocks') AS block FROM {table}) n WHERE t.key = n.key"
+        )
+        connection.execute(f"ALTER TABLE {table} ALTER place SET STATISTICS 1")  # as if there were a hundred times more
+        segments.build(connection, grown.held, Range(0, segments.new_high(connection), ()))
+        _grow(grown, 210, 900)
+        segments.build(connection, grown.held, Range(grown.held.segments[0].high, segments.new_high(connection), ()))
+        upkeep.analyze(connection, grown.held)
+        standing = segments.standings(connection, grown.held)
+        assert [one.built for one in standing] == [900, 210]
+        assert standing[1].alive == 210
+        assert segments.plan(standing, 0, 0) is None  # else it would be built for ever
+
+
 def test_filters_have_indexes(pool: Pool, low: None) -> None:
     grown = Grown(pool)
     _grow(grown, 400)
@@ -252,6 +274,29 @@ def test_a_build_that_was_killed_is_swept_away(pool: Pool, low: None) -> None:
     assert _tend(grown, 500)
     assert not [name for name in _indexes(grown) if name.endswith("hdead")]
     assert len(grown.held.segments) == 1
+
+
+def test_a_filters_index_whose_build_was_killed_is_made_again(pool: Pool, low: None) -> None:
+    """It has the name already, and no query uses it: without that it would stay so for ever."""
+    grown = Grown(pool)
+    _grow(grown, 500)
+    assert _tend(grown, 500)
+    relation = grown.held.relation
+    broken = [f"{relation}_metadata", f"{relation}_document"]
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = %s::regclass"
+    with pool.autocommit() as connection:
+        for name in broken:
+            connection.execute(
+                "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", (f"chromakeep.{name}",)
+            )
+        connection.execute(f"CREATE INDEX {relation}_metadata_ccnew ON {grown.held.table} (seq)")  # somebody's REINDEX
+        connection.execute(
+            "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass",
+            (f"chromakeep.{relation}_metadata_ccnew",),
+        )
+        assert _tend(grown, 500)
+        assert [connection.execute(valid, (f"chromakeep.{name}",)).fetchone() for name in broken] == [(True,)] * 2
+    assert f"{relation}_metadata_ccnew" in _indexes(grown)
 
 
 def test_who_commits_late_is_in_the_index(pool: Pool, low: None) -> None:

@@ -77,6 +77,33 @@ def test_hostile_bodies_are_refused(body: bytes) -> None:
     assert answer(engine, "POST", f"{D}/collections", body).status in (400, 422)
 
 
+@pytest.mark.parametrize("padding", ["", "x" * 70_000])  # what is larger is not read again to say where
+@pytest.mark.parametrize(
+    ("call", "body"),
+    [
+        ("add", '"ids":["a"],"embeddings":[[1]],"documents":["ids"],"ids":["b"]'),
+        ("upsert", '"ids":["a"],"embeddings":[[1]],"embeddings" : [[2]]'),
+        ("update", '"metadatas":[{"ids":1}],"ids":["a"],"metadatas":null'),
+        ("get", '"where":{"k":1},"where":{"k":2}'),
+        ("query", '"query_embeddings":[[1]],"n_results":1,"n_results":2'),
+        ("delete", '"ids":["a"],"ids":["b"]'),
+        ("fork", '"new_name":"one","new_name":"two"'),
+    ],
+)
+def test_a_member_that_stands_there_twice_is_refused(call: str, body: str, padding: str) -> None:
+    """Stock knows no member that counts more than the other: which of two lists of ids would be deleted?"""
+    engine = MemoryEngine()
+    path = made(engine)
+    page = answer(engine, "POST", f"{path}/{call}", f'{{"unknown":"{padding}",{body}}}'.encode())
+    assert page.status == 422 and b"duplicate field `" in page.body
+
+
+def test_members_are_told_from_keys_of_metadata_and_texts() -> None:
+    metadata = b'{"ids":1,"documents":"\\"ids\\":"}'
+    body = b'{"ids":["a"],"documents":["\\"ids\\":"],"metadatas":[%b],"unknown":[{"ids":2}]}' % metadata
+    assert updated(body).metadatas == [{"ids": 1, "documents": '"ids":'}]
+
+
 def test_a_rank_as_deep_as_can_be_is_read_or_refused() -> None:
     for depth in (50, 120, 2000):
         rank = '{"$abs":' * depth + '{"$val":1}' + "}" * depth

@@ -64,6 +64,7 @@ null
 {"ids":["a"],"embeddings":[[1,2]],"metadatas":[{"x":{"y":1}}]}
 {"ids":["a"],"embeddings":[[1,2]],"documents":["\ud800"]}
 {"ids":["\u0000"],"embeddings":[[1,2]],"documents":["\u0000"]}
+{"ids":["a"],"embeddings":[[1,2]],"ids":["b"]}
 {"name":"x"}
 {"name":"a..b"}
 {"name":1}
@@ -75,6 +76,8 @@ null
 {"where":{}}
 {"where":{"$not":1}}
 {"where":{"$or":[]}}
+{"where":{"#document":1}}
+{"where":{"#document":{"$contains":1}}}
 {"where_document":{"$regex":"("}}
 {"where_document":{"$contains":1}}
 {"include":["all"]}

@@ -139,7 +139,7 @@ class _Clauses:
 
     def _allowed(self, key: str, value: Scalar) -> None:
         kind = {str: "Str", bool: "Bool", int: "Int", float: "Float"}[type(value)]
-        if key == DOCUMENT or not self._held.filterable(key, _KINDS[kind]):
+        if (key == DOCUMENT and kind == "Str") or not self._held.filterable(key, _KINDS[kind]):
             raise Refused(
                 400, f"Cannot filter using metadata key '{key}' with type '{kind}' because indexing is disabled"
             )

@@ -21,6 +21,7 @@ DEPTH = 64  # levels of an expression
 KNNS = 64  # of an expression
 LIMIT = 16  # of a $knn that says none
 EMBEDDING = "#embedding"
+_ENDLESS = float.fromhex("0x1.ffffffp127")  # from here on it is infinity as a float32
 _FOLDED: dict[str, tuple[Callable[..., Any], float]] = {
     "$sum": (np.add, 0.0),
     "$mul": (np.multiply, 1.0),
@@ -117,6 +118,8 @@ def _knn(operand: object) -> Knn:
     if isinstance(query, list) and all(map(_number, query)):
         if key != EMBEDDING:
             raise Refused(400, f"A dense $knn is on {EMBEDDING}, not on {key!r:.60}")
+        if any(abs(one) >= _ENDLESS for one in query):
+            raise Refused(400, "Embeddings must not contain NaN or Infinity values")
         return Knn(tuple(map(float, query)), key, limit, default, as_rank)
     by = sparse(query)
     if key == EMBEDDING:

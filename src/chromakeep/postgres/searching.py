@@ -116,8 +116,10 @@ def _sparse(
         if pairs:
             ids.append(told(name))
             distances.append(1.0 - sum(one * other for one, other in pairs))
-    nearest = np.argsort(np.array(distances, np.float32), kind="stable")[: knn.limit]
-    return [ids[number] for number in nearest], np.array(distances, np.float32)[nearest]
+    with np.errstate(over="ignore"):
+        scores = np.array(distances, np.float32)
+    nearest = np.argsort(scores, kind="stable")[: knn.limit]
+    return [ids[number] for number in nearest], scores[nearest]
 
 
 def _grouped(

@@ -71,18 +71,21 @@ def plan(standing: Sequence[Standing], tail: float, high: int, *, at_rest: bool 
 
 
 def standings(connection: Connection, held: Held) -> list[Standing]:
-    """From the statistics of the last ANALYZE: no table is read."""
+    """From the statistics of the last ANALYZE. One of which these say that much is dead is counted: of places that lie
+    close together after others far apart the planner believes that there are few, and it would be made anew for ever.
+    """
     built = dict(
         connection.execute("SELECT index, built FROM chromakeep.segments WHERE collection = %s", (held.id,)).fetchall()
     )
-    return [
-        Standing(
-            segment,
-            float(built.get(segment.index, 0)),
-            estimated(connection, held, f"place > {segment.low} AND place <= {segment.high}"),
-        )
-        for segment in held.segments
-    ]
+    found = []
+    for segment in held.segments:
+        entries, range = float(built.get(segment.index, 0)), f"place > {segment.low} AND place <= {segment.high}"
+        alive = estimated(connection, held, range)
+        if alive < (1 - WASTE) * entries:
+            row = connection.execute(f"SELECT count(*) FROM {held.table} WHERE {range}").fetchone()
+            alive = float(row[0]) if row else 0.0
+        found.append(Standing(segment, entries, alive))
+    return found
 
 
 def estimated(connection: Connection, held: Held, condition: str) -> float:
@@ -149,12 +152,13 @@ def build(connection: Connection, held: Held, wanted: Range, *, alone: bool = Fa
 
 
 def sweep(connection: Connection, held: Held) -> list[str]:
-    """Drop the indexes of vectors that no segment names: of builds that were killed. Nobody else may be building."""
+    """Drop what builds that were killed have left: indexes of vectors that no segment names, and those of filters that
+    are not valid, whose names stand in the way of others. Nobody else may be building."""
     found = connection.execute(
         "SELECT c.relname FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam"
-        " WHERE i.indrelid = to_regclass(%s) AND a.amname IN ('hnsw', 'ivfflat') AND c.relname NOT IN"
-        " (SELECT index FROM chromakeep.segments WHERE collection = %s)",
-        (held.table, held.id),
+        " WHERE i.indrelid = to_regclass(%s) AND (a.amname IN ('hnsw', 'ivfflat') AND c.relname NOT IN"
+        " (SELECT index FROM chromakeep.segments WHERE collection = %s) OR NOT i.indisvalid AND c.relname ~ %s)",
+        (held.table, held.id, f"^{held.relation}_(metadata|document|n_[0-9a-f]+)$"),
     ).fetchall()
     for (name,) in found:
         drop(connection, name)

@@ -89,7 +89,8 @@ def drop_database(connection: Connection, tenant: str, name: str) -> list[str]:
 
 def reset(connection: Connection) -> list[str]:
     """Everything anew; the relations as of ``drop_database``."""
-    connection.execute("LOCK TABLE chromakeep.tenants, chromakeep.databases IN SHARE ROW EXCLUSIVE MODE")
+    # Whoever makes something in a tenant or a database locks the row of that: it ends before, or begins after
+    connection.execute("LOCK TABLE chromakeep.tenants, chromakeep.databases IN EXCLUSIVE MODE")
     gone = [name for (name,) in connection.execute("DELETE FROM chromakeep.collections RETURNING relation")]
     connection.execute("DELETE FROM chromakeep.databases")
     connection.execute("DELETE FROM chromakeep.tenants")

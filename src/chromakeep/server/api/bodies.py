@@ -6,7 +6,9 @@ to say where; and only if it is small, for that is slow.
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -15,7 +17,7 @@ import msgspec
 import orjson
 
 from chromakeep.engine import Refused
-from chromakeep.server.api.shapes import Shape, first_mistake
+from chromakeep.server.api.shapes import Record, Shape, first_mistake
 
 T = TypeVar("T")
 EXPLAINED = 1 << 16  # bytes of a body of which is said where it is wrong
@@ -56,13 +58,40 @@ def read(shape: Shape, body: bytes) -> Iterator[None]:
         raise found from None
 
 
-def decoded(shape: Shape, body: bytes, decode: Callable[[bytes], T]) -> T:
+def decoded(shape: Record, body: bytes, decode: Callable[[bytes], T]) -> T:
     """What ``decode``, of msgspec, makes of a body. Raises ``Refused``."""
     with read(shape, body):
-        return decode(body)
+        value = decode(body)
+        once(shape, body)
+        return value
 
 
-def loose(shape: Shape, body: bytes) -> dict[str, Any]:
+def once(shape: Record, body: bytes) -> None:
+    """Of a body that has been decoded: raises ``Refused`` where one of its members stands there twice. Decoders take
+    the last one then, Chroma none. ``RecursionError``.
+    """
+    found = _mentions(tuple(shape.members)).findall(body)
+    if len(found) == len(set(found)):
+        return
+    keys: list[str] = []  # of the object that ends last, which is the whole
+
+    def ended(pairs: list[tuple[str, Any]]) -> None:
+        keys[:] = [key for key, _ in pairs]
+
+    json.loads(body.decode("utf-8", "replace"), object_pairs_hook=ended)
+    if twice := next((key for at, key in enumerate(keys) if key in shape.members and key in keys[:at]), None):
+        refused = mistake(shape, body, msgspec.ValidationError(f"duplicate field `{twice}`"))
+        assert refused
+        raise refused
+
+
+@functools.cache
+def _mentions(names: tuple[str, ...]) -> re.Pattern[bytes]:
+    """Members of these names, wherever they stand. It begins with one byte: what has few of them is passed quickly."""
+    return re.compile(rb'"(%b)"\s*:' % "|".join(map(re.escape, names)).encode())
+
+
+def loose(shape: Record, body: bytes) -> dict[str, Any]:
     """A small body as decoded JSON that fits. Raises ``Refused``."""
     with read(shape, body):
         try:
@@ -73,5 +102,6 @@ def loose(shape: Shape, body: bytes) -> dict[str, Any]:
             value = json.loads(body.decode("utf-8", "replace"))  # Chroma does not look at texts that it ignores
         if not shape.fits(value):
             raise _Unfit
+        once(shape, body)
     assert isinstance(value, dict)
     return value

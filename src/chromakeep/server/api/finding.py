@@ -164,6 +164,8 @@ def checked(read: Filter) -> Filter:
             values = part.values if isinstance(part, Among) else (part.value,)
             if any(type(value) is int and not LOW <= value <= HIGH for value in values):
                 raise Unreadable(_INVALID)
+            if part.key == DOCUMENT and isinstance(part, Holds):  # of a text that is another leaf
+                raise Unreadable(_INVALID)
             if part.key == DOCUMENT and isinstance(values[0], str):
                 raise Refused(
                     400, f"Cannot filter using metadata key '{DOCUMENT}' with type 'Str' because indexing is disabled"

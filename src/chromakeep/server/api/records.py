@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from chromakeep.engine import Refused, Vectors, Written
 from chromakeep.server.api import payloads
 from chromakeep.server.api.answers import joined
-from chromakeep.server.api.bodies import mistake
+from chromakeep.server.api.bodies import mistake, once
 from chromakeep.server.api.metadata import Invalid, Metadata, fits_record, fits_update, of_record
 
 _LENGTHS = "Inconsistent number of IDs, embeddings, documents, URIs and metadatas"
@@ -71,6 +71,7 @@ def updated(body: bytes) -> Written:
 def _written(shape: Any, body: bytes, decoder: Any) -> Written:
     try:
         sent = decoder.decode(body)
+        once(shape, body)
     except msgspec.ValidationError as error:
         _check_base64(body)
         raise mistake(shape, body, error) or error from None
