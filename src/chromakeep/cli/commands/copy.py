@@ -135,6 +135,7 @@ def _copy(
 ) -> Reply:
     needs_arrow()
     from chromakeep.conditions import Where
+    from chromakeep.exchange.open import saved
     from chromakeep.operations.checkpoint import Checkpoint
     from chromakeep.operations.copy import Plan
     from chromakeep.operations.copy import copy as operation
@@ -172,6 +173,8 @@ def _copy(
     writes = means_of(call, TO, at, sys.stdout.buffer if target == "-" else None)
     whole = dry_run
     try:
+        if source == "-" and verify and not dry_run:  # which records differ is found by reading them again
+            source = saved(sys.stdin.buffer, at / "stdin.jsonl")
         with closing(open_source(source, reads, resume=checkpoint.state)) as reading:
             goes_on = checkpoint.begun and checkpoint.leads_on(reading.state())
             sink, read_back = open_sink(target, writes, resume=goes_on)
