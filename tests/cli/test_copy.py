@@ -18,6 +18,7 @@ import pytest
 
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.server import ChromaServer
+from operations.namespaces import on_small_disk
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -168,6 +169,40 @@ def test_a_dry_run_leaves_nothing(cli: Cli, chroma: Path, server: ChromaServer) 
     assert "would copy 450 records" in cli("copy", "chroma", "x", "--dry-run").stdout
     assert not (cli.cwd / "x").exists()
     assert not left(cli)
+
+
+def test_a_source_without_a_collection_is_no_file(cli: Cli) -> None:
+    """Whoever goes on with the file would find none."""
+    subprocess.run(
+        [sys.executable, "-c", "import chromadb; chromadb.PersistentClient('none')"], cwd=cli.cwd, check=True
+    )
+    for name in ("x.jsonl", "x.parquet", "y.parquet/"):
+        assert f"none has no collection: {name} is not written" in cli.fails(15, "copy", "none", name)
+    assert cli.json("copy", "none", "also")["records"] == 0
+    assert not left(cli)
+
+
+@pytest.mark.parametrize("size", [2_500_000, 4_000_000])
+def test_a_full_disk_is_told_and_gone_on_with(cli: Cli, size: int) -> None:
+    """While Chroma fills a directory: its own words do not tell why, and what is there is no loss."""
+    small = cli.cwd / "small"
+    small.mkdir()
+    import_ = (
+        "import",
+        str(Path(__file__).parents[2] / "sample" / "books.parquet"),
+        "small/chroma",
+        "--work",
+        "small/work",
+    )
+
+    def fill() -> None:
+        assert "there is no room to go on" in cli.fails(17, *import_)
+        subprocess.run(["mount", "-o", "remount,size=100m", small], check=True)
+        assert (done := cli.json(*import_))["records"] == 1424
+        assert done["resumed"]
+        assert cli.json("check", import_[1], "small/chroma")["ok"]
+
+    on_small_disk(small, size, fill)
 
 
 def test_through_a_pipe(cli: Cli, chroma: Path) -> None:
