@@ -493,3 +493,19 @@ def test_what_is_told_otherwise_is_no_difference() -> None:
     silent.put(Definition("books"), some)
     assert same(one, other)
     assert same(one, silent)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"configuration": {"hnsw": 5, "spann": [1], "embedding_function": 7}},
+        {"configuration": {"hnsw": "cosine"}, "schema": {"keys": {"#embedding": []}}},
+        {"schema": {"keys": 5, "defaults": "x"}, "metadata": {"a": {"b": [1]}}},
+    ],
+)
+def test_settings_of_no_shape_are_compared(shape: dict[str, Any]) -> None:
+    """From a file that somebody made: they are no space, and no bug."""
+    source, target, some = Memory(), Memory(), records(0, 5)
+    source.put(Definition("books", dimension=3, **shape), some)
+    assert run(source, target).verified
+    assert next(iter(MemorySource(source).definitions())).space == "l2"
