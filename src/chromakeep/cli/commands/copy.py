@@ -177,7 +177,7 @@ def _copy(
             source = saved(sys.stdin.buffer, at / "stdin.jsonl")
         with closing(open_source(source, reads, resume=checkpoint.state)) as reading:
             goes_on = checkpoint.begun and checkpoint.leads_on(reading.state())
-            sink, read_back = open_sink(target, writes, resume=goes_on)
+            sink, read_back = open_sink(target, writes, resume=goes_on, dry=dry_run)
             with closing(sink):
                 done = operation(
                     reading,
