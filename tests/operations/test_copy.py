@@ -509,3 +509,11 @@ def test_settings_of_no_shape_are_compared(shape: dict[str, Any]) -> None:
     source.put(Definition("books", dimension=3, **shape), some)
     assert run(source, target).verified
     assert next(iter(MemorySource(source).definitions())).space == "l2"
+
+
+def test_what_a_copy_has_left_at_the_source_is_told() -> None:
+    """Half of a collection under a name of its own is not taken for one in silence."""
+    source, told = place(names=("books", "laws.new-1a2b3c4d")), list[str]()
+    run(source, Memory(), observer=lambda event: told.append(getattr(event, "message", "")))
+    (line,) = [each for each in told if "did not finish" in each]
+    assert line.startswith("laws.new-1a2b3c4d looks like")
