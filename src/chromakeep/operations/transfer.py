@@ -342,7 +342,9 @@ def verify_now(file: StateFile, ends: Ends, *, observer: Observer = ignore) -> N
     if lines:
         raise VerificationFailed(
             lines[0] + (f" (and {len(lines) - 1} more collections)" if len(lines) > 1 else ""),
-            hint="catch up and look again: chromakeep transfer follow, then chromakeep transfer verify",
+            hint="delete the collection at the target, then chromakeep transfer follow makes it anew"
+            if any(each.unlike for each in compared)  # rounds look at records
+            else "catch up and look again: chromakeep transfer follow, then chromakeep transfer verify",
         )
 
 
