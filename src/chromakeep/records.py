@@ -78,8 +78,9 @@ class Definition(msgspec.Struct, frozen=True):
     def space(self) -> str:
         """``l2``, ``cosine`` or ``ip``: in the configuration, or as the versions before 0.6 had it in the metadata."""
         settings = self.configuration or {}
-        index = settings.get("hnsw") or settings.get("spann") or {}
-        return str(index.get("space") or (self.metadata or {}).get("hnsw:space") or "l2")
+        index = settings.get("hnsw") or settings.get("spann")
+        told = index.get("space") if isinstance(index, Mapping) else None
+        return str(told or (self.metadata or {}).get("hnsw:space") or "l2")
 
     @property
     def function(self) -> Mapping[str, Any]:

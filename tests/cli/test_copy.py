@@ -18,6 +18,7 @@ import pytest
 
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.server import ChromaServer
+from operations.namespaces import on_small_disk
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -72,6 +73,31 @@ def test_what_differs_is_told_by_id(cli: Cli, chroma: Path) -> None:
     found = cli.json("check", "chroma", "laws.parquet", status=14)
     assert (found["only_first"], found["collections"][0]["missing"]) == (["books"], 0)
     assert cli.json("check", "chroma", "laws.parquet", "--collections", "laws")["ok"]
+
+
+DEFINED = """
+import sys, chromadb
+client = chromadb.PersistentClient(sys.argv[1])
+settings = dict(embedding_function=None, metadata={"of": sys.argv[3]})
+hnsw = {"space": sys.argv[2], "ef_search": int(sys.argv[4])}
+client.create_collection("books", configuration={"hnsw": hnsw}, **settings).add(
+    ids=[str(n) for n in range(40)], embeddings=[[n % 7, n] for n in range(40)]
+)
+"""
+
+
+def test_a_collection_of_another_kind_is_told(cli: Cli) -> None:
+    """With the same records, too: by its space and its metadata searches and readers go. How its index is tuned is told
+    and no difference."""
+    for name, *kind in (("a", "l2", "us", "100"), ("b", "ip", "you", "100"), ("c", "l2", "us", "77")):
+        subprocess.run([sys.executable, "-c", DEFINED, cli.cwd / name, *kind], check=True, timeout=60)
+    (found,) = cli.json("check", "a", "b", status=14)["collections"]
+    assert cli.json("check", "b", "a", "--queries", "5", status=14)["recall"][0]["shares"] == [1.0, 1.0]
+    assert found["unlike"] == ["the space is l2 and ip", "the metadata of is us and you"]
+    assert (found["missing"], found["extra"], found["differing"]) == (0, 0, 0)
+    (found,) = cli.json("check", "a", "c")["collections"]
+    assert (found["unlike"], found["tuned"]) == ([], ["the ef_search is 100 and 77"])
+    assert "the ef_search is 100 and 77" in cli("check", "a", "c").stdout
 
 
 def test_a_killed_copy_goes_on(cli: Cli, chroma: Path, server: ChromaServer) -> None:
@@ -145,6 +171,40 @@ def test_a_dry_run_leaves_nothing(cli: Cli, chroma: Path, server: ChromaServer) 
     assert not left(cli)
 
 
+def test_a_source_without_a_collection_is_no_file(cli: Cli) -> None:
+    """Whoever goes on with the file would find none."""
+    subprocess.run(
+        [sys.executable, "-c", "import chromadb; chromadb.PersistentClient('none')"], cwd=cli.cwd, check=True
+    )
+    for name in ("x.jsonl", "x.parquet", "y.parquet/"):
+        assert f"none has no collection: {name} is not written" in cli.fails(15, "copy", "none", name)
+    assert cli.json("copy", "none", "also")["records"] == 0
+    assert not left(cli)
+
+
+@pytest.mark.parametrize("size", [2_500_000, 4_000_000])
+def test_a_full_disk_is_told_and_gone_on_with(cli: Cli, size: int) -> None:
+    """While Chroma fills a directory: its own words do not tell why, and what is there is no loss."""
+    small = cli.cwd / "small"
+    small.mkdir()
+    import_ = (
+        "import",
+        str(Path(__file__).parents[2] / "sample" / "books.parquet"),
+        "small/chroma",
+        "--work",
+        "small/work",
+    )
+
+    def fill() -> None:
+        assert "there is no room to go on" in cli.fails(17, *import_)
+        subprocess.run(["mount", "-o", "remount,size=100m", small], check=True)
+        assert (done := cli.json(*import_))["records"] == 1424
+        assert done["resumed"]
+        assert cli.json("check", import_[1], "small/chroma")["ok"]
+
+    on_small_disk(small, size, fill)
+
+
 def test_through_a_pipe(cli: Cli, chroma: Path) -> None:
     """``-`` is standard output and input; the summary goes to stderr."""
     export = subprocess.run(
@@ -160,6 +220,24 @@ def test_through_a_pipe(cli: Cli, chroma: Path) -> None:
         capture_output=True, timeout=60,
     )  # fmt: skip
     assert cli.json("check", "out.parquet", "chroma", "--collections", "laws")["ok"]
+
+
+def test_what_came_through_a_pipe_is_compared_by_id(cli: Cli) -> None:
+    """A stream comes once: what is added to records that were there is compared all the same."""
+    collection = json.dumps({"collection": {"name": "few", "dimension": 1}})
+    records = [json.dumps({"id": f"id-{n}", "embedding": [n], "document": "text"}) for n in range(3)]
+
+    def piped(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            cli.command("copy", "-", "there", "--verify", *arguments), cwd=cli.cwd, env=cli.environ, timeout=60,
+            input="\n".join([collection, *records]), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    assert (done := piped()).returncode == 0, done.stderr
+    records = [records[0].replace("text", "another"), json.dumps({"id": "new", "embedding": [7]})]
+    assert (done := piped("--on-conflict", "upsert")).returncode == 0, done.stderr
+    assert cli.json("check", "there", "there")["collections"][0]["records"] == [4, 4]
+    assert not left(cli)
 
 
 def test_a_bad_record_is_not_dropped(cli: Cli, chroma: Path, server: ChromaServer) -> None:

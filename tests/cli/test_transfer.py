@@ -188,6 +188,16 @@ def test_what_cannot_be_followed_is_refused(cli: Cli, chroma: Path) -> None:
     assert not (cli.cwd / ".local").exists()
 
 
+def test_a_home_that_is_none_is_told(cli: Cli, server: ChromaServer, chroma: Path) -> None:
+    """Working copies go below it; nothing is begun."""
+    (cli.cwd / "file").touch()
+    place = f"http://127.0.0.1:{server.client.port}"
+    told = cli.fails(2, "transfer", "start", "chroma", place, env={"HOME": str(cli.cwd / "file" / "none")})
+    assert "working copies cannot be kept there" in told
+    assert "--work PATH" in told
+    assert not (cli.cwd / "chromakeep-transfer.json").exists()
+
+
 def test_following_ends_quietly_at_a_signal(cli: Cli, server: ChromaServer, chroma: Path) -> None:
     """SIGTERM is how ``--every`` is ended: status 0 and where it stands. In a directory at rest nothing is read."""
     to = f"http://{server.client.host}:{server.client.port}"

@@ -87,7 +87,7 @@ def test_integers_are_vectors_where_they_are_exact(tmp_path: Path) -> None:
 def test_float64_that_is_no_float32(tmp_path: Path) -> None:
     """It names the record; nothing is rounded on the quiet."""
     error = refused(foreign(tmp_path, id=IDS, embedding=[[1.0, 2.0], None, [0.1, 1.0]]))
-    assert isinstance(error, UsageError) and "'c'" in str(error) and error.hint
+    assert isinstance(error, SourceError) and "'c'" in str(error) and error.hint
     assert "'b'" in str(refused(foreign(tmp_path, id=IDS, embedding=[[1.0], [1e300], [2.0]])))
 
 

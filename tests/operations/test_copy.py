@@ -474,3 +474,79 @@ def test_floats_that_are_rounded_twice_are_told_from_others() -> None:
         assert found.equal and found.rounded
     other = holding([*twice[:-1], float(np.nextafter(twice[-1], 0))])
     assert compare(given, definition, other, definition).differing_ids == ("v3",)
+
+
+OWN = {
+    "keys": {
+        "#embedding": {"float_list": {"vector_index": {"enabled": True, "config": {"space": "l2"}}}},
+        "text": {"string": {"fts_index": {"enabled": True, "config": {}}}},
+    }
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"metadata": {"n": 1.0, "of": "us"}}, "the metadata n is 1 and 1.0"),
+        ({"metadata": None}, "the metadata n is 1 and not there"),
+        ({"configuration": {"hnsw": {"space": "cosine"}}}, "the space is l2 and cosine"),
+        ({"configuration": {"hnsw": {"space": "l2"}}}, "the embedding function is {'name': 'default'} and not there"),
+        ({"schema": None}, "the schema of the first is one of its own, of the second plain"),
+    ],
+)
+def test_what_a_collection_is_must_come_too(change: dict[str, Any], what: str) -> None:
+    """A target that keeps the records and loses something of the collection is no lossless copy."""
+    function = {"type": "known", "name": "default", "config": {}}
+    whole = Definition(
+        "books",
+        metadata={"n": 1, "of": "us"},
+        configuration={"hnsw": {"space": "l2", "ef_search": 100}, "embedding_function": function},
+        schema=OWN if "schema" in change else None,
+        dimension=3,
+    )
+    source, target, some = Memory(), Memory(), records(0, 5)
+    source.put(whole, some)
+    target.put(whole, some)
+    assert same(source, target)
+    target.put(replace(whole, **change), some)
+    (found,) = compare_places(MemorySource(source), MemorySource(target)).comparisons
+    assert not found.equal
+    assert what in found.unlike
+    with pytest.raises(VerificationFailed, match="differ: the"):
+        copy(MemorySource(source), MemorySink(Memory()), Plan(verify=True), read_back=lambda: MemorySource(target))
+
+
+def test_what_is_told_otherwise_is_no_difference() -> None:
+    """Settings in the metadata or the configuration, floats as Chroma rounds them, a file that tells nothing."""
+    rounded = next(value for n in range(1, 1000) if through_json(value := n / 997) != value)
+    one, other, silent, some = Memory(), Memory(), Memory(), records(0, 5)
+    one.put(Definition("books", metadata={"hnsw:space": "ip", "f": rounded}, configuration={"hnsw": {}}), some)
+    told = {"hnsw": {"space": "ip", "ef_search": 100}, "embedding_function": {"type": "legacy"}}
+    other.put(Definition("books", metadata={"hnsw:space": "ip", "f": through_json(rounded)}, configuration=told), some)
+    silent.put(Definition("books"), some)
+    assert same(one, other)
+    assert same(one, silent)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"configuration": {"hnsw": 5, "spann": [1], "embedding_function": 7}},
+        {"configuration": {"hnsw": "cosine"}, "schema": {"keys": {"#embedding": []}}},
+        {"schema": {"keys": 5, "defaults": "x"}, "metadata": {"a": {"b": [1]}}},
+    ],
+)
+def test_settings_of_no_shape_are_compared(shape: dict[str, Any]) -> None:
+    """From a file that somebody made: they are no space, and no bug."""
+    source, target, some = Memory(), Memory(), records(0, 5)
+    source.put(Definition("books", dimension=3, **shape), some)
+    assert run(source, target).verified
+    assert next(iter(MemorySource(source).definitions())).space == "l2"
+
+
+def test_what_a_copy_has_left_at_the_source_is_told() -> None:
+    """Half of a collection under a name of its own is not taken for one in silence."""
+    source, told = place(names=("books", "laws.new-1a2b3c4d")), list[str]()
+    run(source, Memory(), observer=lambda event: told.append(getattr(event, "message", "")))
+    (line,) = [each for each in told if "did not finish" in each]
+    assert line.startswith("laws.new-1a2b3c4d looks like")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from msgspec.structs import replace
 
 from chromakeep.errors import (
     ChromakeepError,
@@ -501,6 +502,20 @@ def test_what_is_verified_is_the_moment_that_was_brought_over(world: World) -> N
     assert world.status().verified is not None
     world.follow()
     assert world.verify().verification == "equal"
+
+
+def test_a_collection_of_another_kind_is_a_difference(world: World) -> None:
+    """That somebody changed at the target: rounds carry records, so it is told how it is made anew; and it is."""
+    world.a.put(replace(BOOKS, metadata={"of": "us"}), records(0, 120))
+    world.start()
+    kept = world.b.collections[BOOKS.place]
+    kept.definition = replace(kept.definition, metadata={"of": "somebody else"})
+    with pytest.raises(VerificationFailed, match="the metadata of is us and 'somebody else'") as raised:
+        world.verify()
+    assert "delete the collection" in str(raised.value.hint)
+    del world.b.collections[BOOKS.place]
+    world.follow()
+    assert world.verify().verified.equal
 
 
 # -- switching --------------------------------------------------------------------------------------------------------

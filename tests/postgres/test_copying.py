@@ -86,6 +86,24 @@ def test_round_from_a_file_to_postgresql_a_server_and_a_directory(
         assert [each.name for each in described(connection, None, None)] == ["books"]
 
 
+def test_a_dry_run_makes_nothing(database_url: str, address: str, lines: Path, tmp_path: Path) -> None:
+    """Not even the tables of a database that has none yet; of one that has some it tells what is there."""
+    new = urlsplit(address)._replace(path="/untouched").geturl()
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE untouched TEMPLATE template0")
+    try:
+        assert keep("copy", str(lines), new, "--dry-run", cwd=tmp_path)["records"] == RECORDS
+        with psycopg.connect(urlsplit(database_url)._replace(path="/untouched").geturl()) as connection:
+            made = connection.execute("SELECT to_regnamespace('chromakeep'), count(*) FROM pg_extension").fetchone()
+            assert made == (None, 1)
+    finally:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute("DROP DATABASE untouched")
+    keep("copy", str(lines), address, cwd=tmp_path)
+    (told,) = keep("copy", str(lines), address, "--dry-run", "--on-conflict", "upsert", cwd=tmp_path)["collections"]
+    assert told["exists"]
+
+
 def test_conflicts_are_dealt_with_as_everywhere(address: str, lines: Path, tmp_path: Path) -> None:
     """``fail`` says what to do; ``replace`` keeps what was there under another name."""
     keep("copy", str(lines), address, cwd=tmp_path)

@@ -32,6 +32,11 @@ def temporary(name: str, longest: int = LONGEST) -> str:
     return f"{_stem(name, longest, 13)}.new-{secrets.token_hex(4)}"
 
 
+def is_temporary(name: str) -> bool:
+    """Whether ``temporary`` may have made it."""
+    return bool(_NEW.search(name))
+
+
 def is_left(other: str, name: str, longest: int = LONGEST) -> bool:
     """Whether ``other`` was the temporary name of a collection that was to become ``name``."""
     return bool(_NEW.search(other)) and other.rpartition(".new-")[0] == _stem(name, longest, 13)

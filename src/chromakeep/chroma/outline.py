@@ -29,6 +29,10 @@ _EMBEDDING, _DOCUMENT = "#embedding", "#document"
 _MACHINE = "num_threads"  # the number of cores of the server's machine, not of the collection
 _RUNNING = "source_attached_function_id"
 _NAMED = re.compile(r"\b((?:configuration|schema)(?:\.[A-Za-z0-9_#-]+)+): ")
+_PLAIN: dict[str, dict[str, bool]] = {
+    **{kind: {f"{kind}_inverted_index": True} for kind in ("int", "float", "bool")},
+    "string": {"string_inverted_index": True, "fts_index": False},
+}  # the indexes of a key of which nothing is said
 _DISPENSABLE = ("batch_size", "resize_factor", "sync_threshold", "ef_search", "max_neighbors", "ef_construction")
 
 
@@ -112,6 +116,56 @@ def outline(definition: Definition, *, schemas: bool = True) -> Outline:
     return Outline({"metadata": metadata or None, "configuration": configuration or None}, str(space))
 
 
+class Traits(msgspec.Struct, frozen=True):
+    """What a collection is, in whatever way its place tells it. ``function``: the embedding function that it names,
+    None if none. ``schema``: the values by path of one that says more than a configuration could, else empty.
+    ``index`` and ``settings``: its kind and parameters, on which no record depends."""
+
+    space: str
+    function: Mapping[str, Any] | None
+    schema: Mapping[str, Any]
+    index: str
+    settings: Mapping[str, Any]
+
+
+def traits(definition: Definition) -> Traits:
+    """Of a collection of any place."""
+    found = resolved(definition.configuration, own_metadata(definition), definition.schema)
+    vectors = _vectors(definition.schema)
+    if is_own(definition.schema):
+        found |= {name: vectors[name] for name in ("hnsw", "spann", "embedding_function") if vectors.get(name)}
+    index = "spann" if found["spann"] else "hnsw"
+    settings = {k: v for k, v in _mapping(found[index]).items() if v is not None and k not in (_MACHINE, "batch_size")}
+    if index == "hnsw":
+        settings = {k: v for k, v in DEFAULTS.items() if k != "batch_size"} | settings
+    space = settings.pop("space", None)
+    if is_own(definition.schema):
+        space = vectors.get("space") or space
+    function = found["embedding_function"]
+    named = function if isinstance(function, Mapping) and function.get("name") not in (None, "legacy") else None
+    return Traits(
+        str(space or DEFAULTS["space"]),
+        named and {k: named[k] for k in ("name", "config") if named.get(k)},
+        _own_values(definition.schema),
+        index,
+        settings,
+    )
+
+
+def _own_values(schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """By path, without keys that are indexed as is the default; ``traits`` has the index of the vectors."""
+    if not is_own(schema):
+        return {}
+    keys = _mapping(_mapping(schema).get("keys"))
+    plain = {f"keys.{key}." for key, types in keys.items() if key not in (_EMBEDDING, _DOCUMENT) and _is_plain(types)}
+    return {
+        path: value
+        for path, value in _leaves(_portable(schema))
+        if not path.startswith(tuple(plain))
+        and (".vector_index.config." not in path or path.endswith(".config.source_key"))
+    }
+
+
 def own_metadata(definition: Definition) -> dict[str, Any]:
     """All of the collection's metadata that it can have."""
     return {k: v for k, v in (definition.metadata or {}).items() if v is not None}
@@ -171,13 +225,19 @@ def _is_own(schema: dict[str, Any]) -> bool:
     config = {k: v for k, v in (sparse.get("config") or {}).items() if v not in (None, False, {"type": "unknown"})}
     if sparse.get("enabled", False) or config:
         return True
-    indexed = {kind: {f"{kind}_inverted_index": True} for kind in ("string", "int", "float", "bool")}
-    plain = {**indexed, "string": {"string_inverted_index": True, "fts_index": False}}
-    if embedding or not _same(defaults, plain):
+    if embedding or not _same(defaults, _PLAIN):
         return True
     if not _same(document, {"string": {"string_inverted_index": False, "fts_index": True}}):
         return True
-    return not all(_same(types, plain) for types in keys.values())
+    return not all(_same(types, _PLAIN) for types in keys.values())
+
+
+def _is_plain(types: Any) -> bool:
+    """Whether a key is indexed as is the default."""
+    try:
+        return _same(types, _PLAIN)
+    except (KeyError, TypeError, AttributeError):
+        return False
 
 
 def _same(types: Mapping[str, Any], plain: Mapping[str, Mapping[str, bool]]) -> bool:

@@ -180,7 +180,7 @@ def _float32(
             same &= np.abs(rows) <= 1 << 24  # beyond, two integers may be one float
     if not same.all():
         at = int(np.flatnonzero(~same.all(axis=1))[0])
-        raise UsageError(
+        raise SourceError(
             f"{place}: record {_nth(ids, present, at)} has numbers that are no float32, which is what Chroma holds",
             hint="cast the column embedding to float32 if the difference does not matter",
         )

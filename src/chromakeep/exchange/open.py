@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
@@ -44,6 +45,15 @@ def source_of(path: str, *, stream: IO[bytes] | None = None) -> Source:
 
     place = _local(path)
     return ParquetArchiveSource(place) if _is_archive(path) else ParquetFileSource(place)
+
+
+def saved(stream: IO[bytes], path: Path) -> str:
+    """What comes from a stream, in a file that can be read as often as need be; its address. Raises ``DiskFull``."""
+    from chromakeep.exchange.files import writing
+
+    with writing(path), path.open("wb") as file:
+        shutil.copyfileobj(stream, file, 1 << 20)
+    return str(path)
 
 
 def sink_of(

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 
 from chromakeep.conditions import Where
 from chromakeep.digests import hashes
 from chromakeep.errors import UsageError
 from chromakeep.events import Observer, ignore
+from chromakeep.operations.contrast import contrasts
 from chromakeep.operations.sides import Side, Words, apart
 from chromakeep.operations.sums import Sums, in_cosine
 from chromakeep.records import Definition, Digest, Source
@@ -27,7 +29,9 @@ NAMED = 20  # ids that are named of each kind of difference
 
 class Comparison(msgspec.Struct, frozen=True):
     """What differs: ids that only the first has, that only the second has, and whose records differ in anything; of
-    each the count and the first few. ``rounded``: nothing does, but for what Chroma rounds."""
+    each the count and the first few. ``rounded``: nothing does, but for what Chroma rounds. ``unlike``: in what the
+    collections differ themselves, a phrase each; ``tuned``: in which settings of their indexes, which is no difference.
+    """
 
     name: str
     other: str
@@ -40,18 +44,21 @@ class Comparison(msgspec.Struct, frozen=True):
     differing_ids: tuple[str, ...] = ()
     rounded: bool = False
     digests: tuple[Digest, Digest] | None = None
+    unlike: tuple[str, ...] = ()
+    tuned: tuple[str, ...] = ()
 
     @property
     def equal(self) -> bool:
         """Whether nothing differs."""
-        return not (self.missing or self.extra or self.differing)
+        return not (self.missing or self.extra or self.differing or self.unlike)
 
     def line(self) -> str:
         """In one line, with the first ids."""
         if self.equal:
+            tuned = f"; but {' and '.join(self.tuned[:5])}" if self.tuned else ""
             but = " (of some numbers Chroma has rounded the last bit, as it does)" if self.rounded else ""
-            return f"{self.name} and {self.other} are equal: {self.records[0]:,} records{but}"
-        parts = []
+            return f"{self.name} and {self.other} are equal: {self.records[0]:,} records{but}{tuned}"
+        parts = list(self.unlike[:5])
         for count, ids, what in (
             (self.missing, self.missing_ids, "only in the first"),
             (self.extra, self.extra_ids, "only in the second"),
@@ -60,7 +67,7 @@ class Comparison(msgspec.Struct, frozen=True):
             if count:
                 first = ", ".join(ids[:5]) + (", ..." if count > min(len(ids), 5) else "")
                 parts.append(f"{count:,} {what} ({first})")
-        return f"{self.name} and {self.other} differ: {'; '.join(parts)}"
+        return f"{self.name} and {self.other} differ: {'; '.join([*parts, *self.tuned[:5]])}"
 
 
 class Comparisons(msgspec.Struct, frozen=True):
@@ -140,20 +147,29 @@ def compare(
 ) -> Comparison:
     """Compare a collection at ``a`` with one at ``b``. ``where`` chooses among the records of both.
 
-    ``among``: ``b`` may have more than ``a``. ``existing_wins``: the values of an id that both have are not compared.
-    ``known``: the sums of what ``a`` has, where they were taken before. ``folder``: for the lists of hashes of long
-    collections. Constant memory.
+    ``among``: ``b`` may have more than ``a``, and is what it was. ``existing_wins``: the values of an id that both have
+    are not compared. ``known``: the sums of what ``a`` has, where they were taken before. ``folder``: for the lists of
+    hashes of long collections. Constant memory.
     """
     names = described(definition), described(other)
     one = Side(a, definition, names[0], where, observer)
     two = Side(b, other, names[1], None if among else where, observer)
     cosine = in_cosine(definition, other)
+    unlike, tuned = ((), ()) if among else contrasts(definition, other)
     if not among:
         first, second = known or summed(one, cosine), summed(two, cosine)
         if first.equals(second):
             digests = first.digest(), second.digest()
-            return Comparison(*names, (first.count, second.count), rounded=digests[0] != digests[1], digests=digests)
-    return _by_id(one, two, names, among=among, existing_wins=existing_wins, cosine=cosine, folder=folder)
+            return Comparison(
+                *names,
+                (first.count, second.count),
+                rounded=digests[0] != digests[1],
+                digests=digests,
+                unlike=unlike,
+                tuned=tuned,
+            )
+    found = _by_id(one, two, names, among=among, existing_wins=existing_wins, cosine=cosine, folder=folder)
+    return replace(found, unlike=unlike, tuned=tuned)
 
 
 def summed(side: Side, cosine: bool) -> Sums:

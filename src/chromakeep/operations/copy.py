@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 from msgspec.structs import replace
 
+from chromakeep.chroma.naming import is_temporary
 from chromakeep.conditions import Where
 from chromakeep.errors import TargetNotEmpty, UsageError, VerificationFailed
 from chromakeep.events import Noted, Observer, RecordsMoved, ignore
@@ -127,6 +128,11 @@ def copy(
         observer(Noted("going on with the copy that was begun before"))
     done, moved = [], 0
     for definition, target in pairs:
+        if plan.collections is None and is_temporary(definition.name):
+            told = (
+                "looks like what a copy that did not finish has left; it is copied, too: name others by --collections"
+            )
+            observer(Noted(f"{described(definition)} {told}", "warning"))
         records, size = _one(source, sink, definition, target, target.place in existing, plan, checkpoint, observer)
         exists = checkpoint.part(definition.place).existed
         moved += size

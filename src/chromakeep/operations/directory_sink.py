@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from chromakeep.chroma.capture import capture
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.directory_source import DirectorySource, state_of
 from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.server import ChromaServer
-from chromakeep.errors import SourceBroken, SourceBusy
+from chromakeep.errors import DiskFull, ServerAnswered, ServerFailed, SourceBroken, SourceBusy
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.exchange.files import hold, remove
 from chromakeep.operations import place
@@ -25,7 +26,43 @@ from chromakeep.operations.copy import Remembers
 from chromakeep.operations.restore import refuse_in_use, was_chosen
 from chromakeep.records import Definition, Intake, Mark, Sink, Source
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LITTLE = 16 << 20  # bytes: with fewer on its disk a Chroma that fails has had no room
 STATE = "state"  # file beside the directory that is being filled: in which state what it is a copy of was
+
+
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """A server that fails because its disk is full does not say so: that becomes ``DiskFull``."""
+    try:
+        yield
+    except ServerFailed as error:
+        free = shutil.disk_usage(folder).free if folder.exists() else LITTLE
+        if free >= LITTLE or (isinstance(error, ServerAnswered) and error.status < 500):
+            raise
+        raise DiskFull(
+            f"{folder}: there is no room to go on ({free >> 10:,} KiB are free), so Chroma said: {error.message}",
+            hint="free some room, then run the command again: it goes on where it was",
+        ) from None
+
+
+class _Filled:
+    """An intake whose server writes to the disk of ``folder``."""
+
+    def __init__(self, intake: Intake, folder: Path) -> None:
+        self.limits, self.mark, self._intake, self._folder = intake.limits, intake.mark, intake, folder
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """As ``records.Intake``. Raises ``DiskFull``."""
+        with room(self._folder):
+            self._intake.write(batch)
+
+    def finish(self) -> None:
+        """As ``records.Intake``. Raises ``DiskFull``."""
+        with room(self._folder):
+            self._intake.finish()
 
 
 class DirectorySink:
@@ -69,7 +106,8 @@ class DirectorySink:
 
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> Intake:
         """As ``records.Sink``."""
-        return self._open().collection(definition, conflict=conflict, mark=mark)
+        with room(self._work):
+            return _Filled(self._open().collection(definition, conflict=conflict, mark=mark), self._work)
 
     def finished(self, definition: Definition, mark: Mark, *, existed: bool) -> bool:
         """As of ``copy.Remembers``."""

@@ -101,11 +101,11 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
     )
 
 
-def open_sink(text: str, means: Means, *, resume: bool = False) -> tuple[Sink, Callable[[], Source]]:
+def open_sink(text: str, means: Means, *, resume: bool = False, dry: bool = False) -> tuple[Sink, Callable[[], Source]]:
     """The place as a sink, and how to read what was written there before it is published, where it is not visible yet.
 
-    ``resume``: what a killed process has finished is part of it; False: it is removed. Raises
-    ``UsageError`` for what is no sink.
+    ``resume``: what a killed process has finished is part of it; False: it is removed. ``dry``: only
+    to be looked at. Raises ``UsageError`` for what is no sink.
     """
     if is_exchange(text):
         files = sink_of(text, stream=means.stream, resume=resume)
@@ -115,8 +115,10 @@ def open_sink(text: str, means: Means, *, resume: bool = False) -> tuple[Sink, C
     if selector is not None:
         raise UsageError(f"{text}: a moment of a repository cannot be written", hint="back a directory up instead")
     if place.kind == POSTGRES:
-        from chromakeep.operations.postgres_ends import sink_in
+        from chromakeep.operations.postgres_ends import Untouched, sink_in, source_in
 
+        if dry:  # to open it for writing makes its tables
+            return Untouched(place), lambda: source_in(place)
         return sink_in(place, means.observer)
     from chromakeep.chroma.server_sink import ServerSink
 

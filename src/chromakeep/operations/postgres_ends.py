@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from chromakeep.addresses import Address
 from chromakeep.errors import ServerFailed, UsageError
 from chromakeep.events import Observer, ignore
-from chromakeep.records import Sink, Source
+from chromakeep.records import Definition, Intake, Mark, Sink, Source
 
 CONNECTIONS = 2  # of a sink: one that writes, and one that says that it is under way
 
@@ -42,6 +42,35 @@ def sink_in(place: Address, observer: Observer = ignore) -> tuple[Sink, Callable
     migrate(url, observer)
     sink = PostgresSink(Pool(url, CONNECTIONS), quickly=True, observer=observer)
     return sink, lambda: PostgresSource(lambda: connect(url), run=sink.run)
+
+
+class Untouched:
+    """The database as what a copy would find: its collections, perhaps none yet, and nothing can be written."""
+
+    several = True
+
+    def __init__(self, place: Address) -> None:
+        """Raises ``ServerFailed`` where it cannot be reached or takes no writes."""
+        try:
+            from chromakeep.postgres.connecting import connect, has_collections
+            from chromakeep.postgres.source import described
+        except ImportError as error:
+            raise _not_installed(error) from None
+        with connect(str(place), bare=True) as connection:
+            self._there = described(connection, None, None) if has_collections(connection) else []
+
+    def definitions(self) -> Sequence[Definition]:
+        """As ``records.Sink``."""
+        return self._there
+
+    def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> Intake:
+        raise AssertionError("a dry run writes nothing")
+
+    def publish(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
 
 
 def _not_installed(error: ImportError) -> Exception:

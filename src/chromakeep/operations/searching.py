@@ -75,12 +75,15 @@ Place = tuple[str, Source, Means]
 
 def recalls(a: Place, b: Place, pairs: Sequence[tuple[Definition, Definition]], queries: int) -> list[Recall]:
     """The recall of each collection that both places have, at those that can be searched. Queries are records of the
-    first place, and so are the exact answers."""
+    first place, and so are the exact answers; where the spaces differ, each place answers for its own records."""
     with searching(*a) as one, searching(*b) as two:
         found = []
         for mine, theirs in pairs:
             sides = [None if one is None else one(mine), None if two is None else two(theirs)]
             some = recall(a[1], mine, [side for side in sides if side], queries=queries)
+            if (other := sides[1]) and mine.space != theirs.space:  # what is nearest is another thing there
+                own = recall(b[1], theirs, [other], queries=queries)
+                some = replace(some, shares=(*some.shares[:-1], *own.shares))
             shares = iter(some.shares)
             found.append(replace(some, shares=tuple(next(shares) if side else None for side in sides)))
     return found

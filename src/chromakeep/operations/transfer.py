@@ -97,7 +97,7 @@ def start(
         began, ends = time.monotonic(), opening(state)
         try:
             with closing(Target(ends)) as b:
-                Path(state.work).mkdir(parents=True, exist_ok=True, mode=0o700)
+                _make_work(Path(state.work))
                 file.save()
                 checkpoint = Checkpoint(Path(state.work) / "copy.json", {"from": source, "to": target})
                 with closing(ends.source(checkpoint.state)) as a:
@@ -112,6 +112,16 @@ def start(
         file.note("start", began, f"copied {copied:,} records of {len(state.collections)} collections")
         file.enter("copied")
         return standing(file.path, state)
+
+
+def _make_work(work: Path) -> None:
+    try:
+        work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UsageError(
+            f"{work.parent}: working copies cannot be kept there: {(error.strerror or str(error)).lower()}",
+            hint="name another directory for them: --work PATH",
+        ) from None
 
 
 def _copy(file: StateFile, state: State, a: Source, b: Target, checkpoint: Checkpoint, observer: Observer) -> int:
@@ -332,7 +342,9 @@ def verify_now(file: StateFile, ends: Ends, *, observer: Observer = ignore) -> N
     if lines:
         raise VerificationFailed(
             lines[0] + (f" (and {len(lines) - 1} more collections)" if len(lines) > 1 else ""),
-            hint="catch up and look again: chromakeep transfer follow, then chromakeep transfer verify",
+            hint="delete the collection at the target, then chromakeep transfer follow makes it anew"
+            if any(each.unlike for each in compared)  # rounds look at records
+            else "catch up and look again: chromakeep transfer follow, then chromakeep transfer verify",
         )
 
 

@@ -11,19 +11,25 @@ from chromakeep.postgres.conninfo import connection_parameters, shown
 from chromakeep.postgres.migrating import unreachable
 
 
-def connect(url: str, *, writing: bool = True) -> psycopg.Connection[Any]:
-    """A connection of its own; ``writing``: to a server that takes writes. Raises ``ServerFailed``, and ``UsageError``
+def connect(url: str, *, writing: bool = True, bare: bool = False) -> psycopg.Connection[Any]:
+    """A connection of its own; ``writing``: to a server that takes writes; ``bare``: also to a database that has no
+    collections. Raises ``ServerFailed``, and ``UsageError``
     for a URL that is none."""
     parameters = connection_parameters(url)
     if not writing:
         parameters["target_session_attrs"] = "any"
     try:
         connection = psycopg.connect(**parameters)
-        known = connection.execute("SELECT to_regclass('chromakeep.collections')").fetchone()
+        known = has_collections(connection)
         connection.rollback()
     except psycopg.Error as error:
         raise unreachable(url, error) from None
-    if known == (None,):
+    if not (known or bare):
         connection.close()
         raise ServerFailed(f"{shown(url)} has no collections of chromakeep", hint="is it the right database?")
     return connection
+
+
+def has_collections(connection: psycopg.Connection[Any]) -> bool:
+    """Whether there are the tables for any."""
+    return connection.execute("SELECT to_regclass('chromakeep.collections')").fetchone() != (None,)

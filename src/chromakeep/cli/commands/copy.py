@@ -17,7 +17,7 @@ from chromakeep.cli import added, output
 from chromakeep.cli.command import Call, command, names, place
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import PREFIX
-from chromakeep.errors import UsageError, VerificationFailed
+from chromakeep.errors import SourceError, UsageError, VerificationFailed
 
 if TYPE_CHECKING:
     from chromakeep.chroma.tokens import Token
@@ -135,6 +135,7 @@ def _copy(
 ) -> Reply:
     needs_arrow()
     from chromakeep.conditions import Where
+    from chromakeep.exchange.open import is_exchange, saved
     from chromakeep.operations.checkpoint import Checkpoint
     from chromakeep.operations.copy import Plan
     from chromakeep.operations.copy import copy as operation
@@ -172,9 +173,11 @@ def _copy(
     writes = means_of(call, TO, at, sys.stdout.buffer if target == "-" else None)
     whole = dry_run
     try:
+        if source == "-" and verify and not dry_run:  # which records differ is found by reading them again
+            source = saved(sys.stdin.buffer, at / "stdin.jsonl")
         with closing(open_source(source, reads, resume=checkpoint.state)) as reading:
             goes_on = checkpoint.begun and checkpoint.leads_on(reading.state())
-            sink, read_back = open_sink(target, writes, resume=goes_on)
+            sink, read_back = open_sink(target, writes, resume=goes_on, dry=dry_run)
             with closing(sink):
                 done = operation(
                     reading,
@@ -189,6 +192,8 @@ def _copy(
     finally:
         if whole or not checkpoint.begun:  # else it can be gone on with
             shutil.rmtree(at, ignore_errors=True)
+    if not done.collections and is_exchange(target) and target != "-" and not dry_run:  # no file is no success
+        raise SourceError(f"{source} has no collection: {target} is not written", hint="is it the right place?")
     rows = [
         (
             output.printable(c.name),
