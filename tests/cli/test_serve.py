@@ -149,6 +149,28 @@ def test_writes_stay_refused_over_a_restart(cli: Cli, tmp_path: Path) -> None:
     assert at_the_door(True) is True
 
 
+@pytest.mark.parametrize("words", [(), ("--open",), ("--cors-origins", "https://app.example.com")])
+def test_a_page_of_the_web_needs_a_key_or_a_word(cli: Cli, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Without keys: a name that is made to point here, and a page that only writes."""
+    port = free_port()
+    command = cli.command("serve", "http://127.0.0.1:1", "--data", tmp_path, "--port", port, *words)
+    running = subprocess.Popen(command, cwd=cli.cwd, env=cli.environ, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not healthy(port):
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        silent = 503  # it has come in, and nothing is behind
+        assert asked(port, "/api/v2/version") == silent
+        assert asked(port, "/api/v2/version", host="evil.example.com") == (silent if "--open" in words else 403)
+        assert asked(port, "/_keep/writes", host="evil.example.com") == (200 if "--open" in words else 403)
+        page = asked(port, "/api/v2/version", origin="https://app.example.com")
+        assert page == (silent if words else 403)
+    finally:
+        running.terminate()
+        assert running.wait(30) == 0
+
+
 def healthy(port: int) -> bool:
     try:
         return asked(port, "/healthz") == 200

@@ -134,6 +134,7 @@ def serve(
         keys=lambda: entrance.ring,
         foreign=entrance.foreign,
         closed=entrance.closed,
+        local=entrance.local,
     )
     behind = settings.behind
     try:
