@@ -56,6 +56,9 @@ _KEY, _END = msgspec.json.Decoder(Key), msgspec.json.Decoder(End)
 class KeyPlace(Protocol):
     """Keys that are kept. What has been written is durable, and seen by every later ``read``."""
 
+    def present(self) -> None:
+        """Raises ``UsageError`` where there can be no keys because nothing is there."""
+
     def mark(self) -> str:
         """Another one after every change, for the price of one small request; "" where there is nothing to be read."""
 
@@ -93,6 +96,9 @@ class RepositoryKeys:
     def __init__(self, repository: Repository, observer: Observer = ignore) -> None:
         self._repository, self._observer = repository, observer
         self._read: dict[str, Key | End | None] = {}  # by name; None: damaged
+
+    def present(self) -> None:
+        """See ``KeyPlace``. Whoever opened the repository has found out."""
 
     def mark(self) -> str:
         names = "\n".join(o.name for o in self._listed())
@@ -170,6 +176,10 @@ class DirectoryKeys:
     def __init__(self, data: Path) -> None:
         self._data, self.path = data, data / KEYS
 
+    def present(self) -> None:
+        if not self._data.is_dir():
+            raise UsageError(f"{self._data}: no such directory", hint="name the data directory that holds the keys")
+
     def mark(self) -> str:
         try:
             found = self.path.stat()
@@ -214,8 +224,7 @@ class DirectoryKeys:
         except ImportError:  # not on Windows: there the last of two writers wins
             yield
             return
-        if not self._data.is_dir():
-            raise UsageError(f"{self._data}: no such directory", hint="name the data directory that holds the keys")
+        self.present()
         with (self._data / KEYS_LOCK).open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # let go when it is closed
             yield
