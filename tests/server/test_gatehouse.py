@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from chromakeep.access.keys import Keyring, mint
+from chromakeep.errors import NotNow
 from chromakeep.server import Door
 from chromakeep.server.cors import Cors
 from chromakeep.server.gatehouse import Gatehouse
@@ -36,6 +37,24 @@ def test_keys_that_could_not_be_read_yet_let_nobody_in(
     behind.until()
     behind.send(OK)
     assert wire.answer().status == 200
+
+
+def test_a_token_whose_issuer_is_not_known_yet_is_none_that_is_wrong(
+    backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+) -> None:
+    """However often it is sent: it is told to come again, and not locked out."""
+
+    def foreign(token: str, now: float) -> None:
+        raise NotNow("the keys of the issuer cannot be read yet")
+
+    wire = knock(open_door(guard=Gatehouse(Keyring, closed=True, foreign=foreign)))
+    for _ in range(8):
+        wire.send(ASK[:-2] + b"authorization: Bearer a.b.c\r\n\r\n")
+        refused = wire.answer()
+        assert refused.status == 503 and "retry-after" in refused.fields and b"issuer" in refused.body
+    assert backend.unasked()
+    wire.send(ASK[:-2] + b"authorization: Bearer abc\r\n\r\n")
+    assert wire.answer().status == 401
 
 
 def test_without_any_key_it_is_open_where_it_may_be(

@@ -14,7 +14,7 @@ import msgspec
 
 from chromakeep.access.claims import PREFIX, key_of
 from chromakeep.access.keys import Key
-from chromakeep.errors import UsageError
+from chromakeep.errors import NotNow, UsageError
 from chromakeep.events import Noted, Observer
 from chromakeep.operations.openness import loopback
 
@@ -68,7 +68,7 @@ class Issuer:
             raise UsageError("OpenID Connect needs a library", hint="pip install 'chromakeep[oidc]'") from None
         self._jwt: Any = jwt
         self._settings, self._observer = settings, observer
-        self._keys: dict[str, Any] = {}  # by ``kid``
+        self._keys: dict[str, Any] | None = None  # by ``kid``; None: they could not be read yet
         self._known: OrderedDict[str, tuple[Key, float]] = OrderedDict()  # token -> what it gives, until when
         self._wanted, self._over, self._looked = threading.Event(), threading.Event(), threading.Event()
         self._failure = ""
@@ -86,7 +86,7 @@ class Issuer:
 
     def key(self, token: str, now: float) -> Key | None:
         """What a token gives the right to at ``now`` (seconds since 1970): None for one that is not this issuer's, not
-        for us, expired or without a role. From one thread."""
+        for us, expired or without a role. From one thread. Raises ``NotNow`` while its keys could not be read yet."""
         if (found := self._known.get(token)) is not None:
             if now < found[1]:
                 return found[0]
@@ -101,9 +101,13 @@ class Issuer:
         return key
 
     def _verified(self, token: str) -> dict[str, Any] | None:
+        keys = self._keys
+        if keys is None:
+            self._wanted.set()
+            raise NotNow("the keys of the issuer cannot be read yet")
         try:
             head = self._jwt.get_unverified_header(token)
-            public = self._keys.get(str(head.get("kid", "")))
+            public = keys.get(str(head.get("kid", "")))
             if public is None:
                 self._wanted.set()
                 return None

@@ -26,6 +26,7 @@ from chromakeep.access.rights import (
     permits,
     reaches,
 )
+from chromakeep.errors import NotNow
 from chromakeep.server import listings, shield
 from chromakeep.server.allowance import Allowances
 from chromakeep.server.answers import refusal
@@ -45,7 +46,8 @@ _COLLECTIONS = frozenset({"collections.list", "collections.count"})
 class Admission:
     """One for a door. ``keys`` tells the present ring, ``wall`` the time of day; ``pages`` are for any key, but
     ``/metrics`` for those without bounds. ``foreign`` tells what a JSON Web Token gives the right to at that time, as a
-    key. ``shielded``: what is behind it is a Chroma, which must not be sent what ruins it."""
+    key, and raises ``NotNow`` while nobody knows. ``shielded``: what is behind it is a Chroma, which must not be sent
+    what ruins it."""
 
     def __init__(
         self,
@@ -133,7 +135,10 @@ class Admission:
             return refusal(429, "too many wrong keys from there", retry_after=wait)
         key = ring.find(token, self._wall())
         if key is None and self._foreign and token.count(".") == 2:
-            key = self._foreign(token, self._wall())
+            try:
+                key = self._foreign(token, self._wall())
+            except NotNow as error:
+                return refusal(503, error.message, retry_after=1.0)
         if key is None:
             self._lock.wrong(account.peer, token, now)
             return _UNKNOWN
