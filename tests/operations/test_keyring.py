@@ -349,6 +349,27 @@ def test_prune_leaves_keys_alone_and_check_knows_them(backed_up: Callable[..., R
     assert opens(place, token)
 
 
+def test_a_key_that_was_repaired_opens_again_where_a_server_runs() -> None:
+    """And one that is damaged meanwhile is told once."""
+    told: list[Event] = []
+    repository = Repository.create(MemoryStore())
+    place = RepositoryKeys(repository)
+    key, token = create(place, "app", "reader")
+    create(place, "other", "reader")
+    name = f"access/{key.id}"
+    whole = repository.store.get(name)
+    repository.store.delete(name)
+    repository.store.put(name, b"damaged")
+    server = RepositoryKeys(repository, told.append)
+    found = reload(server, None)
+    assert found and found[0].find(token, time.time()) is None and len(told) == 1
+    assert reload(server, found[1]) is None
+    repository.store.delete(name)
+    repository.store.put(name, whole)
+    again = reload(server, found[1])
+    assert again and again[0].find(token, time.time()) and len(told) == 1
+
+
 # -- in a data directory ----------------------------------------------------------------------------------------------
 
 
