@@ -6,7 +6,10 @@ import http.client
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -169,6 +172,51 @@ def test_a_page_of_the_web_needs_a_key_or_a_word(cli: Cli, tmp_path: Path, words
     finally:
         running.terminate()
         assert running.wait(30) == 0
+
+
+def test_a_server_at_an_address_of_ipv6_and_a_certificate_of_its_own(cli: Cli, tmp_path: Path) -> None:
+    """The server is called by what it may call itself, and no secret stays behind."""
+    heads: list[bytes] = []
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    one, _ = server.accept()
+                except OSError:
+                    return
+                with one:
+                    heads.append(one.recv(4096))
+                    one.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+
+        threading.Thread(target=answer, daemon=True).start()
+        behind, port, scratch = server.getsockname()[1], free_port(), tmp_path / "scratch"
+        scratch.mkdir()
+        words = (f"http://[::1]:{behind}", "--open", "--host", "::1", "--port", port, "--tls-self-signed")
+        running = subprocess.Popen(
+            cli.command("serve", *words),
+            cwd=cli.cwd,
+            env={**cli.environ, "TMPDIR": str(scratch)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert running.stderr
+        try:
+            while (line := running.stderr.readline()) and "serving on" not in line:
+                pass
+            assert f"serving on https://[::1]:{port} what is at [::1]:{behind}" in line
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            asking = http.client.HTTPSConnection("::1", port, timeout=20, context=context)
+            asking.request("GET", "/api/v2/version")
+            assert asking.getresponse().status == 200
+            asking.close()
+        finally:
+            running.terminate()
+            assert running.wait(30) == 0
+            running.stderr.close()
+    assert heads and all(f"host: [::1]:{behind}\r\n".encode() in head.lower() for head in heads)
+    assert list(scratch.iterdir()) == []
 
 
 def healthy(port: int) -> bool:

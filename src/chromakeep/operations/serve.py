@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 from msgspec.structs import replace
 
+from chromakeep.addresses import authority
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.errors import ServerAnswered, ServerSilent
 from chromakeep.events import Noted, Observer, ignore
@@ -55,7 +57,7 @@ class Elsewhere:
     def __init__(self, backend: tuple[str, int], secure: bool) -> None:
         self._backend, self._secure = backend, secure
         self._client = ChromaClient(*backend, timeout=PATIENCE, secure=secure)
-        self._authority = "{}:{}".format(*backend)
+        self._authority = authority(*backend)
         self.name = f"what is at {self._authority}"
 
     def start(self) -> None:
@@ -143,7 +145,7 @@ def serve(
         try:
             entrance.start()
             door.start()
-            where = f"{settings.facing.scheme}://{settings.host}:{settings.port}"
+            where = f"{settings.facing.scheme}://{authority(settings.host, settings.port)}"
             observer(Noted(f"serving on {where} {behind.name}"))
             _watch(behind, duty, observer, stop)
         finally:
@@ -151,6 +153,8 @@ def serve(
             entrance.stop()
     finally:
         behind.stop()
+        if front.folder:
+            shutil.rmtree(front.folder, ignore_errors=True)
     return ServeResult(round(time.monotonic() - started, 3))
 
 
