@@ -11,6 +11,7 @@ import ssl
 import subprocess
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import chromadb
 import pytest
 
 from chromakeep.chroma.server import ChromaServer, free_port
+from chromakeep.operations.serve import Elsewhere
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -217,6 +219,36 @@ def test_a_server_at_an_address_of_ipv6_and_a_certificate_of_its_own(cli: Cli, t
             running.stderr.close()
     assert heads and all(f"host: [::1]:{behind}\r\n".encode() in head.lower() for head in heads)
     assert list(scratch.iterdir()) == []
+
+
+ENDLESS = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + (b"1000\r\n" + b" " * 4096 + b"\r\n") * 64
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>", "as no Chroma does"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", "as no Chroma does"),
+        (b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", "answers 302: Found"),
+        (ENDLESS, "more than 65536 bytes"),
+        (b'HTTP/1.1 200 OK\r\ncontent-length: 28\r\n\r\n{"nanosecond heartbeat": 17}', None),
+    ],
+)
+def test_what_is_no_chroma_is_not_ready(answer: bytes, said: str | None) -> None:
+    """Whatever it answers: another program may have the port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answering() -> None:
+            one, _ = server.accept()
+            with one, suppress(OSError):
+                one.recv(4096)
+                one.sendall(answer)
+                one.shutdown(socket.SHUT_WR)
+                one.recv(1)
+
+        threading.Thread(target=answering, daemon=True).start()
+        trouble = Elsewhere(server.getsockname(), secure=False).trouble()
+    assert (trouble is None) if said is None else (trouble is not None and said in trouble)
 
 
 def healthy(port: int) -> bool:

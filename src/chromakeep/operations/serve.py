@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 EVERY = 2.0  # seconds between two looks whether it is there
 PATIENCE = 10.0  # seconds for its heartbeat
+BEAT = "nanosecond heartbeat"  # what is in it
 SILENT = "the server behind does not answer; the log says why"
 
 
@@ -70,10 +71,12 @@ class Elsewhere:
     def trouble(self) -> str | None:
         """See ``Behind``."""
         try:
-            self._client.heartbeat(timeout=PATIENCE)
-        except (ServerSilent, ServerAnswered) as error:
+            beat = self._client.heartbeat(timeout=PATIENCE)
+        except ServerSilent as error:
             return error.message
-        return None
+        except ServerAnswered as error:
+            return f"{self._authority} answers {error.status}: {error.message}"
+        return None if isinstance(beat, dict) and BEAT in beat else f"{self._authority} answers, but as no Chroma does"
 
     def stop(self) -> None:
         """See ``Behind``."""

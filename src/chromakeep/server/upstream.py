@@ -27,8 +27,8 @@ _INFORMATIONAL = 100  # answers before the answer
 class Upstream(asyncio.Protocol):
     """One connection. Reads answers for the exchange it carries, and stops while that holds them back."""
 
-    __slots__ = ("_body", "_buffer", "_chunked", "_informed", "_lead", "_paused", "_pool", "_searched", "exchange", "full",
-                 "lost", "since", "spoke", "transport", "used")  # fmt: skip
+    __slots__ = ("_body", "_buffer", "_chunked", "_informed", "_lead", "_paused", "_pool", "_searched", "exchange",
+                 "full", "lost", "since", "spoke", "transport", "used")  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
         self.exchange: Carried | None = None
