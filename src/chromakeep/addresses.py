@@ -242,6 +242,11 @@ def _options(kind: str, query: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(options.items()))
 
 
+def authority(host: str, port: int) -> str:
+    """Both as they stand in a URL and in ``Host``: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def _holds_credentials(kind: str) -> UsageError:
     variables = {
         "gs": "GOOGLE_APPLICATION_CREDENTIALS",

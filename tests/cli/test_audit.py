@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 WRITE = {
     "event": "write",
     "key": "ingest",
+    "key_id": "4e1f7a90c2b35d68",
     "peer": "192.0.2.7",
     "method": "POST",
     "route": "collection.add",

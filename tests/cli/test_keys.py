@@ -33,6 +33,7 @@ def test_a_token_is_alone_on_stdout_and_never_told_again(cli: Cli) -> None:
     assert digest not in shown
     for secret in (made.stdout[20:-1], rotated.stdout[20:-1]):
         assert secret not in shown + file.read_text()
+    (cli.cwd / "other").mkdir()
     assert cli("keys", "list", "--data", "other").stdout == "no keys\n"
 
 
@@ -63,7 +64,8 @@ def test_mistakes_are_one_line_and_make_no_key(cli: Cli) -> None:
     assert "pattern" in cli.fails(2, "keys", "create", "app", "--role", "reader", "--collections", "a,,b", *here)
     assert "duration" in cli.fails(2, "keys", "create", "app", "--role", "reader", "--expires", "soon", *here)
     assert not (cli.cwd / "data").exists()
-    assert "no such directory" in cli.fails(2, "keys", "revoke", "app", *here)
+    for words in (("list",), ("revoke", "app"), ("rotate", "app")):  # mistyped, not without keys
+        assert "no such directory" in cli.fails(2, "keys", *words, *here)
     cli("keys", "create", "app", "--role", "reader", *here)
     assert "already" in cli.fails(2, "keys", "create", "app", "--role", "reader", *here)
     assert "30 days" in cli.fails(2, "keys", "rotate", "app", "--overlap", "31d", *here)

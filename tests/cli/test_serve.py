@@ -6,8 +6,12 @@ import http.client
 import json
 import os
 import signal
+import socket
+import ssl
 import subprocess
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +19,7 @@ import chromadb
 import pytest
 
 from chromakeep.chroma.server import ChromaServer, free_port
+from chromakeep.operations.serve import Elsewhere
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -147,6 +152,103 @@ def test_writes_stay_refused_over_a_restart(cli: Cli, tmp_path: Path) -> None:
     assert at_the_door(False) is False
     assert at_the_door(None) is False
     assert at_the_door(True) is True
+
+
+@pytest.mark.parametrize("words", [(), ("--open",), ("--cors-origins", "https://app.example.com")])
+def test_a_page_of_the_web_needs_a_key_or_a_word(cli: Cli, tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Without keys: a name that is made to point here, and a page that only writes."""
+    port = free_port()
+    command = cli.command("serve", "http://127.0.0.1:1", "--data", tmp_path, "--port", port, *words)
+    running = subprocess.Popen(command, cwd=cli.cwd, env=cli.environ, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not healthy(port):
+            assert running.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        silent = 503  # it has come in, and nothing is behind
+        assert asked(port, "/api/v2/version") == silent
+        assert asked(port, "/api/v2/version", host="evil.example.com") == (silent if "--open" in words else 403)
+        assert asked(port, "/_keep/writes", host="evil.example.com") == (200 if "--open" in words else 403)
+        page = asked(port, "/api/v2/version", origin="https://app.example.com")
+        assert page == (silent if words else 403)
+    finally:
+        running.terminate()
+        assert running.wait(30) == 0
+
+
+def test_a_server_at_an_address_of_ipv6_and_a_certificate_of_its_own(cli: Cli, tmp_path: Path) -> None:
+    """The server is called by what it may call itself, and no secret stays behind."""
+    heads: list[bytes] = []
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+
+        def answer() -> None:
+            while True:
+                try:
+                    one, _ = server.accept()
+                except OSError:
+                    return
+                with one:
+                    heads.append(one.recv(4096))
+                    one.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
+
+        threading.Thread(target=answer, daemon=True).start()
+        behind, port, scratch = server.getsockname()[1], free_port(), tmp_path / "scratch"
+        scratch.mkdir()
+        words = (f"http://[::1]:{behind}", "--open", "--host", "::1", "--port", port, "--tls-self-signed")
+        running = subprocess.Popen(
+            cli.command("serve", *words),
+            cwd=cli.cwd,
+            env={**cli.environ, "TMPDIR": str(scratch)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert running.stderr
+        try:
+            while (line := running.stderr.readline()) and "serving on" not in line:
+                pass
+            assert f"serving on https://[::1]:{port} what is at [::1]:{behind}" in line
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            asking = http.client.HTTPSConnection("::1", port, timeout=20, context=context)
+            asking.request("GET", "/api/v2/version")
+            assert asking.getresponse().status == 200
+            asking.close()
+        finally:
+            running.terminate()
+            assert running.wait(30) == 0
+            running.stderr.close()
+    assert heads and all(f"host: [::1]:{behind}\r\n".encode() in head.lower() for head in heads)
+    assert list(scratch.iterdir()) == []
+
+
+ENDLESS = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + (b"1000\r\n" + b" " * 4096 + b"\r\n") * 64
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>", "as no Chroma does"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", "as no Chroma does"),
+        (b"HTTP/1.1 302 Found\r\nlocation: /x\r\ncontent-length: 0\r\n\r\n", "answers 302: Found"),
+        (ENDLESS, "more than 65536 bytes"),
+        (b'HTTP/1.1 200 OK\r\ncontent-length: 28\r\n\r\n{"nanosecond heartbeat": 17}', None),
+    ],
+)
+def test_what_is_no_chroma_is_not_ready(answer: bytes, said: str | None) -> None:
+    """Whatever it answers: another program may have the port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answering() -> None:
+            one, _ = server.accept()
+            with one, suppress(OSError):
+                one.recv(4096)
+                one.sendall(answer)
+                one.shutdown(socket.SHUT_WR)
+                one.recv(1)
+
+        threading.Thread(target=answering, daemon=True).start()
+        trouble = Elsewhere(server.getsockname(), secure=False).trouble()
+    assert (trouble is None) if said is None else (trouble is not None and said in trouble)
 
 
 def healthy(port: int) -> bool:

@@ -236,6 +236,31 @@ def test_keys_are_read_again_after_any_failure(
     assert issuer.key(token(provider), time.time()) is None  # withdrawn
 
 
+def test_before_its_keys_were_read_nobody_knows_who_a_token_is(
+    provider: Provider, told: list[Event], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An issuer that is away at the start is no client's fault, who would take a refusal as final. Later on an unknown
+    key is one."""
+    monkeypatch.setattr(module, "AGAIN", 0.05)
+    provider.broken = True
+    issuer = Issuer(OidcSettings(provider.issuer, "chroma"), told.append)
+    issuer.start()
+    try:
+        with pytest.raises(NotNow, match="cannot be read yet"):
+            issuer.key(token(provider), time.time())
+        provider.broken = False
+        deadline = time.monotonic() + 20
+        found = None
+        while found is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+            with suppress(NotNow):
+                found = issuer.key(token(provider), time.time())
+        assert issuer.key(token(provider, OTHER, "other"), time.time()) is None
+    finally:
+        issuer.stop()
+
+
 def test_an_issuer_must_be_asked_securely() -> None:
     for wrong in ("http://issuer.example.com", "issuer.example.com", "https://", "ftp://127.0.0.1", "https://h/?a=1"):
         with pytest.raises(UsageError):

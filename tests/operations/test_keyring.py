@@ -236,7 +236,7 @@ class Counting(MemoryStore):
 def test_a_key_that_would_never_be_valid_is_not_made(opened: Open) -> None:
     with pytest.raises(UsageError, match="at once"):
         create(opened(), "app", "reader", lifetime=0.0)
-    assert load(opened()).keys == ()
+    assert opened().read().keys == ()
 
 
 def test_a_server_learns_of_every_change_and_reads_nothing_without_one(opened: Open) -> None:
@@ -349,6 +349,27 @@ def test_prune_leaves_keys_alone_and_check_knows_them(backed_up: Callable[..., R
     assert opens(place, token)
 
 
+def test_a_key_that_was_repaired_opens_again_where_a_server_runs() -> None:
+    """And one that is damaged meanwhile is told once."""
+    told: list[Event] = []
+    repository = Repository.create(MemoryStore())
+    place = RepositoryKeys(repository)
+    key, token = create(place, "app", "reader")
+    create(place, "other", "reader")
+    name = f"access/{key.id}"
+    whole = repository.store.get(name)
+    repository.store.delete(name)
+    repository.store.put(name, b"damaged")
+    server = RepositoryKeys(repository, told.append)
+    found = reload(server, None)
+    assert found and found[0].find(token, time.time()) is None and len(told) == 1
+    assert reload(server, found[1]) is None
+    repository.store.delete(name)
+    repository.store.put(name, whole)
+    again = reload(server, found[1])
+    assert again and again[0].find(token, time.time()) and len(told) == 1
+
+
 # -- in a data directory ----------------------------------------------------------------------------------------------
 
 
@@ -412,7 +433,10 @@ def test_only_create_makes_a_directory(tmp_path: Path) -> None:
     for act in (revoke, rotate):
         with pytest.raises(UsageError, match="no such directory"):
             act(place, "app")
-    assert load(place).keys == ()
+    with pytest.raises(UsageError, match="no such directory"):
+        load(place)
+    found = reload(place, None)  # to a server it may still come
+    assert found and found[0].keys == ()
     assert not (tmp_path / "no").exists()
     create(place, "app", "reader")
     assert [k.name for k in load(place).keys] == ["app"]

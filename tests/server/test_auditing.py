@@ -37,6 +37,7 @@ def test_a_write_is_recorded_with_who_what_where_how_many_and_what_came_of_it() 
         {
             "event": "write",
             "key": "",
+            "key_id": "",
             "peer": "192.0.2.7",
             "method": "POST",
             "route": "collection.add",
@@ -116,3 +117,15 @@ def test_the_longest_record_is_one_that_is_believed() -> None:
     one = account(long, COLLECTION + "/x" * 100_000, tenant=long, database=long, collection=long, key=long)
     for record in recorded(one):
         assert len(forge(1, "0" * 16, "0" * 64, {"time": "x" * 24, **record})[0]) < LONGEST
+
+
+def test_subjects_whose_names_are_alike_are_told_apart() -> None:
+    """Of one issuer `a|b` and `a-b` have one name, and anybody may choose his."""
+    one, other = (
+        account(key="oidc.a-b", identity=identity, route="collection.get") for identity in ("1" * 16, "2" * 16)
+    )
+    found = recorded(one, other, one)
+    assert [(r["event"], r["key"], r["key_id"]) for r in found] == [
+        ("key", "oidc.a-b", "1" * 16),
+        ("key", "oidc.a-b", "2" * 16),
+    ]

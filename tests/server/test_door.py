@@ -5,11 +5,12 @@ from __future__ import annotations
 import resource
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from chromakeep.errors import ServerFailed
+from chromakeep.events import Event
 from chromakeep.server import Door, Limits
 from chromakeep.server.door import affordable
 from server.wires import GET, OK, Backend, Scripted, Wire, post
@@ -136,13 +137,43 @@ def test_without_uvloop(monkeypatch: pytest.MonkeyPatch, backend: Backend, open_
     assert [client.answer().body for _ in range(3)] == [b"ok"] * 3
 
 
-def test_no_more_connections_than_files(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def files() -> Iterator[Callable[[int, int], None]]:
+    """Sets how many files this process may open, and how many the fixture's user could let it; put back at the end."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def limit(now: int, most: int) -> None:
+            """``most`` is only believed: one that was lowered could not be raised again."""
+            resource.setrlimit(resource.RLIMIT_NOFILE, (now, hard))
+            patch.setattr(resource, "getrlimit", lambda which: (now, most))
+
+        yield limit
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_no_more_connections_than_files(files: Callable[[int, int], None]) -> None:
     """Each may need two, and the process needs some itself."""
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
+    files(1024, 1024)
     assert affordable(Limits()).connections == 448
     assert affordable(Limits(connections=10)).connections == 10
-    monkeypatch.setattr(resource, "getrlimit", lambda which: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert affordable(Limits(connections=9999)).connections == 9999
+    files(1024, resource.RLIM_INFINITY)
+    assert affordable(Limits(connections=10)).connections == 10
+
+
+def test_as_many_files_as_connections_need_where_the_process_may(
+    backend: Backend, files: Callable[[int, int], None]
+) -> None:
+    """1024 is what most systems begin with; where it stays too few, that is told."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files(300, hard)
+    assert affordable(Limits(connections=200)).connections == 200
+    told: list[Event] = []
+    files(300, 300)
+    door = Door("127.0.0.1", 0, backend.address, limits=Limits(connections=200), observer=told.append)
+    door.start()
+    door.stop(0)
+    assert [str(event) for event in told if "86 clients" in str(event)] == [str(told[0])]
 
 
 def test_it_speaks_ipv6(backend: Backend) -> None:

@@ -142,6 +142,17 @@ def test_bytes_after_an_answer_belong_to_nobody(backend: Backend, open_door: Ope
     assert client.answer().body == b"ok"
 
 
+def test_informational_answers_have_an_end(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """A backend that sends nothing else would keep the door from all others."""
+    client = knock(open_door())
+    client.send(GET)
+    wire = backend.accept()
+    wire.until()
+    wire.send(b"HTTP/1.1 102 Processing\r\n\r\n" * 101)
+    assert client.answer().status == 502
+    assert wire.gone()
+
+
 BROKEN = [
     b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf",
     b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n",

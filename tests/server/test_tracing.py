@@ -13,7 +13,9 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from chromakeep.errors import UsageError
+from chromakeep.events import Event, Noted
 from chromakeep.server import Door
+from chromakeep.server import tracing as module
 from chromakeep.server.guard import Account
 from chromakeep.server.metrics import Metrics
 from chromakeep.server.tracing import Tracing
@@ -103,6 +105,70 @@ def test_without_the_library_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(UsageError, match="library") as error:
         Tracing()
     assert "chromakeep[otel]" in (error.value.hint or "")
+
+
+class Silent(BaseHTTPRequestHandler):
+    """A collector that takes spans and never answers."""
+
+    def do_POST(self) -> None:
+        taken.set()
+        over.wait(60)
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+taken, over = threading.Event(), threading.Event()
+
+
+def test_a_collector_that_does_not_answer_keeps_no_end(
+    monkeypatch: pytest.MonkeyPatch, backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+) -> None:
+    """The library would wait for its own ten seconds, in which a container is killed."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    tracing = Tracing()
+    backend.serve()
+    wire = knock(open_door(ledger=tracing))
+    wire.send(b"GET /api/v2 HTTP/1.1\r\nhost: h\r\n\r\n")
+    assert wire.answer().status == 200
+    ended = threading.Thread(target=tracing.close, daemon=True)
+    ended.start()
+    assert taken.wait(20)
+    ended.join(20)
+    assert not ended.is_alive() and not over.is_set()
+    over.set()
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_collector_that_is_away_is_told_in_our_log(
+    monkeypatch: pytest.MonkeyPatch,
+    backend: Backend,
+    open_door: Callable[..., Door],
+    knock: Callable[[Door], Wire],
+) -> None:
+    """Each thing once: the library would say it on standard error, where who reads lines of JSON gets no others."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    told: list[Event] = []
+    tracing = Tracing(told.append)
+    backend.serve()
+    wire = knock(open_door(ledger=tracing))
+    for _ in range(2):
+        wire.send(b"GET /api/v2 HTTP/1.1\r\nhost: h\r\n\r\n")
+        assert wire.answer().status == 200
+        tracing._provider.force_flush(10)
+    tracing.close()
+    kinds = [event.message[:20] for event in told if isinstance(event, Noted)]
+    assert kinds and all(kind.startswith("traces: ") for kind in kinds) and len(kinds) == len(set(kinds))
 
 
 def passed_on(behind: Wire) -> tuple[bytes, dict[str, list[str]]]:

@@ -19,6 +19,7 @@ Vectors = NDArray[np.float32]
 _BATCH_BYTES = 8 << 20  # of base64 text in one request; the server's body limit is 40 MiB
 _PAGE = 1000
 _MAX_ANSWER = 1 << 30
+_MAX_BEAT = 64 << 10  # bytes of a heartbeat's answer: it has 40
 
 
 class Ref(msgspec.Struct, frozen=True):
@@ -49,7 +50,9 @@ class ChromaClient:
         self.host, self.port, self.timeout = host, port, timeout
         self._connection = http.client.HTTPSConnection if secure else http.client.HTTPConnection
 
-    def request(self, method: str, path: str, body: object = None, *, timeout: float | None = None) -> Any:
+    def request(
+        self, method: str, path: str, body: object = None, *, timeout: float | None = None, most: int = _MAX_ANSWER
+    ) -> Any:
         """The parsed JSON answer to one request below ``/api/v2``."""
         seconds = timeout or self.timeout
         connection = self._connection(self.host, self.port, timeout=seconds)
@@ -57,7 +60,9 @@ class ChromaClient:
         try:
             connection.request(method, f"/api/v2{path}", payload, {"content-type": "application/json"})
             answer = connection.getresponse()
-            data = answer.read(_MAX_ANSWER)
+            data = answer.read(most)
+            if len(data) == most:
+                raise http.client.HTTPException(f"more than {most} bytes")
             if answer.length:  # read(n) says nothing of an answer that was cut off
                 raise http.client.IncompleteRead(data, answer.length)
         except TimeoutError:
@@ -76,9 +81,9 @@ class ChromaClient:
             raise ServerAnswered(answer.status, str(said or data[:200].decode("utf-8", "replace") or answer.reason))
         return parsed
 
-    def heartbeat(self, *, timeout: float | None = None) -> None:
-        """Return if the front of the server answers; says nothing of the data behind it."""
-        self.request("GET", "/heartbeat", timeout=timeout)
+    def heartbeat(self, *, timeout: float | None = None) -> Any:
+        """What the front of the server answers; says nothing of the data behind it."""
+        return self.request("GET", "/heartbeat", timeout=timeout, most=_MAX_BEAT)
 
     def list_collections(self, tenant: str = "default_tenant", database: str = "default_database") -> list[Ref]:
         """The collections of one database. Tenants cannot be listed over HTTP."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chromakeep import __version__
-from chromakeep.errors import ChromakeepError, NotNow
+from chromakeep.errors import ChromakeepError, NotNow, RefusedToServe
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.audit_file import AuditFile
 from chromakeep.operations.audit_shipping import SEGMENT, AuditShipping
@@ -102,8 +102,8 @@ class Audit:
             if self.failing:
                 self._observer(Noted("the audit log is written again"))
             self.failing = None
-        except OSError as error:
-            why = error.strerror or str(error)
+        except (OSError, RefusedToServe) as error:  # told to clients, who need not know of paths
+            why = (error.strerror or str(error)) if isinstance(error, OSError) else "another process writes there"
             if not self.failing:
                 self._observer(Noted(f"the audit log cannot be written: {why}", "warning"))
             self.failing = why

@@ -26,7 +26,8 @@ class AuditFile:
         self.path, self._largest, self._observer = path, largest, observer
         self.instance, self.number, self.hash = "", 0, NOTHING
         self._descriptor, self._size, self._first = -1, 0, 0
-        self._told = False  # that no file follows
+        self._told = False  # that it cannot be set aside
+        self._moved = False  # it was, and there is no next one yet
 
     def open(self, fields: Mapping[str, object]) -> None:
         """Go on where the last writer stopped, with a record of this beginning. Raises ``UsageError``,
@@ -46,7 +47,8 @@ class AuditFile:
             self._descriptor = -1
 
     def append(self, records: Sequence[Mapping[str, object]]) -> None:
-        """All of them or none; on the disk after ``sync``. Raises ``OSError``."""
+        """All of them or none; on the disk after ``sync``. Raises ``OSError``, and ``RefusedToServe`` when another
+        process took the place of a file that was full."""
         if self._size > self._largest:
             self._rotate()
         lines, number, before = [], self.number, self.hash
@@ -119,21 +121,28 @@ class AuditFile:
         self.append([torn(piece)])
 
     def _rotate(self) -> None:
+        if not (self._moved or self._set_aside()):
+            return
+        self._moved = True
+        self._open()
+        self._moved, self._first = False, 0
+        if self._size:  # another process was quicker, and has gone
+            self._resume()
+        sync(self.path.parent)
+
+    def _set_aside(self) -> bool:
         aside = self.path.with_name(f"{self.path.name}.{self._first:010d}")
         if aside.exists():  # somebody put it there: nothing is ever written over
-            return
+            return False
         self.sync()
         try:
             self.path.rename(aside)
-            self._open()
-        except (OSError, RefusedToServe) as error:  # as in a directory that is not ours: no record is lost for that
+        except OSError as error:  # as in a directory that is not ours: the records matter, not how large the file is
             if not self._told:
                 self._told = True
-                why = error.strerror if isinstance(error, OSError) else error.message
-                self._observer(Noted(f"no file follows {self.path}, which grows on: {why}", "warning"))
-            return
-        sync(self.path.parent)
-        self._first = 0
+                self._observer(Noted(f"{self.path} cannot be set aside and grows on: {error.strerror}", "warning"))
+            return False
+        return True
 
 
 def now() -> str:

@@ -158,7 +158,8 @@ class Front(msgspec.Struct, frozen=True):
     it makes for itself. ``books`` says which are kept of the requests; ``audit`` is the log for them, ``read`` gives
     the numbers of the run. ``keys`` are those of the moment, ``foreign`` tells
     what a token of others gives (see ``Entrance``); ``closed``: nobody comes in without
-    one, be there one or not. ``forwarding``: writes go on to the instance that takes them.
+    one, be there one or not; ``local``: without any, only programs of this machine are to come in.
+    ``forwarding``: writes go on to the instance that takes them.
     ``authority`` is the name of a server that is not ours, which is ``secure`` over TLS.
     ``engine`` answers in the place of a server: it is asked by so many ``threads`` at a time.
     """
@@ -179,6 +180,7 @@ class Front(msgspec.Struct, frozen=True):
     keys: Callable[[], Keyring | None] | None = None
     foreign: Callable[[str, float], Key | None] | None = None
     closed: bool = False
+    local: bool = False
     forwarding: Forwarding | None = None
     authority: str | None = None
     secure: bool = False

@@ -55,6 +55,11 @@ class Entrance:
         return self._issuer is not None or not (self._accepted or loopback(self._host))
 
     @property
+    def local(self) -> bool:
+        """Whether only programs of this machine are to come in while there is no key."""
+        return not self._accepted and loopback(self._host)
+
+    @property
     def foreign(self) -> Callable[[str, float], Key | None] | None:
         """What a token of the issuer's gives the right to at a time; None where there is no issuer."""
         return self._issuer.key if self._issuer else None

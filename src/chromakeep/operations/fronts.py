@@ -60,6 +60,7 @@ def front_of(
         keys=lambda: entrance.ring,
         foreign=entrance.foreign,
         closed=entrance.closed,
+        local=entrance.local,
     )
 
 

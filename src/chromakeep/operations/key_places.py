@@ -56,6 +56,9 @@ _KEY, _END = msgspec.json.Decoder(Key), msgspec.json.Decoder(End)
 class KeyPlace(Protocol):
     """Keys that are kept. What has been written is durable, and seen by every later ``read``."""
 
+    def present(self) -> None:
+        """Raises ``UsageError`` where there can be no keys because nothing is there."""
+
     def mark(self) -> str:
         """Another one after every change, for the price of one small request; "" where there is nothing to be read."""
 
@@ -92,22 +95,30 @@ class RepositoryKeys:
 
     def __init__(self, repository: Repository, observer: Observer = ignore) -> None:
         self._repository, self._observer = repository, observer
-        self._read: dict[str, Key | End | None] = {}  # by name; None: damaged
+        self._read: dict[ObjectInfo, Key | End | None] = {}  # None: damaged, until the object is another one
+
+    def present(self) -> None:
+        """See ``KeyPlace``. Whoever opened the repository has found out."""
 
     def mark(self) -> str:
-        names = "\n".join(o.name for o in self._listed())
-        return names and hashlib.blake2b(names.encode(), digest_size=16).hexdigest()
+        told = msgspec.json.encode(self._listed())
+        return hashlib.blake2b(told, digest_size=16).hexdigest() if told != b"[]" else ""
 
     def read(self) -> Keyring:
         listed = self._listed()
-        missing = [o for o in listed if o.name not in self._read]
+        missing = [o for o in listed if o not in self._read]
         with ThreadPoolExecutor(8) as pool:
-            found = {**self._read, **dict(pool.map(self._fetch, missing))}
-        self._read = {o.name: found[o.name] for o in listed if o.name in found}
+            found = {**self._read, **dict(zip(missing, pool.map(self._fetch, missing), strict=True))}
+        self._read = {o: found[o] for o in listed}
+        by_name = {o.name: one for o, one in self._read.items()}
         keys = []
-        for one in self._read.values():
+        for one in by_name.values():
             if isinstance(one, Key):
-                ends = [self._end(one, suffix) for suffix in (REVOKED, ROTATED) if f"{PREFIX}{one.id}{suffix}" in found]
+                ends = [
+                    end.time if isinstance(end := by_name[name], End) else one.created  # damaged: an end it is
+                    for suffix in (REVOKED, ROTATED)
+                    if (name := f"{PREFIX}{one.id}{suffix}") in by_name
+                ]
                 keys.append(replace(one, revoked=min(ends, key=seconds)) if ends else one)
         return Keyring(keys)
 
@@ -133,18 +144,14 @@ class RepositoryKeys:
             raise CorruptObject(PREFIX, f"holds more than {MOST_KEYS:,} keys", hint="remove what is not yours")
         return found
 
-    def _end(self, key: Key, suffix: str) -> str:
-        end = self._read.get(f"{PREFIX}{key.id}{suffix}")
-        return end.time if isinstance(end, End) else key.created
-
-    def _fetch(self, info: ObjectInfo) -> tuple[str, Key | End | None]:
+    def _fetch(self, info: ObjectInfo) -> Key | End | None:
         try:
-            return info.name, access_object(self._repository, info.name, info.size)
+            return access_object(self._repository, info.name, info.size)
         except ObjectNotFound:
-            return info.name, None  # forgotten between the listing and now
+            return None  # forgotten between the listing and now
         except (VerificationFailed, UnsupportedFormat) as error:
             self._observer(Noted(f"a key cannot be read and opens nothing: {error}", "warning"))
-            return info.name, None
+            return None
 
 
 def access_object(repository: Repository, name: str, size: int) -> Key | End:
@@ -169,6 +176,10 @@ class DirectoryKeys:
 
     def __init__(self, data: Path) -> None:
         self._data, self.path = data, data / KEYS
+
+    def present(self) -> None:
+        if not self._data.is_dir():
+            raise UsageError(f"{self._data}: no such directory", hint="name the data directory that holds the keys")
 
     def mark(self) -> str:
         try:
@@ -214,8 +225,7 @@ class DirectoryKeys:
         except ImportError:  # not on Windows: there the last of two writers wins
             yield
             return
-        if not self._data.is_dir():
-            raise UsageError(f"{self._data}: no such directory", hint="name the data directory that holds the keys")
+        self.present()
         with (self._data / KEYS_LOCK).open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # let go when it is closed
             yield

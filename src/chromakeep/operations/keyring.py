@@ -44,7 +44,9 @@ def shown(key: Key, now: float) -> ShownKey:
 
 
 def load(place: KeyPlace) -> Keyring:
-    """All keys, those that have ended among them. Raises ``VerificationFailed``, ``StoreError``."""
+    """All keys, those that have ended among them. Raises ``UsageError`` where there is no such place,
+    ``VerificationFailed``, ``StoreError``."""
+    place.present()
     return place.read()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from msgspec.structs import replace
 
+from chromakeep.addresses import authority
 from chromakeep.chroma.catalog import DATABASE, collection_count
 from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
 from chromakeep.chroma.server import ChromaServer, free_port, port_is_free
@@ -357,7 +358,7 @@ class _Service:
         self.changeover.over()
         self.observer(
             Noted(
-                f"serving on {self.settings.facing.scheme}://{self.front.host}:{self.front.port}"
+                f"serving on {self.settings.facing.scheme}://{authority(self.front.host, self.front.port)}"
                 f" (process {server.pid}, ready in {time.monotonic() - begun:.1f} s)"
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 from msgspec.structs import replace
 
+from chromakeep.addresses import authority
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.errors import ServerAnswered, ServerSilent
 from chromakeep.events import Noted, Observer, ignore
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 EVERY = 2.0  # seconds between two looks whether it is there
 PATIENCE = 10.0  # seconds for its heartbeat
+BEAT = "nanosecond heartbeat"  # what is in it
 SILENT = "the server behind does not answer; the log says why"
 
 
@@ -55,7 +58,7 @@ class Elsewhere:
     def __init__(self, backend: tuple[str, int], secure: bool) -> None:
         self._backend, self._secure = backend, secure
         self._client = ChromaClient(*backend, timeout=PATIENCE, secure=secure)
-        self._authority = "{}:{}".format(*backend)
+        self._authority = authority(*backend)
         self.name = f"what is at {self._authority}"
 
     def start(self) -> None:
@@ -68,10 +71,12 @@ class Elsewhere:
     def trouble(self) -> str | None:
         """See ``Behind``."""
         try:
-            self._client.heartbeat(timeout=PATIENCE)
-        except (ServerSilent, ServerAnswered) as error:
+            beat = self._client.heartbeat(timeout=PATIENCE)
+        except ServerSilent as error:
             return error.message
-        return None
+        except ServerAnswered as error:
+            return f"{self._authority} answers {error.status}: {error.message}"
+        return None if isinstance(beat, dict) and BEAT in beat else f"{self._authority} answers, but as no Chroma does"
 
     def stop(self) -> None:
         """See ``Behind``."""
@@ -134,6 +139,7 @@ def serve(
         keys=lambda: entrance.ring,
         foreign=entrance.foreign,
         closed=entrance.closed,
+        local=entrance.local,
     )
     behind = settings.behind
     try:
@@ -142,7 +148,7 @@ def serve(
         try:
             entrance.start()
             door.start()
-            where = f"{settings.facing.scheme}://{settings.host}:{settings.port}"
+            where = f"{settings.facing.scheme}://{authority(settings.host, settings.port)}"
             observer(Noted(f"serving on {where} {behind.name}"))
             _watch(behind, duty, observer, stop)
         finally:
@@ -150,6 +156,8 @@ def serve(
             entrance.stop()
     finally:
         behind.stop()
+        if front.folder:
+            shutil.rmtree(front.folder, ignore_errors=True)
     return ServeResult(round(time.monotonic() - started, 3))
 
 

@@ -37,12 +37,12 @@ class Auditing:
             self._denied(account, now)
             return
         if account.key:
-            pair = account.key, account.peer
+            pair = account.identity, account.peer
             if now - self._used.get(pair, -HOUR) >= HOUR:
                 if len(self._used) >= _MOST_PAIRS:
                     self._used.clear()
                 self._used[pair] = now
-                self._record({"event": "key", "key": account.key[:_LONGEST], "peer": account.peer})
+                self._record({"event": "key", **_who(account)})
         path = account.target.partition("?")[0]
         # Chunks of a directory that is received have no effect before it is put in place, by a POST.
         if is_write(account.method, path) and not (account.method == "PUT" and path.startswith("/_keep/")):
@@ -72,11 +72,16 @@ def outcome(status: int) -> str:
     return "done" if status < 400 else "refused" if status < 500 else "failed"
 
 
+def _who(account: Account) -> dict[str, object]:
+    """The key's name is for people: those of an issuer's subjects may be alike, and a rotated key has that of the one
+    before."""
+    return {"key": account.key[:_LONGEST], "key_id": account.identity, "peer": account.peer}
+
+
 def _fields(event: str, account: Account, path: str) -> dict[str, object]:
     fields: dict[str, object] = {
         "event": event,
-        "key": account.key[:_LONGEST],
-        "peer": account.peer,
+        **_who(account),
         "method": account.method[:32],
         "route": account.route,
         "path": path[:_LONGEST],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chromakeep.errors import UsageError
+from chromakeep.events import Observer
 from chromakeep.operations.duty import Front
 from chromakeep.operations.outputs import STDOUT, Rotated, Stream
 from chromakeep.server.access_log import AccessLog
@@ -42,7 +43,7 @@ class Bookkeeping:
             numbers["audit_dropped_records"] = lambda: audit.dropped
             numbers["audit_failing"] = lambda: audit.failing is not None
             numbers["audit_unshipped_records"] = lambda: audit.unshipped
-        self._tracing = _tracing() if books.traces else None
+        self._tracing = _tracing(front.observer) if books.traces else None
         self.ledger: Ledger | None = several(metrics, self._access_log, self._auditing, self._tracing)
         self._exposition = Exposition(metrics, front.read, numbers, front.observer)
         self.metrics = self._exposition.page
@@ -81,12 +82,12 @@ class Bookkeeping:
         self._exposition.stop()
         if self._auditing:
             self._auditing.close()
-        if self._tracing:
-            self._tracing.close()
         if self._access_log:
             self._access_log.stop(FLUSH)
         if self._audit:
             self._audit.stop(FLUSH)
+        if self._tracing:
+            self._tracing.close()
 
 
 class BookedDoor:
@@ -117,10 +118,10 @@ class _NothingElse(Plain):
         return refusal(404, "there is nothing here but /metrics, /healthz and the like")
 
 
-def _tracing() -> Tracing:
+def _tracing(observer: Observer) -> Tracing:
     from chromakeep.server.tracing import Tracing  # few doors have one
 
-    return Tracing()
+    return Tracing(observer)
 
 
 def _access_log(front: Front) -> AccessLog | None:

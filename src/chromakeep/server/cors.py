@@ -38,14 +38,14 @@ class Cors(msgspec.Struct, frozen=True):
         if ANY in self.origins:
             return b"access-control-allow-origin: *\r\n" + _EXPOSED if field(request, b"origin") else b""
         origin = field(request, b"origin")
-        if origin is None or not self._lets_in(origin):
+        if origin is None or not self.lets_in(origin):
             return b"vary: origin\r\n"
         allowed = b"access-control-allow-origin: %b\r\naccess-control-allow-credentials: true\r\n" % origin
         return allowed + _EXPOSED + b"vary: origin\r\n"
 
     def refusal(self, request: RequestHead) -> Refusal | None:
         """Why a preflight is refused, if it is."""
-        return None if self._lets_in(field(request, b"origin") or b"") else _STRANGER
+        return None if self.lets_in(field(request, b"origin") or b"") else _STRANGER
 
     def permission(self, request: RequestHead) -> bytes:
         """What the answer to a preflight says beside ``fields``: every field that the page asks for may be sent."""
@@ -54,7 +54,8 @@ class Cors(msgspec.Struct, frozen=True):
         depends = b"vary: access-control-request-headers\r\n"
         return _METHODS + b"access-control-allow-headers: %b\r\n" % names + _REMEMBERED + depends
 
-    def _lets_in(self, origin: bytes) -> bool:
+    def lets_in(self, origin: bytes) -> bool:
+        """Whether a page from there may ask."""
         return ANY in self.origins or origin.decode("latin-1") in self.origins
 
 

@@ -160,6 +160,10 @@ class Door:
             self._cors,
             self._relay,
         )
+        if limits.connections < self._limits.connections:
+            service.warn(
+                f"the door takes {limits.connections} clients at a time: more open files allow more (ulimit -n)"
+            )
         if self._relay:
             self._relay.attach(loop, limits.connect)
         if self._guard:
@@ -290,10 +294,19 @@ def _explained(host: str, port: int, error: Exception) -> ServerFailed:
 
 
 def affordable(limits: Limits) -> Limits:
-    """The limits with no more connections than the process may have files open, two for each."""
+    """The limits with no more connections than the process may have files open, two for each.
+
+    Where the system lets it, it may then have as many as that takes: 1024, which most begin with, are too few.
+    """
     if resource is None:
         return limits
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
+    wanted = 2 * limits.connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
         return limits
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if most > soft:
+        with suppress(OSError, ValueError):  # as under a policy of the system's: then it stays as it was
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+            soft = most
     return replace(limits, connections=max(1, min(limits.connections, (soft - _OTHER_FILES) // 2)))

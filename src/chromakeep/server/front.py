@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow, UsageError
 from chromakeep.events import Noted
 from chromakeep.operations.duty import EXCHANGING, SNAPSHOTS, Duty, Facing, Front
-from chromakeep.operations.elsewhere import Forwarding
+from chromakeep.operations.elsewhere import Forwarding, door_at
 from chromakeep.server.answers import refusal
 from chromakeep.server.bookkeeping import METRICS, BookedDoor, Bookkeeping
 from chromakeep.server.cors import cors_of
@@ -27,6 +27,7 @@ from chromakeep.server.inside import Answering
 from chromakeep.server.ledgers import several
 from chromakeep.server.limits import Limits
 from chromakeep.server.relay import Relay
+from chromakeep.server.strangers import Strangers
 from chromakeep.server.tls import Tls, context_of, fingerprint
 from chromakeep.server.unlocked import Unlocked
 from chromakeep.server.upstream import Remote
@@ -198,10 +199,20 @@ def open_door(front: Front) -> BookedDoor:
     underway = Underway()
     inner = {"/_keep/status": status, METRICS: books.metrics}  # names of collections and of keys among them
     shielded = front.engine is None  # an engine of ours is not ruined by what it is asked
+    cors = cors_of(front.facing.origins)
+    names = (door_at(front.forwarding.url).host,) if front.forwarding else ()
+    strangers = Strangers(cors, names) if front.local else None
     guard = (
-        Gatehouse(front.keys, closed=front.closed, pages=inner, foreign=front.foreign, shielded=shielded)
+        Gatehouse(
+            front.keys,
+            closed=front.closed,
+            pages=inner,
+            foreign=front.foreign,
+            strangers=strangers,
+            shielded=shielded,
+        )
         if front.keys
-        else Unlocked(inner, shielded=shielded)
+        else Unlocked(inner, strangers, shielded=shielded)
     )
     also = front.audit.refusal if front.audit else lambda: None
     door = Door(
@@ -215,7 +226,7 @@ def open_door(front: Front) -> BookedDoor:
         ledger=several(books.ledger, underway),
         guard=guard,
         tls=_self_signed(front) if front.facing.self_signed else _tls(front.facing),
-        cors=cors_of(front.facing.origins),
+        cors=cors,
         remote=_remote(front),
         answering=_answering(front),
         limits=Limits() if shielded else Limits(body_bytes=MOST_BODY),

@@ -14,6 +14,7 @@ from chromakeep.server.backend import Backend
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.guard import Account, Looking, Ruling
 from chromakeep.server.request_head import RequestHead
+from chromakeep.server.strangers import Strangers
 from chromakeep.server.unlocked import Unlocked
 
 _UNKNOWN = refusal(503, "the keys cannot be read yet", retry_after=1.0)
@@ -21,7 +22,8 @@ _UNKNOWN = refusal(503, "the keys cannot be read yet", retry_after=1.0)
 
 class Gatehouse:
     """``keys`` tells the ring of the moment, None while it is not known. ``closed``: without a key nobody comes in, be
-    there one or not. ``pages``, ``foreign`` and ``shielded``: see ``Admission``."""
+    there one or not. ``pages``, ``foreign`` and ``shielded``: see ``Admission``,
+    ``strangers``: see ``Unlocked``."""
 
     def __init__(
         self,
@@ -30,12 +32,13 @@ class Gatehouse:
         closed: bool,
         pages: Mapping[str, Callable[[], Page]] = {},
         foreign: Callable[[str, float], Key | None] | None = None,
+        strangers: Strangers | None = None,
         shielded: bool = True,
     ) -> None:
         self._keys, self._closed = keys, closed
         self._ring = Keyring()
         self._admission = Admission(lambda: self._ring, time.time, pages, foreign, shielded=shielded)
-        self._unlocked = Unlocked(pages, shielded=shielded)
+        self._unlocked = Unlocked(pages, strangers, shielded=shielded)
 
     def attach(self, loop: asyncio.AbstractEventLoop, pool: Backend) -> None:
         """See ``Guard``."""

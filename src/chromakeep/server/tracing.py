@@ -7,26 +7,33 @@ trace (W3C ``traceparent``), and Chroma is told that ours is the parent of its o
 
 from __future__ import annotations
 
+import logging
 import re
+import threading
+import time
 from typing import Any
 
 from chromakeep import __version__
 from chromakeep.errors import UsageError
+from chromakeep.events import Noted, Observer, ignore
 from chromakeep.server.guard import Account
 
 LONGEST = 8192  # bytes of a ``tracestate`` that is passed on
 _IDS = rb"-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"
 _PARENT = re.compile(rb"00" + _IDS + rb"|(?!ff|00)[0-9a-f]{2}" + _IDS + rb"(?:-.*)?")
+PATIENCE = 2.0  # seconds at the end for a collector to take what waits: those of a container's grace are for the data
+AGAIN = 600.0  # seconds until the library's next word of the same kind is told
 INTERNAL = 500  # a status from which on it was the server's fault
 
 
 class Tracing:
     """Spans are put into a queue of OpenTelemetry's, whose thread sends them; what does not fit there is dropped.
 
-    Raises ``UsageError`` where the library is missing.
+    ``observer`` is told what the library says of a collector that is away. Raises ``UsageError`` where the library is
+    missing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer = ignore) -> None:
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -36,12 +43,16 @@ class Tracing:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError:
             raise UsageError("traces need a library", hint="pip install 'chromakeep[otel]'") from None
-        self._provider: Any = TracerProvider(resource=Resource.create({"service.version": __version__}))
+        self._provider: Any = TracerProvider(
+            resource=Resource.create({"service.version": __version__}), shutdown_on_exit=False
+        )
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("chromakeep", __version__)
         self._propagator, self._kind = TraceContextTextMapPropagator(), trace.SpanKind.SERVER
         self._within = trace.set_span_in_context
         self._failed = trace.Status(trace.StatusCode.ERROR)
+        self._told = _Told(observer)
+        logging.getLogger("opentelemetry").addHandler(self._told)
 
     def begun(self, account: Account) -> None:
         """The span begins, and the backend is told that it is its parent."""
@@ -85,5 +96,24 @@ class Tracing:
         span.end()
 
     def close(self) -> None:
-        """Send what waits, for some seconds at most."""
-        self._provider.shutdown()
+        """Send what waits, for ``PATIENCE`` seconds at most: a collector that is silent keeps nobody."""
+        ending = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        ending.start()
+        ending.join(PATIENCE)
+        logging.getLogger("opentelemetry").removeHandler(self._told)
+
+
+class _Told(logging.Handler):
+    """The library's warnings, in our log instead of beside it."""
+
+    def __init__(self, observer: Observer) -> None:
+        super().__init__(logging.WARNING)
+        self._observer = observer
+        self._last: dict[str, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Of each kind one, and not again for a while: a collector that is away is tried every few seconds."""
+        now = time.monotonic()
+        if now - self._last.get(str(record.msg), -AGAIN) >= AGAIN:
+            self._last[str(record.msg)] = now
+            self._observer(Noted(f"traces: {record.getMessage()[:500]}", "warning"))

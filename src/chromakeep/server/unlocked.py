@@ -10,18 +10,28 @@ from chromakeep.server import shield
 from chromakeep.server.gate import Page, Refusal, Request
 from chromakeep.server.guard import Account, Plain, Ruling
 from chromakeep.server.request_head import RequestHead
+from chromakeep.server.strangers import Strangers
 
 _FORWARDED = (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via")
 
 
 class Unlocked(Plain):
-    """One for a door. ``pages`` are answered here; ``shielded``: see ``Admission``."""
+    """One for a door. ``pages`` are answered here; ``shielded``: see ``Admission``. ``strangers`` do not come in; None:
+    it was said that all may."""
 
-    def __init__(self, pages: Mapping[str, Callable[[], Page]] = {}, *, shielded: bool = True) -> None:
-        self._pages, self._shielded = pages, shielded
+    def __init__(
+        self,
+        pages: Mapping[str, Callable[[], Page]] = {},
+        strangers: Strangers | None = None,
+        *,
+        shielded: bool = True,
+    ) -> None:
+        self._pages, self._strangers, self._shielded = pages, strangers, shielded
 
     def admin(self, request: Request, account: Account) -> Refusal | None:
         """See ``Warden``: whoever is on this machine, and no proxy that speaks for others."""
+        if self._strangers and (refused := self._strangers.refusal(request.fields)):
+            return refused
         if loopback(request.peer) and not any(request.field(name) for name in _FORWARDED):
             return None
         return Refusal(403, "AuthError", "without keys that is for clients on this machine; make one of the role admin")
@@ -29,6 +39,9 @@ class Unlocked(Plain):
     def rule(self, head: RequestHead, account: Account) -> Ruling:
         """See ``Guard``."""
         path = head.target.partition("?")[0]
+        if self._strangers and (refused := self._strangers.refusal(head.fields)):
+            account.describe(call_of(head.method, path))
+            return refused
         if head.method in ("GET", "HEAD") and (page := self._pages.get(path)):
             account.route = path
             return page()

@@ -21,13 +21,14 @@ _KEPT = 64  # idle connections
 # Seconds for which an idle connection to another program's machine is used again: its other end must not be closing it
 # just then, and a network forgets an idle one without a word: what is sent over it then waits for minutes.
 FRESH = 5.0
+_INFORMATIONAL = 100  # answers before the answer
 
 
 class Upstream(asyncio.Protocol):
     """One connection. Reads answers for the exchange it carries, and stops while that holds them back."""
 
-    __slots__ = ("_body", "_buffer", "_chunked", "_lead", "_paused", "_pool", "_searched", "exchange", "full", "lost",
-                 "since", "spoke", "transport", "used")  # fmt: skip
+    __slots__ = ("_body", "_buffer", "_chunked", "_informed", "_lead", "_paused", "_pool", "_searched", "exchange",
+                 "full", "lost", "since", "spoke", "transport", "used")  # fmt: skip
 
     def __init__(self, pool: Pool) -> None:
         self.exchange: Carried | None = None
@@ -39,7 +40,7 @@ class Upstream(asyncio.Protocol):
         self.full = False  # it takes no more of a request for now
         self._pool = pool
         self._buffer = bytearray()
-        self._searched = 0
+        self._searched = self._informed = 0
         self._body: Body | None = None  # of the answer, once its head has come
         self._paused = False
         self._lead = b""  # head of the request while it waits for the first bytes of the body
@@ -51,7 +52,7 @@ class Upstream(asyncio.Protocol):
 
     def carry(self, exchange: Carried) -> None:
         """Give this connection, which is idle, to an exchange."""
-        self.exchange, self.spoke, self._body, self._searched = exchange, False, None, 0
+        self.exchange, self.spoke, self._body, self._searched, self._informed = exchange, False, None, 0, 0
 
     def begin(self, head: RequestHead) -> None:
         """Send a request's head; of one without a body that is all there is."""
@@ -142,6 +143,10 @@ class Upstream(asyncio.Protocol):
         if answer.status >= 200:
             self._body = body_of(answer.length)
             exchange.answer_begins(answer)
+            return True
+        self._informed += 1
+        if self._informed > _INFORMATIONAL:
+            raise Malformed("informational answers without end")
         return True
 
     def _pass(self, exchange: Carried, body: Body, data: bytes) -> None:
