@@ -13,7 +13,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import chromadb
 import pytest
@@ -34,11 +34,11 @@ def asked(port: int, path: str, **headers: str) -> int:
         connection.close()
 
 
-def until_ready(port: int, running: subprocess.Popen[str]) -> None:
+def until_ready(port: int, running: subprocess.Popen[Any], page: str = "/readyz") -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
-            if asked(port, "/readyz") == 200:
+            if asked(port, page) == 200:
                 return
         except OSError:
             pass
@@ -104,13 +104,11 @@ def test_a_log_that_nobody_takes_ends_nothing(cli: Cli, tmp_path: Path, stderr: 
         )
     os.close(write)
     try:
-        deadline = time.monotonic() + 60
-        while not healthy(port):
-            assert running.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        until_ready(port, running, "/healthz")
         assert asked(port, "/api/v2/version") == 503
         (place / "chromakeep-keys.json").unlink()
         token = cli("keys", "create", "boss", "--role", "admin", "--data", place).stdout.strip()
+        deadline = time.monotonic() + 60
         while asked(port, "/_keep/status", authorization=f"Bearer {token}") != 200:  # its thread lives
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -132,10 +130,7 @@ def test_writes_stay_refused_over_a_restart(cli: Cli, tmp_path: Path) -> None:
         words = cli.command("serve", "http://127.0.0.1:1", "--data", place, "--port", port)
         running = subprocess.Popen(words, cwd=cli.cwd, env=cli.environ, stdout=subprocess.DEVNULL)
         try:
-            deadline = time.monotonic() + 60
-            while not healthy(port):
-                assert running.poll() is None and time.monotonic() < deadline
-                time.sleep(0.05)
+            until_ready(port, running, "/healthz")
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
             body = None if allow is None else json.dumps({"allow": allow, "reason": "moved"})
             headers = {"x-chroma-token": token, "content-type": "application/json"}
@@ -161,10 +156,7 @@ def test_a_page_of_the_web_needs_a_key_or_a_word(cli: Cli, tmp_path: Path, words
     command = cli.command("serve", "http://127.0.0.1:1", "--data", tmp_path, "--port", port, *words)
     running = subprocess.Popen(command, cwd=cli.cwd, env=cli.environ, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + 60
-        while not healthy(port):
-            assert running.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        until_ready(port, running, "/healthz")
         silent = 503  # it has come in, and nothing is behind
         assert asked(port, "/api/v2/version") == silent
         assert asked(port, "/api/v2/version", host="evil.example.com") == (silent if "--open" in words else 403)
@@ -249,13 +241,6 @@ def test_what_is_no_chroma_is_not_ready(answer: bytes, said: str | None) -> None
         threading.Thread(target=answering, daemon=True).start()
         trouble = Elsewhere(server.getsockname(), secure=False).trouble()
     assert (trouble is None) if said is None else (trouble is not None and said in trouble)
-
-
-def healthy(port: int) -> bool:
-    try:
-        return asked(port, "/healthz") == 200
-    except OSError:
-        return False
 
 
 def test_what_is_wrong_is_told(cli: Cli, tmp_path: Path) -> None:

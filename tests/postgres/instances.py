@@ -148,7 +148,7 @@ class Writer(threading.Thread):
         while not self.tally.over.is_set():
             try:
                 self.turn()
-            except Exception as error:
+            except Exception as error:  # a thread cannot fail a test: the tally does
                 self.tally.wrong.append(f"writer {self.number}: {type(error).__name__}: {error}")
 
     def turn(self) -> None:

@@ -18,6 +18,13 @@ from server.wires import OK, Backend, Wire
 ASK = b"GET /api/v2/version HTTP/1.1\r\nhost: h\r\n\r\n"
 
 
+def comes_in(wire: Wire, behind: Wire) -> None:
+    """What was sent reaches the backend, and is answered by it."""
+    behind.until()
+    behind.send(OK)
+    assert wire.answer().status == 200
+
+
 @pytest.mark.parametrize("closed", [True, False])
 def test_keys_that_could_not_be_read_yet_let_nobody_in(
     closed: bool, backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
@@ -31,17 +38,13 @@ def test_keys_that_could_not_be_read_yet_let_nobody_in(
     assert backend.unasked()
     wire.send(ASK.replace(b"version", b"heartbeat"))  # by which a platform tells whether to end it
     behind = backend.accept()
-    behind.until()
-    behind.send(OK)
-    assert wire.answer().status == 200
+    comes_in(wire, behind)
     key, token = mint("a", "admin")
     rings[0] = Keyring([key])
     wire.send(ASK)
     assert wire.answer().status == 401
     wire.send(ASK[:-2] + f"x-chroma-token: {token}\r\n\r\n".encode())
-    behind.until()
-    behind.send(OK)
-    assert wire.answer().status == 200
+    comes_in(wire, behind)
 
 
 def test_without_any_key_it_is_open_where_it_may_be(
@@ -49,10 +52,7 @@ def test_without_any_key_it_is_open_where_it_may_be(
 ) -> None:
     wire = knock(open_door(guard=Gatehouse(Keyring, closed=False)))
     wire.send(ASK)
-    behind = backend.accept()
-    behind.until()
-    behind.send(OK)
-    assert wire.answer().status == 200
+    comes_in(wire, backend.accept())
 
 
 def test_a_token_whose_issuer_is_not_known_yet_is_not_wrong(
@@ -73,10 +73,7 @@ def test_a_token_whose_issuer_is_not_known_yet_is_not_wrong(
         assert wire.answer().status == 503
     known.append(mint("oidc.a", "reader")[0])
     wire.send(ask)
-    behind = backend.accept()
-    behind.until()
-    behind.send(OK)
-    assert wire.answer().status == 200
+    comes_in(wire, backend.accept())
 
 
 def test_who_was_in_is_not_locked_out_when_keys_are_read_anew(
@@ -92,17 +89,13 @@ def test_who_was_in_is_not_locked_out_when_keys_are_read_anew(
 
     ask(token)
     behind = backend.accept()
-    behind.until()
-    behind.send(OK)
-    assert wire.answer().status == 200
+    comes_in(wire, behind)
     for status in (*[401] * 5, 429):
         ask(token[:-4] + "AAAA")
         assert wire.answer().status == status
     rings[0] = Keyring([key, mint("b", "reader")[0]])
     ask(token)
-    behind.until()
-    behind.send(OK)
-    assert wire.answer().status == 200
+    comes_in(wire, behind)
     rings[0] = Keyring([replace(key, revoked=key.created)])
     ask(token)
     assert wire.answer().status == 401
@@ -168,10 +161,7 @@ def test_programs_of_this_machine_and_pages_that_were_named_come_in_without_keys
 ) -> None:
     wire = knock(open_door(guard=Gatehouse(Keyring, closed=False, strangers=STRANGERS)))
     wire.send(asked(host, origin))
-    behind = backend.accept()
-    behind.until()
-    behind.send(OK)
-    assert wire.answer().status == 200
+    comes_in(wire, backend.accept())
 
 
 def test_with_a_key_any_name_is_one(
@@ -182,7 +172,4 @@ def test_with_a_key_any_name_is_one(
     wire = knock(open_door(guard=Gatehouse(lambda: Keyring([key]), closed=False, strangers=STRANGERS)))
     more = f"x-chroma-token: {token}\r\ncontent-length"
     wire.send(asked("chroma.example.com", "http://other.example.com").replace(b"content-length", more.encode()))
-    behind = backend.accept()
-    behind.until()
-    behind.send(OK)
-    assert wire.answer().status == 200
+    comes_in(wire, backend.accept())

@@ -100,7 +100,7 @@ class Client(threading.Thread):
         while not self.world.over.is_set():
             try:
                 self.turn()
-            except Exception as error:
+            except Exception as error:  # a thread cannot fail a soak: the world does
                 self.world.wrong.append(f"{type(self).__name__} {self.number}: {type(error).__name__}: {error}")
                 self._connection = None
 

@@ -7,7 +7,10 @@ cosine distance to a vector of zeros is 1 for Chroma and NaN for pgvector, whose
 from __future__ import annotations
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from chromakeep.engine import Vectors
 from chromakeep.postgres.held import Held
 
 _OPERATORS = {"l2": ("<->", "l2"), "cosine": ("<=>", "cosine"), "ip": ("<#>", "ip")}
@@ -58,3 +61,16 @@ def measure(held: Held) -> Measure:
     kinds = [held.storage] if held.storage == "halfvec" else ["vector", "halfvec"]
     kind = next((kind for kind in kinds if held.dimension <= INDEXED[kind]), None)
     return Measure(held.space, _OPERATORS[held.space][0], held.dimension, held.storage, kind)
+
+
+def unindexable(vectors: Vectors, *, halves: bool, directed: bool) -> NDArray[np.bool_]:
+    """Which of them an index does not take: what is too large for one of ``halves``, and, where it is of directions
+    (``directed``, as under cosine), what is nothing but zeros in it."""
+    with np.errstate(over="ignore"):
+        kept = vectors.astype(np.float16) if halves else vectors
+    found: NDArray[np.bool_] = np.zeros(len(kept), np.bool_)
+    if halves:
+        found |= ~np.isfinite(kept).all(axis=1)
+    if directed:
+        found |= ~kept.any(axis=1)
+    return found

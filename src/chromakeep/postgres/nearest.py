@@ -28,7 +28,7 @@ from chromakeep.postgres import packing, reading
 from chromakeep.postgres.chosen import chosen
 from chromakeep.postgres.estimates import Estimates
 from chromakeep.postgres.held import Held
-from chromakeep.postgres.measures import Measure, measure
+from chromakeep.postgres.measures import Measure, measure, unindexable
 
 Connection = psycopg.Connection[Any]
 SEARCH = 2.0  # ef_search of pgvector over that of Chroma's index, for its recall at least: docs/design/nearest.md
@@ -82,7 +82,7 @@ def query(
     if held.dimension is None or n_results == 0 or (ids is not None and not ids):
         return [_nothing(held, wanted) for _ in vectors]
     scope = scope_of(connection, held, n_results, ids, where)
-    if not scope.exact and measure(held).coarse and not _halves(vectors):
+    if not scope.exact and measure(held).coarse and unindexable(vectors, halves=True, directed=True).any():
         scope = msgspec.structs.replace(scope, exact=True)
     found, short = _ask(connection, held, vectors, n_results, scope, wanted)
     again = [number for number, segments in enumerate(short) if segments]
@@ -161,13 +161,6 @@ def _short(cursor: psycopg.Cursor[Any], held: Held, wanted: Wanted) -> int:
     if result.nfields <= column:  # no index was asked
         return 0
     return int.from_bytes(result.get_value(0, column) or b"", "big") if result.ntuples else _all(held)
-
-
-def _halves(vectors: Vectors) -> bool:
-    """Whether an index of halves can be asked for them: none is too large for it, or nothing but zeros in it."""
-    with np.errstate(over="ignore"):
-        halves = vectors.astype(np.float16)
-    return bool(np.isfinite(halves).all() and halves.any(axis=1).all())
 
 
 def _all(held: Held) -> int:

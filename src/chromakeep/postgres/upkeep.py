@@ -108,7 +108,7 @@ class Upkeep:
                 begun = time.monotonic()
                 try:
                     worked = self._tend(one, at_rest=at_rest)
-                except Exception as error:
+                except Exception as error:  # whatever one has, the others have their turn; it is raised below
                     troubles.append(error)
                     worked = None
                 if at_rest and worked:

@@ -21,7 +21,7 @@ from chromakeep.postgres import packing, trigrams
 from chromakeep.postgres.batch import Batch, gathered
 from chromakeep.postgres.chosen import chosen, unprepared
 from chromakeep.postgres.held import UNINDEXABLE, Held
-from chromakeep.postgres.measures import WIDEST, measure
+from chromakeep.postgres.measures import WIDEST, measure, unindexable
 from chromakeep.postgres.numbers import encoded
 
 Connection = psycopg.Connection[Any]
@@ -217,14 +217,7 @@ def _place(columns: _Columns) -> str:
 def _outside(held: Held, embeddings: Vectors) -> NDArray[np.bool_]:
     """Which of them no index holds: zeros under cosine, and what is too large for one of halves."""
     half = measure(msgspec.structs.replace(held, dimension=embeddings.shape[1])).index_kind == "halfvec"
-    with np.errstate(over="ignore"):
-        kept = embeddings.astype(np.float16) if half else embeddings
-    outside: NDArray[np.bool_] = np.zeros(len(kept), np.bool_)
-    if half:
-        outside |= ~np.isfinite(kept).all(axis=1)
-    if held.space == "cosine":
-        outside |= ~kept.any(axis=1)
-    return outside
+    return unindexable(embeddings, halves=half, directed=held.space == "cosine")
 
 
 def _kept(held: Held) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from chromakeep.addresses import authority
 from chromakeep.cli import durations
 from chromakeep.cli.command import Call, command, place
 from chromakeep.cli.output import Reply
@@ -50,5 +51,4 @@ def _own(settings: Settings) -> str:
     host = settings.text("host") or "localhost"
     host = _ANYWHERE.get(host, host)
     secure = settings.text("tls_certificate") or settings.value("tls_self_signed")
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'https' if secure else 'http'}://{shown}:{settings.number('port') or 8000}"
+    return f"{'https' if secure else 'http'}://{authority(host, settings.number('port') or 8000)}"
