@@ -69,7 +69,7 @@ def test_what_was_merged_meanwhile_is_found_at_once_by_who_asks_for_it(log: Log)
     _, pursuit = pursue(log)
     for number in range(3, 9):
         log.append(1, number, Segment((change(number, number),)))
-    log.fence(1)
+    log.fence(1, log.pieces(1))
     merge(log.repository, 1, least=2)
     assert pursuit.next() is None
     store.calls.clear()
@@ -86,9 +86,9 @@ def test_a_restore_and_a_pursuit_leave_out_what_a_dead_writer_began(log: Log) ->
     way, pursuit = pursue(log)
     assert seconds(way, log) == ("base", [1, 2])
     assert told(pursuit) == []
-    log.fence(1)
+    log.fence(1, log.pieces(1))
     assert told(pursuit) == [] and pursuit.whole and pursuit.at == (1, 3)
-    log.fence(2)  # taken, and given up before anything was written
+    log.fence(2, log.pieces(2))  # taken, and given up before anything was written
     log.append(3, 1, Segment((change(9, 9, whole=True),), after=(1, 3)))
     assert told(pursuit) == [[9]] and pursuit.at == (3, 1)
     log.append(3, 2, Segment((change(10, 10),)))
@@ -100,7 +100,7 @@ def test_a_restore_and_a_pursuit_leave_out_what_a_dead_writer_began(log: Log) ->
 def test_an_epoch_on_something_else_is_not_followed(log: Log, first: dict[str, object]) -> None:
     """On a snapshot of a directory that was rebuilt, or on less than what is here."""
     _, pursuit = pursue(log)
-    log.fence(1)
+    log.fence(1, log.pieces(1))
     assert told(pursuit) == []
     log.append(2, 1, Segment((change(9, 9, whole=True),), **first))  # type: ignore[arg-type]
     with pytest.raises(FellBehind):
@@ -142,7 +142,7 @@ def test_a_snapshot_ahead_of_the_log_must_be_caught_up_with(log: Log) -> None:
             assert told(pursuit) == []
         else:
             assert told(pursuit) == [[5]]
-            log.fence(1)
+            log.fence(1, log.pieces(1))
             assert told(pursuit) == [] and pursuit.at == (1, 5)
     other = Log(Repository.create(MemoryStore()))
     other.append(1, 1, Segment((change(1, 1, whole=True),), base="base"))
@@ -151,6 +151,6 @@ def test_a_snapshot_ahead_of_the_log_must_be_caught_up_with(log: Log) -> None:
     found = settled(other, way)
     assert found
     pursuit = Pursuit(other, *found[1:])
-    other.fence(1)
+    other.fence(1, other.pieces(1))
     with pytest.raises(FellBehind):
         told(pursuit)

@@ -122,10 +122,13 @@ class Lease:
             if holder(brisk, epoch) != mine:
                 raise LeaseLost("another instance was quicker to take over") from None
         log, after = Log(brisk), None
-        for earlier in sorted({*log.epochs(), epoch - 1} - {0}, reverse=True):
-            if earlier >= epoch:
-                raise LeaseLost("another instance was quicker to take over")
-            last = log.fence(earlier)
+        listed = log.survey()
+        if max(listed, default=0) >= epoch:
+            raise LeaseLost("another instance was quicker to take over")
+        # Each number, in the log or not: its holder may be about to put its first segment, and whoever took over from
+        # it may have come no further than to its own lease.
+        for earlier in range(epoch - 1, 0, -1):
+            last = log.fence(earlier, listed.get(earlier, ()))
             if last:
                 after = earlier, last
                 break  # it was begun, and whoever began it had ended those before

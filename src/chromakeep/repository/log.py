@@ -284,19 +284,25 @@ class Log:
             raise CorruptObject(piece.name, "holds other segments than there are")
         return piece
 
-    def fence(self, epoch: int) -> int:
-        """See to it that nothing can be added to an epoch; returns the number of its last segment, 0 if it has none."""
-        number, ended = self.end(epoch)
+    def fence(self, epoch: int, pieces: Iterable[Piece]) -> int:
+        """See to it that nothing can be added to an epoch; returns the number of its last segment, 0 if it has none.
+
+        ``pieces``: of it, as they were listed at any time before, so that of an ended one one object is read.
+        """
+        number, ended = self.end_of(pieces)
+        store = self.repository.store
         while not ended:
             name = name_of(epoch, number + 1)
             try:
-                self.repository.store.put(name, seal("L", name, FENCED, self.repository.keys), if_absent=True)
-                ended = True
+                store.put(name, seal("L", name, FENCED, self.repository.keys), if_absent=True)
             except ObjectExists:
-                if self.read(epoch, number + 1) is None:
-                    ended = True
-                else:
-                    number += 1
+                ended = self.read(epoch, number + 1) is None
+                number += not ended
+                continue
+            last, ended = self.end(epoch)
+            if last > number:  # the name was free because its segment had been merged with later ones since the listing
+                store.delete(name)
+                number = last
         return number
 
 
