@@ -296,9 +296,9 @@ class Log:
             try:
                 store.put(name, seal("L", name, FENCED, self.repository.keys), if_absent=True)
             except ObjectExists:
-                ended = self.read(epoch, number + 1) is None
-                number += not ended
-                continue
+                if self.read(epoch, number + 1):
+                    number += 1
+                    continue
             last, ended = self.end(epoch)
             if last > number:  # the name was free because its segment had been merged with later ones since the listing
                 store.delete(name)
