@@ -18,7 +18,7 @@ from chromakeep.repository import Repository
 from chromakeep.repository import lease as lease_
 from chromakeep.repository.lease import Lease, holder, newest
 from chromakeep.repository.lineage import lineage
-from chromakeep.repository.log import Log, Segment, name_of, parse_name
+from chromakeep.repository.log import FENCED, Log, Segment, name_of, parse_name
 from chromakeep.repository.merging import merge
 from chromakeep.repository.route import Route, latest
 from chromakeep.repository.snapshots import Snapshot
@@ -261,6 +261,23 @@ def test_an_old_listing_ends_no_epoch_in_its_middle(repository: Repository) -> N
     assert log.end(1) == (20, True) and [n for n, _ in log.segments(1)] == list(range(1, 21))
     with pytest.raises(LeaseLost):
         log.append(1, 21, Segment((change(21, 21),)))
+
+
+def test_a_tombstone_in_the_middle_ends_nothing_for_anybody(repository: Repository) -> None:
+    """Two takers slept behind their listings; the first has put its tombstone where a merge had made room, and is
+    stopped there, or dead. The second, which finds it, does not take it for the end of what was written since."""
+    log = Log(repository)
+    for number in range(1, 6):
+        log.append(1, number, Segment((change(number, number),), base="s"))
+    old = log.pieces(1)
+    for number in range(6, 21):
+        log.append(1, number, Segment((change(number, number),)))
+    assert merge(repository, 1, least=2)
+    repository.put_sealed("L", name_of(1, 6), FENCED)
+    assert log.fence(1, old) == 20
+    assert log.end(1) == (20, True) and [n for n, _ in log.segments(1)] == list(range(1, 21))
+    merge(repository, 1, least=2)  # and nobody is told of damage for what the dead one left
+    assert log.read(1, 6) == Segment((change(6, 6),))
 
 
 def test_what_a_takeover_costs_is_one_request_an_idle_epoch() -> None:
