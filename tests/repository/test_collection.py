@@ -15,7 +15,9 @@ from chromakeep.errors import ObjectExists, RepositoryBusy
 from chromakeep.operations.prune import Retention, prune
 from chromakeep.operations.unlock import unlock
 from chromakeep.repository import Repository, collector
+from chromakeep.repository.index import IndexPart
 from chromakeep.repository.reader import SnapshotReader
+from chromakeep.repository.repository import MERGED
 from chromakeep.repository.sessions import Session
 from chromakeep.store.base import ObjectInfo, Store
 from chromakeep.store.memory import MemoryStore
@@ -147,9 +149,12 @@ def test_a_backup_at_every_moment_of_a_prune(scene: Callable[[int], Scene]) -> N
     assert at > 15
 
 
-def test_a_prune_at_every_moment_of_a_prune(scene: Callable[[int], Scene], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second prune starts at each call of the first, and takes over from it as if it were dead: whichever gives up,
-    the snapshot that stays is whole, and so is one made afterwards."""
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_prune_at_every_moment_of_a_prune(
+    scene: Callable[[int], Scene], monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """A second prune starts at each call of the first, and takes over from it as if it were dead, and so does a third:
+    whichever gives up, the snapshot that stays is whole, and so is one made afterwards."""
     at = 0
     while True:
         at += 1
@@ -158,7 +163,8 @@ def test_a_prune_at_every_moment_of_a_prune(scene: Callable[[int], Scene], monke
 
         def other(store: MemoryStore = store) -> None:
             monkeypatch.setattr(collector, "STALE", -1.0)
-            collect(store)
+            for _ in range(others):
+                collect(store)
             monkeypatch.undo()
 
         between = Interrupted(store, at, other)
@@ -209,6 +215,19 @@ def test_death_at_every_store_call(scene: Callable[[int], Scene], what: str, aft
         if done:
             break
     assert n > 8
+
+
+def test_an_index_that_names_packs_that_are_gone_is_in_nobodys_way(scene: Callable[[int], Scene]) -> None:
+    """Left by a prune that was overtaken, and died when it had put it: what it names is found where else it is."""
+    one = scene(1)
+    store = prepared(one)
+    repository = Repository.open(store)
+    for part in list(repository.parts().values()):
+        packs = [msgspec.structs.replace(p, name=f"{p.name}9") for p in part.packs]
+        repository.put_sealed("I", f"{MERGED}{packs[0].name[6:]}", IndexPart(packs, part.entries).encode())
+    assert len(one.verify(store)) == 5
+    collect(store)
+    assert len(one.verify(store)) == 1 and len(list(store.list("index/"))) == 1
 
 
 def test_two_backups_and_a_prune_at_once(scene: Callable[[int], Scene]) -> None:

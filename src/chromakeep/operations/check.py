@@ -86,7 +86,8 @@ class _Check:
         snapshots = list(self._snapshots(listed))
         parts = self._parts(listed)
         self._others(listed)
-        index = Index(parts.values(), avoid=self._condemned())
+        gone = {p.name for part in parts.values() for p in part.packs} - listed.keys()
+        index = Index(parts.values(), avoid=gone | self._condemned())
         infos = {p.name: p for p in index.packs}
         for name, info in infos.items():
             if name in listed and listed[name] != info.size:
