@@ -1,4 +1,4 @@
-"""Interleavings: actors that share a store, each of which goes on by so many steps at a time, or dies. Deterministic."""
+"""Interleavings: actors that share a store, each of which goes on by so many steps at a time, or dies."""
 
 from __future__ import annotations
 

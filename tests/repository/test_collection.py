@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -14,7 +16,7 @@ import pytest
 from chromakeep.errors import ObjectExists, RepositoryBusy
 from chromakeep.operations.prune import Retention, prune
 from chromakeep.operations.unlock import unlock
-from chromakeep.repository import Repository, collector
+from chromakeep.repository import Repository, collector, sessions
 from chromakeep.repository.index import IndexPart
 from chromakeep.repository.reader import SnapshotReader
 from chromakeep.repository.repository import MERGED
@@ -311,6 +313,21 @@ def test_a_fenced_session_cannot_commit(scene: Callable[[int], Scene]) -> None:
         session.commit(snapshot)
     with pytest.raises(ObjectExists):
         store.put(f"snapshots/{session.id}", b"", if_absent=True)
+
+
+@pytest.mark.parametrize("clock", ["monotonic", "time"])
+def test_a_session_of_a_machine_that_slept_does_not_commit(
+    scene: Callable[[int], Scene], monkeypatch: pytest.MonkeyPatch, clock: str
+) -> None:
+    """Nobody has counted with it for long, and a suspended machine's own monotonic clock has not gone on."""
+    one = scene(1)
+    store = prepared(one)
+    session = Session.start(Repository.open(store))
+    late = getattr(time, clock)() + 8 * 86400
+    monkeypatch.setattr(sessions, "time", SimpleNamespace(monotonic=time.monotonic, time=time.time))
+    monkeypatch.setattr(sessions.time, clock, lambda: late)
+    with pytest.raises(RepositoryBusy, match="too long"):
+        session.commit(Repository.open(store).snapshots()[0])
 
 
 def test_a_store_whose_put_if_absent_does_not_hold_is_never_fenced(scene: Callable[[int], Scene]) -> None:

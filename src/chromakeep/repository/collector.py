@@ -114,11 +114,13 @@ class _Collection:
         number = max((int(o.name[3:11]) for o in self.store.list("gc/") if o.name[3:11].isdigit()), default=0) + 1
         before = {s.id for s in self.repository.snapshots()}
         plan = _plan(self.repository, {s.id for s in remove}, set(busy))
-        if not plan.condemned and not plan.sparse and len(plan.superseded) < MANY_INDEXES and not self.repository.unfinished():
+        tidy = not plan.condemned and not plan.sparse and len(plan.superseded) < MANY_INDEXES
+        if tidy and not self.repository.unfinished():
             log, freed = self._remove(remove)
             self._sweep_old()
             return Collected(len(remove) + log, freed, log_objects=log)
         repacked = self._publish_index(plan)
+        self.session.confirm()
         # Not before: where damage stops a prune, an older snapshot may be the last whole one.
         log, freed = self._remove(remove)
         self._condemn(plan, number)
