@@ -219,7 +219,7 @@ def test_a_key_that_is_forgotten_while_it_is_listed_does_not_live_again() -> Non
     at, over = 0, False
     while not over:
         at += 1
-        slow = Actor(store, server, listings=True)
+        slow = Actor(store, server, page=1)
         known.clear()
         known.append(RepositoryKeys(Repository.open(slow.inner)))
         known[0].read()

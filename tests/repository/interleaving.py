@@ -14,12 +14,12 @@ PATIENCE = 60.0  # seconds for an actor to come to its next step
 class Actor:
     """Runs ``work`` with a store of its own, in a thread, and stops before each step until it is told to go on.
 
-    A step is a call of the store, and with ``listings`` each object that a listing yields: a long one is not of one
+    A step is a call of the store, and each further ``page`` of so many objects of a listing: a long one is not of one
     moment. ``result`` is what ``work`` returned, ``error`` what it raised.
     """
 
-    def __init__(self, store: Store, work: Callable[[Store], object], *, listings: bool = False) -> None:
-        self.inner, self.listings = store, listings
+    def __init__(self, store: Store, work: Callable[[Store], object], *, page: int = 1000) -> None:
+        self.inner, self.page = store, page
         self.done, self.dead, self.steps = False, False, 0
         self.result: object = None
         self.error: BaseException | None = None
@@ -84,11 +84,11 @@ class Actor:
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         self._step()
-        last, rest = "", list(self.inner.list(prefix))
-        while rest:
-            found = rest.pop(0)
-            last = found.name
-            yield found
-            if self.listings:
+        found = list(self.inner.list(prefix))
+        while page := found[: self.page]:
+            yield from page
+            if len(page) < len(found):
                 self._step()
-                rest = [o for o in self.inner.list(prefix) if o.name > last]
+                found = [o for o in self.inner.list(prefix) if o.name > page[-1].name]
+            else:
+                break

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from chromakeep.errors import ObjectExists, RepositoryBusy
+from chromakeep.operations.check import check
 from chromakeep.operations.prune import Retention, prune
 from chromakeep.operations.unlock import unlock
 from chromakeep.repository import Repository, collector, sessions
@@ -24,6 +25,7 @@ from chromakeep.repository.sessions import Session
 from chromakeep.store.base import ObjectInfo, Store
 from chromakeep.store.memory import MemoryStore
 from chromakeep.testing.faults import Died, FaultyStore
+from repository.interleaving import Actor
 from repository.scenes import Scene
 
 
@@ -284,6 +286,23 @@ def test_a_restore_goes_on_while_a_prune_moves_its_blocks(scene: Callable[[int],
         if between.calls < at:
             break
     assert at > 6
+
+
+@pytest.mark.parametrize("what", ["backup", "prune"])
+def test_a_check_whose_listing_is_of_no_one_moment_finds_no_damage(scene: Callable[[int], Scene], what: str) -> None:
+    """A whole backup, or prune, between any two pages of its listings and any two of its calls: all is whole."""
+    at, over = 0, False
+    while not over:
+        at += 1
+        one = scene(at)
+        store = prepared(one)
+        slow = Actor(store, lambda store: check(Repository.open(store)), page=2)
+        over = slow.go(at)
+        one.change()
+        one.backup(store) if what == "backup" else collect(store)
+        slow.go()
+        assert slow.error is None and slow.result and not slow.result.problems, f"stopped at {at}"  # type: ignore[attr-defined]
+    assert at > 20
 
 
 def test_blocks_of_which_little_is_needed_are_cut_down(scene: Callable[[int], Scene]) -> None:
