@@ -20,6 +20,7 @@ from chromakeep.repository.lease import Lease, holder, newest
 from chromakeep.repository.lineage import lineage
 from chromakeep.repository.log import FENCED, Log, Segment, name_of, parse_name
 from chromakeep.repository.merging import merge
+from chromakeep.repository.pursuit import Pursuit, settled
 from chromakeep.repository.route import Route, latest
 from chromakeep.repository.snapshots import Snapshot
 from chromakeep.store.base import ObjectInfo
@@ -392,6 +393,23 @@ def test_who_waits_asks_little_and_takes_over_at_once(monkeypatch: pytest.Monkey
         else:
             Log(Repository.open(store)).finish(1, 1)
         assert waiting.done.wait(30) and waiting.lease and waiting.lease.epoch == 2
+
+
+def test_a_snapshot_that_is_ahead_of_the_first_segment_is_not_led_back_by_it(repository: Repository) -> None:
+    """It was begun before that segment was put, and has what two looks found: the catalog of the first look is no way
+    to what came after the second."""
+    log = Log(repository)
+    log.append(1, 1, Segment((change(10, 1, whole=True),), base="base"))
+    log.append(1, 2, Segment((change(11, 2),)))
+    log.append(1, 3, Segment((change(12, 3),)))
+    way = latest(log, [snapshot("base", 9), snapshot("own", 12, epoch=1, counter=2, number=0)])
+    assert seconds(way, log) == ("own", [12])
+    found = settled(log, way) if way else None
+    assert found
+    pursuit = Pursuit(log, *found[1:])
+    log.append(1, 4, Segment((change(13, 4),)))
+    stretch = pursuit.next()
+    assert stretch and stretch.last.counter == 4 and pursuit.next() is None
 
 
 def test_directories_that_a_log_was_handed_through_are_one_lineage(repository: Repository) -> None:

@@ -41,7 +41,7 @@ class Route(msgspec.Struct, frozen=True):
                 for change in segment.changes:
                     if self.until is not None and change.time > self.until:
                         return
-                    if change.counter > leg.counter or change.whole:
+                    if change.counter > leg.counter:
                         yield change
 
     def collections(self, log: Log) -> tuple[Collection, ...]:
