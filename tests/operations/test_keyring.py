@@ -6,6 +6,7 @@ import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -32,7 +33,9 @@ from chromakeep.operations.prune import Retention, prune
 from chromakeep.operations.restore import restore, rollback
 from chromakeep.repository import Repository
 from chromakeep.repository.sealed import seal
+from chromakeep.store.base import Store
 from chromakeep.store.memory import MemoryStore
+from repository.interleaving import Actor
 
 Open = Callable[[], KeyPlace]
 
@@ -170,6 +173,65 @@ class Failing(MemoryStore):
     def delete(self, name: str) -> None:
         self._spend(name)
         super().delete(name)
+
+
+@pytest.mark.parametrize("stopped", ["rotate", "revoke"])
+@pytest.mark.parametrize("overlap", [0.0, 60.0])
+def test_a_rotation_beside_a_revocation_leaves_no_key(stopped: str, overlap: float) -> None:
+    """One is stopped at each of its steps while the other runs: whichever counts as first, the name opens nothing."""
+
+    def rotated(store: Store) -> None:
+        with suppress(RepositoryBusy, UsageError):
+            rotate(RepositoryKeys(Repository.open(store)), "app", overlap=overlap)
+
+    def revoked(store: Store) -> None:
+        revoke(RepositoryKeys(Repository.open(store)), "app")
+
+    first, second = (rotated, revoked) if stopped == "rotate" else (revoked, rotated)
+    at, over = 0, False
+    while not over:
+        at += 1
+        store = MemoryStore()
+        place = RepositoryKeys(Repository.create(store))
+        create(place, "app", "writer")
+        actor = Actor(store, first)
+        over = actor.go(at)
+        second(store) if not over else None
+        actor.go()
+        assert actor.error is None
+        assert over or not place.read().named("app", time.time() + 0.001), f"stopped at {at}"
+    assert at > 5
+
+
+def test_a_key_that_is_forgotten_while_it_is_listed_does_not_live_again() -> None:
+    """The listing has the key, and its end not any more: a server that knew of the end goes on knowing."""
+    store = MemoryStore()
+    place = RepositoryKeys(Repository.create(store))
+    key, _ = create(place, "app", "writer")
+    revoke(place, "app")
+    known: list[RepositoryKeys] = []
+
+    def server(store: Store) -> tuple[Key, ...]:
+        if not known:
+            known.append(RepositoryKeys(Repository.open(store)))
+        return known[0].read().named("app", time.time() + 0.001)
+
+    at, over = 0, False
+    while not over:
+        at += 1
+        slow = Actor(store, server, page=1)
+        known.clear()
+        known.append(RepositoryKeys(Repository.open(slow.inner)))
+        known[0].read()
+        known[0]._repository.store = slow
+        over = slow.go(at)
+        held = {name: store.get(name) for name in (f"access/{key.id}", f"access/{key.id}.revoked")}
+        place.forget(key)
+        slow.go()
+        assert slow.result == (), f"stopped at {at}"
+        for name, data in held.items():
+            store.put(name, data)
+    assert at > 2
 
 
 def test_a_rotation_that_dies_leaves_a_token_that_works() -> None:

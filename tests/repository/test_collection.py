@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from chromakeep.errors import ObjectExists, RepositoryBusy
+from chromakeep.operations.check import check
 from chromakeep.operations.prune import Retention, prune
 from chromakeep.operations.unlock import unlock
-from chromakeep.repository import Repository, collector
+from chromakeep.repository import Repository, collector, sessions
+from chromakeep.repository.index import IndexPart
 from chromakeep.repository.reader import SnapshotReader
+from chromakeep.repository.repository import MERGED
 from chromakeep.repository.sessions import Session
 from chromakeep.store.base import ObjectInfo, Store
 from chromakeep.store.memory import MemoryStore
 from chromakeep.testing.faults import Died, FaultyStore
+from repository.interleaving import Actor
 from repository.scenes import Scene
 
 
@@ -147,9 +153,12 @@ def test_a_backup_at_every_moment_of_a_prune(scene: Callable[[int], Scene]) -> N
     assert at > 15
 
 
-def test_a_prune_at_every_moment_of_a_prune(scene: Callable[[int], Scene], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second prune starts at each call of the first, and takes over from it as if it were dead: whichever gives up,
-    the snapshot that stays is whole, and so is one made afterwards."""
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_prune_at_every_moment_of_a_prune(
+    scene: Callable[[int], Scene], monkeypatch: pytest.MonkeyPatch, others: int
+) -> None:
+    """A second prune starts at each call of the first, and takes over from it as if it were dead, and so does a third:
+    whichever gives up, the snapshot that stays is whole, and so is one made afterwards."""
     at = 0
     while True:
         at += 1
@@ -158,7 +167,8 @@ def test_a_prune_at_every_moment_of_a_prune(scene: Callable[[int], Scene], monke
 
         def other(store: MemoryStore = store) -> None:
             monkeypatch.setattr(collector, "STALE", -1.0)
-            collect(store)
+            for _ in range(others):
+                collect(store)
             monkeypatch.undo()
 
         between = Interrupted(store, at, other)
@@ -209,6 +219,19 @@ def test_death_at_every_store_call(scene: Callable[[int], Scene], what: str, aft
         if done:
             break
     assert n > 8
+
+
+def test_an_index_that_names_packs_that_are_gone_is_in_nobodys_way(scene: Callable[[int], Scene]) -> None:
+    """Left by a prune that was overtaken, and died when it had put it: what it names is found where else it is."""
+    one = scene(1)
+    store = prepared(one)
+    repository = Repository.open(store)
+    for part in list(repository.parts().values()):
+        packs = [msgspec.structs.replace(p, name=f"{p.name}9") for p in part.packs]
+        repository.put_sealed("I", f"{MERGED}{packs[0].name[6:]}", IndexPart(packs, part.entries).encode())
+    assert len(one.verify(store)) == 5
+    collect(store)
+    assert len(one.verify(store)) == 1 and len(list(store.list("index/"))) == 1
 
 
 def test_two_backups_and_a_prune_at_once(scene: Callable[[int], Scene]) -> None:
@@ -265,6 +288,23 @@ def test_a_restore_goes_on_while_a_prune_moves_its_blocks(scene: Callable[[int],
     assert at > 6
 
 
+@pytest.mark.parametrize("what", ["backup", "prune"])
+def test_a_check_whose_listing_is_of_no_one_moment_finds_no_damage(scene: Callable[[int], Scene], what: str) -> None:
+    """A whole backup, or prune, between any two pages of its listings and any two of its calls: all is whole."""
+    at, over = 0, False
+    while not over:
+        at += 1
+        one = scene(at)
+        store = prepared(one)
+        slow = Actor(store, lambda store: check(Repository.open(store)), page=2)
+        over = slow.go(at)
+        one.change()
+        one.backup(store) if what == "backup" else collect(store)
+        slow.go()
+        assert slow.error is None and slow.result and not slow.result.problems, f"stopped at {at}"  # type: ignore[attr-defined]
+    assert at > 20
+
+
 def test_blocks_of_which_little_is_needed_are_cut_down(scene: Callable[[int], Scene]) -> None:
     """After thirty generations of scattered changes a prune to one snapshot leaves about one copy of the content."""
     one = scene(1)
@@ -292,6 +332,21 @@ def test_a_fenced_session_cannot_commit(scene: Callable[[int], Scene]) -> None:
         session.commit(snapshot)
     with pytest.raises(ObjectExists):
         store.put(f"snapshots/{session.id}", b"", if_absent=True)
+
+
+@pytest.mark.parametrize("clock", ["monotonic", "time"])
+def test_a_session_of_a_machine_that_slept_does_not_commit(
+    scene: Callable[[int], Scene], monkeypatch: pytest.MonkeyPatch, clock: str
+) -> None:
+    """Nobody has counted with it for long, and a suspended machine's own monotonic clock has not gone on."""
+    one = scene(1)
+    store = prepared(one)
+    session = Session.start(Repository.open(store))
+    late = getattr(time, clock)() + 8 * 86400
+    monkeypatch.setattr(sessions, "time", SimpleNamespace(monotonic=time.monotonic, time=time.time))
+    monkeypatch.setattr(sessions.time, clock, lambda: late)
+    with pytest.raises(RepositoryBusy, match="too long"):
+        session.commit(Repository.open(store).snapshots()[0])
 
 
 def test_a_store_whose_put_if_absent_does_not_hold_is_never_fenced(scene: Callable[[int], Scene]) -> None:

@@ -18,8 +18,9 @@ from chromakeep.repository import Repository
 from chromakeep.repository import lease as lease_
 from chromakeep.repository.lease import Lease, holder, newest
 from chromakeep.repository.lineage import lineage
-from chromakeep.repository.log import Log, Segment, name_of, parse_name
+from chromakeep.repository.log import FENCED, Log, Segment, name_of, parse_name
 from chromakeep.repository.merging import merge
+from chromakeep.repository.pursuit import Pursuit, settled
 from chromakeep.repository.route import Route, latest
 from chromakeep.repository.snapshots import Snapshot
 from chromakeep.store.base import ObjectInfo
@@ -263,6 +264,23 @@ def test_an_old_listing_ends_no_epoch_in_its_middle(repository: Repository) -> N
         log.append(1, 21, Segment((change(21, 21),)))
 
 
+def test_a_tombstone_in_the_middle_ends_nothing_for_anybody(repository: Repository) -> None:
+    """Two takers slept behind their listings; the first has put its tombstone where a merge had made room, and is
+    stopped there, or dead. The second, which finds it, does not take it for the end of what was written since."""
+    log = Log(repository)
+    for number in range(1, 6):
+        log.append(1, number, Segment((change(number, number),), base="s"))
+    old = log.pieces(1)
+    for number in range(6, 21):
+        log.append(1, number, Segment((change(number, number),)))
+    assert merge(repository, 1, least=2)
+    repository.put_sealed("L", name_of(1, 6), FENCED)
+    assert log.fence(1, old) == 20
+    assert log.end(1) == (20, True) and [n for n, _ in log.segments(1)] == list(range(1, 21))
+    merge(repository, 1, least=2)  # and nobody is told of damage for what the dead one left
+    assert log.read(1, 6) == Segment((change(6, 6),))
+
+
 def test_what_a_takeover_costs_is_one_request_an_idle_epoch() -> None:
     """Reigns without a write, as of a container that dies at its start, are passed over by one look each."""
     store = MeteredStore(MemoryStore())
@@ -375,6 +393,23 @@ def test_who_waits_asks_little_and_takes_over_at_once(monkeypatch: pytest.Monkey
         else:
             Log(Repository.open(store)).finish(1, 1)
         assert waiting.done.wait(30) and waiting.lease and waiting.lease.epoch == 2
+
+
+def test_a_snapshot_that_is_ahead_of_the_first_segment_is_not_led_back_by_it(repository: Repository) -> None:
+    """It was begun before that segment was put, and has what two looks found: the catalog of the first look is no way
+    to what came after the second."""
+    log = Log(repository)
+    log.append(1, 1, Segment((change(10, 1, whole=True),), base="base"))
+    log.append(1, 2, Segment((change(11, 2),)))
+    log.append(1, 3, Segment((change(12, 3),)))
+    way = latest(log, [snapshot("base", 9), snapshot("own", 12, epoch=1, counter=2, number=0)])
+    assert seconds(way, log) == ("own", [12])
+    found = settled(log, way) if way else None
+    assert found
+    pursuit = Pursuit(log, *found[1:])
+    log.append(1, 4, Segment((change(13, 4),)))
+    stretch = pursuit.next()
+    assert stretch and stretch.last.counter == 4 and pursuit.next() is None
 
 
 def test_directories_that_a_log_was_handed_through_are_one_lineage(repository: Repository) -> None:

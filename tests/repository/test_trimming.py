@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from chromakeep.errors import CorruptObject, LeaseLost, RepositoryBusy
+from chromakeep.errors import CorruptObject, LeaseLost, MissingObject, RepositoryBusy
 from chromakeep.operations.check import check
 from chromakeep.operations.prune import PruneReport, Retention, prune
 from chromakeep.operations.unlock import unlock
@@ -17,12 +17,13 @@ from chromakeep.repository import Repository, collector, horizon, merging, trimm
 from chromakeep.repository.lease import Lease, newest
 from chromakeep.repository.log import Log, Segment, name_of
 from chromakeep.repository.merging import merge
-from chromakeep.repository.route import Route, latest
+from chromakeep.repository.route import Route, find, latest
 from chromakeep.repository.snapshots import Snapshot, encode
 from chromakeep.store.base import Store
 from chromakeep.store.memory import MemoryStore
 from chromakeep.testing.faults import Died, FaultyStore
 from operations.worlds import copied
+from repository.interleaving import Actor
 from repository.logs import at, change, names, snapshot
 from repository.test_collection import Interrupted
 
@@ -427,6 +428,31 @@ def test_a_prune_at_every_moment_of_a_prune(monkeypatch: pytest.MonkeyPatch) -> 
             reached(life.store, second)
         if between.calls < n:
             break
+
+
+def test_a_look_for_the_newest_state_beside_a_snapshot_and_a_prune() -> None:
+    """Both come between any two of its steps: what it knew as the newest snapshot stays, for the hour, and the log
+    behind it is gone. It does not take that one for the newest state."""
+
+    def newest_state(store: Store) -> int:
+        way = find(Repository.open(store), None)
+        return [way.snapshot.counter, *(c.counter for c in way.changes(Log(Repository.open(store))))][-1]
+
+    at, over = 0, False
+    while not over:
+        at += 1
+        life = scene()
+        looks = Actor(life.store, newest_state, page=2)
+        over, before = looks.go(at), life.now
+        life.publish(life.now)
+        life.write(1)
+        pruned(life.store, Retention(last=1, hourly=1))
+        looks.go()
+        if looks.error is None:
+            assert isinstance(looks.result, int) and before <= looks.result <= life.now, f"stopped at {at}"
+        else:
+            assert isinstance(looks.error, MissingObject)  # what it had found and began to read was taken away
+    assert at > 20
 
 
 def test_a_damaged_log_stops_a_prune(monkeypatch: pytest.MonkeyPatch) -> None:

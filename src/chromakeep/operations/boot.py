@@ -33,7 +33,7 @@ from chromakeep.operations.beside import DATABASE, Beside
 from chromakeep.records import Collection
 from chromakeep.repository.lineage import lineage
 from chromakeep.repository.log import Log
-from chromakeep.repository.route import Route, latest
+from chromakeep.repository.route import Route, latest, undisturbed
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository, Snapshot
@@ -157,7 +157,7 @@ def boot(
 
 def newest_state(repository: Repository, source: str) -> Route | None:
     """How the newest state for this directory is reached; None where there is none. Raises as ``candidates`` does."""
-    return latest(Log(repository), candidates(repository, source))
+    return undisturbed(repository, lambda: latest(Log(repository), candidates(repository, source)))
 
 
 def candidates(repository: Repository, source: str, *, collection: str | None = None) -> list[Snapshot]:

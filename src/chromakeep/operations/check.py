@@ -78,15 +78,18 @@ class _Check:
 
     def run(self) -> CheckReport:
         self.observer(PhaseStarted("check objects"))
+        # Before all else, which has what these need: a long listing is not of one moment.
+        committed = self.repository.snapshot_names()
         listed = {o.name: o.size for o in self.repository.store.list()}
-        self.names = set(listed)
+        self.names = {*listed, *committed}
         for name in listed:
             if name != "config" and not name.startswith(FOLDERS):
                 self.problems[name] = "does not belong to a repository"
-        snapshots = list(self._snapshots(listed))
+        snapshots = list(self._snapshots([n for n in committed if n in listed], listed))
         parts = self._parts(listed)
         self._others(listed)
-        index = Index(parts.values(), avoid=self._condemned())
+        gone = {p.name for part in parts.values() for p in part.packs} - listed.keys()
+        index = Index(parts.values(), avoid=gone | self._condemned())
         infos = {p.name: p for p in index.packs}
         for name, info in infos.items():
             if name in listed and listed[name] != info.size:
@@ -105,8 +108,8 @@ class _Check:
 
     # -- small objects ------------------------------------------------------------------------------------------
 
-    def _snapshots(self, listed: dict[str, int]) -> Iterator[Snapshot]:
-        for name in (n for n in listed if n.startswith("snapshots/")):
+    def _snapshots(self, names: list[str], listed: dict[str, int]) -> Iterator[Snapshot]:
+        for name in names:
             self.bytes_read += listed[name]
             try:
                 if found := self.repository.snapshot(name):

@@ -110,9 +110,10 @@ class RepositoryKeys:
         with ThreadPoolExecutor(8) as pool:
             found = {**self._read, **dict(zip(missing, pool.map(self._fetch, missing), strict=True))}
         self._read = {o: found[o] for o in listed}
-        by_name = {o.name: one for o, one in self._read.items()}
+        # Also ends that are not listed any more: a key that is forgotten may have been listed, and its end not.
+        by_name = {o.name: one for o, one in found.items()}
         keys = []
-        for one in by_name.values():
+        for one in self._read.values():
             if isinstance(one, Key):
                 ends = [
                     end.time if isinstance(end := by_name[name], End) else one.created  # damaged: an end it is

@@ -82,7 +82,7 @@ def create(
     """A new key that is valid for ``lifetime`` seconds, and its token, which cannot be had again.
 
     Raises ``UsageError`` for bad values, or where a valid key has that name; ``RepositoryBusy`` if one was being made
-    at the same moment.
+    or revoked at the same moment.
     """
     now = time.time()
     if lifetime is not None and lifetime <= 0:
@@ -112,12 +112,15 @@ def revoke(place: KeyPlace, name: str) -> tuple[Key, ...]:
     """
     now = time.time()
     with place.changing():
-        found = place.read().named(name, now)
-        if not found:
+        ended: dict[str, Key] = {}
+        # Until there is none: a rotation may put one meanwhile, and looks afterwards whether those before were revoked.
+        while found := [k for k in place.read().named(name, now) if k.id not in ended]:
+            for key in found:
+                place.end(key, timestamp(now))
+                ended[key.id] = replace(key, revoked=timestamp(now))
+        if not ended:
             raise _unknown(name)
-        for key in found:
-            place.end(key, timestamp(now))
-    return tuple(replace(key, revoked=timestamp(now)) for key in found)
+    return tuple(ended.values())
 
 
 def rotate(place: KeyPlace, name: str, *, overlap: float = 0.0) -> tuple[Key, str, tuple[Key, ...]]:
@@ -157,9 +160,12 @@ def _add(place: KeyPlace, key: Key, instead: tuple[str, ...], now: float) -> Non
             hint="choose another name; `chromakeep keys rotate` gives it a new secret",
         )
     place.put(key)
-    if _rivals(place.read(), key, instead, now):  # whoever was second sees the first, so at most one of two stays
+    ring = place.read()  # whoever was second sees the first, so at most one of two stays
+    if _rivals(ring, key, instead, now) or not {*instead} <= {k.id for k in ring.holders(key.name, now)}:
         place.end(key, timestamp(now))
-        raise RepositoryBusy(f"another key {key.name!r} was made at the same moment", hint="look, and run it again")
+        raise RepositoryBusy(
+            f"another key {key.name!r} was made or revoked at the same moment", hint="look, and run it again"
+        )
 
 
 def _rivals(ring: Keyring, key: Key, instead: tuple[str, ...], now: float) -> bool:

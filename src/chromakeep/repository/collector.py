@@ -4,6 +4,7 @@
 2. Blocks of which little is needed are cut down (``compaction``), packs of which little is needed are rewritten, and
    one merged index is put that knows only what is needed.
 3. ``gc/<number>`` is created (put-if-absent, numbers are never used again): it condemns packs and supersedes indexes.
+   All before the last one that was done count for nothing, and are kept for a month for the sake of their names.
    A writer that starts from now on reads it and relies on neither. One that started before is waited for; if it is
    dead it is fenced (``sessions``). A writer announces itself *before* it lists ``gc/``, a collection lists sessions
    *after* it put its own: one of the two sees the other.
@@ -113,11 +114,13 @@ class _Collection:
         number = max((int(o.name[3:11]) for o in self.store.list("gc/") if o.name[3:11].isdigit()), default=0) + 1
         before = {s.id for s in self.repository.snapshots()}
         plan = _plan(self.repository, {s.id for s in remove}, set(busy))
-        if not plan.condemned and not plan.sparse and len(plan.superseded) < MANY_INDEXES and not self._unfinished():
+        tidy = not plan.condemned and not plan.sparse and len(plan.superseded) < MANY_INDEXES
+        if tidy and not self.repository.unfinished():
             log, freed = self._remove(remove)
             self._sweep_old()
             return Collected(len(remove) + log, freed, log_objects=log)
         repacked = self._publish_index(plan)
+        self.session.confirm()
         # Not before: where damage stops a prune, an older snapshot may be the last whole one.
         log, freed = self._remove(remove)
         self._condemn(plan, number)
@@ -130,7 +133,8 @@ class _Collection:
             list(pool.map(self.store.delete, plan.superseded))
         self.store.put(f"gc/{number:08d}.done", b"")
         for info in list(self.store.list("gc/")):
-            if info.name < f"gc/{number:08d}":
+            # Younger ones hold their names: a prune that slept while two others were made must find its own taken.
+            if info.name < f"gc/{number:08d}" and self.now - info.modified > TOMBSTONE_LIFE:
                 self.store.delete(info.name)
         self._sweep_old()
         freed += sum(doomed.values()) - repacked
@@ -237,10 +241,6 @@ class _Collection:
         except ObjectExists:
             self.store.delete(merged)
             raise RepositoryBusy("another prune has taken over", hint="let it finish") from None
-
-    def _unfinished(self) -> bool:
-        names = {o.name for o in self.store.list("gc/")}
-        return any(not n.endswith(".done") and f"{n}.done" not in names for n in names)
 
     def _rescue(self, plan: _Plan, before: set[str]) -> set[str]:
         """Packs that snapshots committed since the mark need after all; their blocks get an index of their own."""

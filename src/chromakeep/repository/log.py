@@ -292,17 +292,17 @@ class Log:
         number, ended = self.end_of(pieces)
         store = self.repository.store
         while not ended:
-            name = name_of(epoch, number + 1)
+            name, free = name_of(epoch, number + 1), True
             try:
                 store.put(name, seal("L", name, FENCED, self.repository.keys), if_absent=True)
             except ObjectExists:
-                if self.read(epoch, number + 1):
-                    number += 1
-                    continue
+                free = False
+            # Whatever is there now: a name may be free, or a tombstone stand there, because its segment had been merged
+            # with later ones since the listing. Only what is the highest ends an epoch.
             last, ended = self.end(epoch)
-            if last > number:  # the name was free because its segment had been merged with later ones since the listing
+            if free and last > number:
                 store.delete(name)
-                number = last
+            number = last
         return number
 
 

@@ -128,13 +128,15 @@ class _Merge:
             for piece, payloads in zip(batch, self.pool.map(self._read, batch), strict=True):
                 more = sum(map(len, payloads or ()))
                 full = len(held) + len(payloads or ()) > MOST or size + more > LARGEST
-                if payloads is None or full:
+                if not payloads or full:
                     self._publish(group, held)
                     group, held, size = [], [], 0
-                if payloads is not None:
+                if payloads:
                     group.append(piece)
                     held += payloads
                     size += more
+                elif payloads is not None:
+                    self.damage = self.damage or CorruptObject(piece.name, "ends the epoch, and there is more of it")
         self._publish(group, held)
 
     def _publish(self, group: list[Piece], payloads: list[bytes]) -> None:
@@ -144,12 +146,10 @@ class _Merge:
             self._delete([p for p in group if p.name != made.name])
 
     def _read(self, piece: Piece) -> list[bytes] | None:
-        """None for a damaged one, which stays as it is. A tombstone has no place here, and counts as damage."""
+        """None for a damaged one, which stays as it is; nothing for a tombstone. One that lies within a merged object
+        was put by a taker that had slept behind its listing (``Log.fence``)."""
         try:
-            found = self.log.payloads(piece)
-            if found is None:
-                raise CorruptObject(piece.name, "ends the epoch, and there is more of it")
-            return found
+            return self.log.payloads(piece) or []
         except CorruptObject as error:
             self.damage = self.damage or error
             return None

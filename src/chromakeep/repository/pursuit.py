@@ -119,7 +119,7 @@ class Pursuit:
                 continue
             parts, self._parts = tuple(self._parts), []
             self._reached = change.counter
-            if change.counter > self._counter or change.whole:
+            if change.counter > self._counter:
                 self._ready.append(Stretch(self._log, change, parts))
 
     def _look_round(self) -> None:

@@ -48,6 +48,7 @@ class SnapshotReader:
         """``index``: look there and nowhere else; without it in all that the repository has, and again when needed."""
         self.repository = repository
         self._fixed = index
+        self._missing: set[str] = set()  # packs that are gone, though an index names them
         self.index: Index = self._look()
         self.fetched_bytes = 0
         self._getting = ThreadPoolExecutor(GETTERS, thread_name_prefix="get")
@@ -57,7 +58,7 @@ class SnapshotReader:
         self._lock = threading.Lock()  # of the cache: a window is prepared while the one before is put together
 
     def _look(self) -> Index:
-        return self._fixed if self._fixed is not None else self.repository.index()
+        return self._fixed if self._fixed is not None else self.repository.index(avoid=self._missing)
 
     def close(self) -> None:
         """Stop the pools."""
@@ -252,7 +253,9 @@ class SnapshotReader:
         try:
             data = self.repository.stored(span)
         except MissingObject:
-            # A prune may have moved these blocks since the index was read: look where they are now.
+            # A prune may have moved these blocks since the index was read, or have died and left an index that names
+            # what others took away: look where else they are.
+            self._missing.add(first.pack)
             index, again = self._look(), []
             for _, identity in group:
                 place = index.find(identity)

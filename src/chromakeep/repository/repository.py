@@ -8,7 +8,7 @@ the put of ``snapshots/<id>``.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
@@ -224,18 +224,24 @@ class Repository:
     # -- index --------------------------------------------------------------------------------------------------
 
     def collections(self) -> dict[str, Condemned]:
-        """The collections of garbage that still matter, by the name of their object (``collector``)."""
+        """The collections of garbage that still matter, by the name of their object (``collector``): the last one that
+        was done, and those begun since."""
+        names = [o.name for o in self.store.list("gc/")]
+        last = max((n.removesuffix(".done") for n in names if n.endswith(".done")), default="")
         found = {}
-        for info in self.store.list("gc/"):
-            if not info.name.endswith(".done"):
-                try:
-                    payload = unseal("G", info.name, self.store.get(info.name), self.keys)
-                    found[info.name] = _CONDEMNED.decode(payload)
-                except ObjectNotFound:
-                    continue  # finished and removed between the listing and now
-                except (msgspec.MsgspecError, ValueError) as e:
-                    raise CorruptObject(info.name, f"is not a list of condemned packs ({e})") from None
+        for name in (n for n in names if n >= last and not n.endswith(".done")):
+            try:
+                found[name] = _CONDEMNED.decode(unseal("G", name, self.store.get(name), self.keys))
+            except ObjectNotFound:
+                continue  # finished and removed between the listing and now
+            except (msgspec.MsgspecError, ValueError) as e:
+                raise CorruptObject(name, f"is not a list of condemned packs ({e})") from None
         return found
+
+    def unfinished(self) -> bool:
+        """Whether the last collection that was begun has yet to be done again."""
+        last = max((o.name for o in self.store.list("gc/")), default=".done")
+        return not last.endswith(".done")
 
     def condemned(self) -> set[str]:
         """Packs that a collection may be deleting now, or has deleted."""
@@ -275,8 +281,9 @@ class Repository:
         except ObjectNotFound:
             return None
 
-    def index(self, *, writing: bool = False) -> Index:
-        """The blocks to be found. For ``writing``, only those that no collection under way may take away.
+    def index(self, *, writing: bool = False, avoid: Collection[str] = ()) -> Index:
+        """The blocks to be found, in packs to ``avoid`` where nowhere else. For ``writing``, only those that no
+        collection under way may take away.
 
         A damaged index object stops a writer; a reader goes on with the others, and is told of it where it misses a
         block. Of collections a reader needs nothing but a preference.
@@ -286,11 +293,11 @@ class Repository:
         except VerificationFailed:
             if writing:
                 raise
-            return Index(self.parts(without_damaged=True).values())
+            return Index(self.parts(without_damaged=True).values(), avoid=avoid)
         superseded = {n for c in collections for n in c.superseded}
         condemned = {p for c in collections for p in c.packs}
         if not writing:
-            return Index(self.parts(without_damaged=True).values(), avoid=condemned)
+            return Index(self.parts(without_damaged=True).values(), avoid=condemned.union(avoid))
         parts = self.parts()
         # A session that did not commit may have relied on blocks that are gone: nobody builds on its index.
         trusted = {f"index/{i}" for i in self.committed()} | {c.merged for c in collections}

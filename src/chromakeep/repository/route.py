@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -40,7 +41,7 @@ class Route(msgspec.Struct, frozen=True):
                 for change in segment.changes:
                     if self.until is not None and change.time > self.until:
                         return
-                    if change.counter > leg.counter or change.whole:
+                    if change.counter > leg.counter:
                         yield change
 
     def collections(self, log: Log) -> tuple[Collection, ...]:
@@ -64,6 +65,7 @@ class Route(msgspec.Struct, frozen=True):
         )
 
 
+T = TypeVar("T")
 TRIES = 3  # while prunes take away what was listed
 Way = tuple[Snapshot, tuple[Leg, ...]]
 
@@ -81,11 +83,25 @@ def find(repository: Repository, selector: str | None) -> Route:
     if selector and moment and any(n.startswith(f"snapshots/{selector}") for n in repository.snapshot_names()):
         moment = None  # the beginning of an id may read like an instant
     if (selector in (None, "latest") or moment) and log.epochs():
-        readable, _ = repository.readable_snapshots()
-        way = latest(log, readable, rfc3339(moment) if moment else None)
+        until = rfc3339(moment) if moment else None
+        way = undisturbed(repository, lambda: latest(log, repository.readable_snapshots()[0], until))
         if way:
             return way
     return Route(repository.find(selector))
+
+
+def undisturbed(repository: Repository, look: Callable[[], T]) -> T:
+    """What ``look`` finds in snapshots and log while no snapshot comes or goes; as far as they ever rest.
+
+    Else one that was listed may be the newest no more, and the log behind it be gone: it would stand for itself, for a
+    state that is older than what there was at any moment.
+    """
+    for _ in range(TRIES):
+        names = repository.snapshot_names()
+        found = look()
+        if repository.snapshot_names() == names:
+            break
+    return found
 
 
 def latest(log: Log, snapshots: Sequence[Snapshot], until: str | None = None) -> Route | None:

@@ -42,7 +42,7 @@ class Session:
 
     def __init__(self, repository: Repository, info: SessionInfo) -> None:
         self.repository, self.info, self.id = repository, info, info.id
-        self._began = time.monotonic()
+        self._began, self._started = time.monotonic(), time.time()
 
     @staticmethod
     def start(repository: Repository, kind: str = "backup") -> Session:
@@ -55,11 +55,9 @@ class Session:
         return Session(repository, info)
 
     def commit(self, snapshot: Snapshot) -> int:
-        """Create the snapshot: the one commit point. Raises ``RepositoryBusy`` if this session was fenced."""
+        """Create the snapshot: the one commit point. Raises ``RepositoryBusy`` if it was fenced, or is too old."""
         name = f"snapshots/{self.id}"
-        longest = LONGEST if self.repository.config.conditional_put else LONGEST_UNFENCED
-        if time.monotonic() - self._began > longest:
-            raise RepositoryBusy("this backup took too long to be committed safely", hint="run it again")
+        self.confirm()
         try:
             size = self.repository.put_sealed("S", name, encode(snapshot))
         except ObjectExists:
@@ -69,6 +67,13 @@ class Session:
             ) from None
         self.end()
         return size
+
+    def confirm(self) -> None:
+        """Raise ``RepositoryBusy`` if others need not count with this session any more, for it began long ago."""
+        longest = LONGEST if self.repository.config.conditional_put else LONGEST_UNFENCED
+        # While a machine sleeps only one of its clocks goes on, and that one can be set.
+        if max(time.monotonic() - self._began, time.time() - self._started) > longest:
+            raise RepositoryBusy(f"this {self.info.kind} took too long to end safely", hint="run it again")
 
     def end(self) -> None:
         """Withdraw the announcement. For a session that committed, or whose packs may be taken away by any prune."""
