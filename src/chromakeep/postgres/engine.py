@@ -247,10 +247,11 @@ class PostgresEngine:
 
     def _held(self, connection: Connection, target: Target) -> Held:
         """The collection, at most ``FRESH`` old. One without a dimension is not kept: who trusts in that would not see
-        the first records that another instance writes."""
+        the first records that another instance writes. Nor is what was known before the last connection was made: that
+        may be to another server, which has not all that the one before had."""
         now = time.monotonic()
         known = self._known.get(target)
-        if known is not None and now - known[0] < FRESH:
+        if known is not None and now - known[0] < FRESH and known[0] > self.pool.connected:
             return known[1]
         held = catalog.held(connection, target)
         if held.dimension is not None:

@@ -57,6 +57,7 @@ class Pool:
         self._open = 0
         self._changed = threading.Condition()
         self._closed = False
+        self.connected = 0.0  # when the last connection was made, monotonic
         self._reasons = Reasons(observer)
 
     def __repr__(self) -> str:
@@ -161,6 +162,7 @@ class Pool:
             connection.close()
             raise
         self._reasons.reached()
+        self.connected = time.monotonic()
         return connection
 
     def _give(self, kept: _Kept) -> None:
