@@ -7,8 +7,10 @@ whichever instance it asks. After a failover the URL's other hosts are tried in 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import select
+import socket
 import threading
 import time
 from collections import deque
@@ -22,6 +24,7 @@ from chromakeep.engine import Refused
 from chromakeep.events import Observer, ignore
 from chromakeep.postgres.conninfo import connection_parameters
 from chromakeep.postgres.refusals import FULL, RETRY_AFTER, Reasons, crowded, refusal
+from chromakeep.waiting import waiting
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]
@@ -33,6 +36,8 @@ ATTEMPTS = 12  # of a transaction that deadlocked or was not serializable
 LOST = 3  # of one whose connection was lost before it was committed
 LIFETIME = 3600.0  # seconds of a connection, after which another takes its place; half as much at random
 IDLE = 300.0  # seconds after which one that nobody needs is closed
+# How often PostgreSQL looks, while it works on a statement, whether we are there yet
+_CHECKED = "SET client_connection_check_interval = '2s'"
 
 
 class Pool:
@@ -65,23 +70,29 @@ class Pool:
 
     def run(self, work: Callable[[Connection], T], *, write: bool) -> T:
         """What ``work`` returns. It may be called several times. With ``write`` it is done in one transaction which is
-        committed by then; else each of its statements is one, which saves two round trips.
+        committed by then, whoever waits for it; else each of its statements is one, which saves two round trips, and
+        they end when nobody waits for them any more.
 
         Raises ``Refused``: 503 where nothing is changed and another try may help, 504 where nobody knows whether it was
         committed; ``Vanished``, and whatever ``work`` raises that is not psycopg's.
         """
         conflicts = losses = 0
+        asked = waiting()
         while True:
             kept = self._take()
             committing = False
             try:
                 if kept.connection.autocommit is write:
                     kept.connection.autocommit = not write
-                done = work(kept.connection)
+                with contextlib.nullcontext() if write else asked.until(kept.cut):
+                    done = work(kept.connection)
                 committing = True
                 if write:
                     kept.connection.commit()
             except psycopg.Error as error:
+                if asked.gone and not write:
+                    self._discard(kept)
+                    raise Refused(503, "nobody waits for this any more") from error
                 lost = self._discard_if_lost(kept)
                 if lost and committing and write:
                     unsure = Refused(504, "the connection to PostgreSQL was lost during a commit")
@@ -154,10 +165,11 @@ class Pool:
                     raise self._reasons.told(refusal(error), error) from error
 
     def _connect(self) -> Connection:
-        connection = psycopg.connect(**self._parameters)
+        connection = psycopg.connect(**self._parameters, autocommit=True)
         try:
             connection.execute(self._session)
-            connection.commit()
+            with contextlib.suppress(errors.UndefinedObject, errors.InvalidParameterValue):
+                connection.execute(_CHECKED)  # PostgreSQL has it from 14 on, not on Windows
         except BaseException:
             connection.close()
             raise
@@ -195,7 +207,7 @@ class Pool:
 
     def _discard(self, *several: _Kept) -> None:
         for kept in several:
-            kept.connection.close()
+            kept.close()
         with self._changed:
             self._open -= len(several)
             self._changed.notify_all()
@@ -206,6 +218,7 @@ class _Kept:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))  # ours, whatever libpq does with its own
         self.since = time.monotonic()
         self.until = self.since + LIFETIME * random.uniform(0.5, 1)
 
@@ -214,6 +227,16 @@ class _Kept:
         poll = select.poll()
         poll.register(self.connection.fileno(), select.POLLIN)
         return not poll.poll(0)
+
+    def cut(self) -> None:
+        """Let whoever waits for an answer of it have none. PostgreSQL notices in a moment, and ends what it does."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """For good."""
+        self._socket.close()
+        self.connection.close()
 
 
 def _conflict(error: psycopg.Error) -> bool:
