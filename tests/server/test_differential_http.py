@@ -49,6 +49,11 @@ null
 {
 {"a":1}
 {"ids":[],"embeddings":[]}
+{"x":-
+{"x":[1.
+{"x":{"y":1e
+{"limit":-
+{"include":[{"a":1e+
 {"ids":["a"]}
 {"ids":"a","embeddings":[[1,2]]}
 {"ids":[""],"embeddings":[[1,2]]}
