@@ -240,4 +240,5 @@ class _Kept:
 
 
 def _conflict(error: psycopg.Error) -> bool:
-    return isinstance(error, (errors.SerializationFailure, errors.DeadlockDetected))
+    """Whether it may be done another time; what was not there when it was looked for, and then was, among that."""
+    return isinstance(error, (errors.SerializationFailure, errors.DeadlockDetected, errors.UniqueViolation))
