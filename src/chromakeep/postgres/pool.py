@@ -32,10 +32,13 @@ Connection = psycopg.Connection[Any]
 SIZE = 10
 PATIENCE = 5.0  # seconds that a request waits for a connection
 STATEMENT = 300.0  # seconds that a statement may take
+STOPPED = 60.0  # seconds between two statements of a transaction, after which PostgreSQL undoes it
 ATTEMPTS = 12  # of a transaction that deadlocked or was not serializable
 LOST = 3  # of one whose connection was lost before it was committed
 LIFETIME = 3600.0  # seconds of a connection, after which another takes its place; half as much at random
 IDLE = 300.0  # seconds after which one that nobody needs is closed
+# An instance whose machine is gone says no goodbye, and its session would keep its locks for two hours
+_FOUND_OUT = "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
 # How often PostgreSQL looks, while it works on a statement, whether we are there yet
 _CHECKED = "SET client_connection_check_interval = '2s'"
 
@@ -53,11 +56,15 @@ class Pool:
         *,
         patience: float = PATIENCE,
         statement_timeout: float = STATEMENT,
+        idle_timeout: float = STOPPED,
         observer: Observer = ignore,
     ) -> None:
         self._parameters = connection_parameters(url)
         self._size, self._patience = size, patience
-        self._session = f"SET statement_timeout = {int(statement_timeout * 1000)}; SET jit = off"
+        self._session = (
+            f"SET statement_timeout = {int(statement_timeout * 1000)}; SET jit = off;"
+            f" SET idle_in_transaction_session_timeout = {int(idle_timeout * 1000)}; {_FOUND_OUT}"
+        )
         self._idle: deque[_Kept] = deque()  # the last that was given back is at the right, and taken first
         self._open = 0
         self._changed = threading.Condition()
@@ -116,11 +123,10 @@ class Pool:
         those that are counted. Closed at the end. Errors are psycopg's; one to connect is ``Refused``."""
         try:
             connection = self._connect()
+            connection.execute("SET statement_timeout = 0")
         except psycopg.Error as error:
             raise self._reasons.told(refusal(error), error) from error
         with contextlib.closing(connection):
-            connection.autocommit = True
-            connection.execute("SET statement_timeout = 0")
             yield connection
 
     def close(self) -> None:
