@@ -1,14 +1,15 @@
-"""What an instance knows of a collection, where the server behind it is another one that lacks the last commits."""
+"""An instance and its server lose each other at a bad moment, or the one found then lacks the last commits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import psycopg
 import pytest
 
 from chromakeep.engine import DATABASE, TENANT, CollectionWanted, Refused, Target, Wanted, Written
+from chromakeep.postgres import catalog
 from chromakeep.postgres.engine import PostgresEngine
 
 
@@ -48,3 +49,23 @@ def test_the_first_records_are_of_a_dimension_also_after_a_failover(
     with pytest.raises(Refused) as caught:
         engine.add(target, Written(["c"], np.ones((1, 3), np.float32)))
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize("act", [lambda e: e.drop_database(TENANT, DATABASE), PostgresEngine.reset])
+def test_what_is_gone_from_the_catalog_is_told_to_be_gone(
+    engine: PostgresEngine, database_url: str, monkeypatch: pytest.MonkeyPatch, act: Callable[[PostgresEngine], None]
+) -> None:
+    """Though the server goes away before the tables have gone after it: 503 would say that nothing was done. The next
+    instance takes them away."""
+
+    def lost(*arguments: object) -> None:
+        raise Refused(503, "PostgreSQL cannot be reached")
+
+    engine.create_collection(TENANT, DATABASE, CollectionWanted("x"))
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "drop_tables", lost)
+        act(engine)
+    assert engine.count_collections(TENANT, DATABASE) == 0
+    assert len(engine.pool.run(catalog.orphans, write=False)) == 1
+    PostgresEngine(database_url, 1).close()
+    assert engine.pool.run(catalog.orphans, write=False) == []

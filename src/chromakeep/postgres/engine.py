@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from chromakeep.engine import (
@@ -266,8 +267,11 @@ class PostgresEngine:
             self._known.pop(target, None)
 
     def _drop(self, relations: Sequence[str]) -> None:
-        for start in range(0, len(relations), catalog.DROPPED):
-            self._run(catalog.drop_tables, relations[start : start + catalog.DROPPED])
+        """Tables that the catalog does not know any more: it is done, whatever happens; the next start takes the rest
+        away, and the operator hears of it."""
+        with suppress(Refused):
+            for start in range(0, len(relations), catalog.DROPPED):
+                self._run(catalog.drop_tables, relations[start : start + catalog.DROPPED])
 
 
 def kinds(metadatas: Sequence[Mapping[str, Any] | None] | None) -> set[tuple[str, str]]:
