@@ -61,6 +61,7 @@ null
 {"ids":["a"],"embeddings":["AACAPwAAAEA="]}
 {"ids":["a"],"embeddings":["AACAPw=="]}
 {"ids":["a"],"embeddings":["?"]}
+{"ids":["a"],"embeddings":["?"],"metadatas":""}
 {"ids":["a"],"embeddings":[[1,null]]}
 {"ids":["a"],"embeddings":[[1e39,0]]}
 {"ids":["a"],"embeddings":[[NaN,0]]}
