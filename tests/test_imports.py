@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "chromakeep"
 CORE = {"errors", "events", "records", "addresses", "layout", "changes", "digests", "batches", "conditions", "sets"} | {
     "engine",
     "filters",
+    "waiting",
     "__init__",
 }
 NOUNS = {"store", "repository", "chroma", "postgres", "exchange", "access"}

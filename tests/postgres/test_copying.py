@@ -7,8 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
@@ -20,12 +22,15 @@ import psycopg
 import pytest
 
 from chromakeep.chroma.server import ChromaServer
+from chromakeep.errors import ServerFailed
 from chromakeep.exchange.jsonl import JsonlSource
 from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.copy import Plan, copy
+from chromakeep.postgres import arrivals, sink
 from chromakeep.postgres.pool import Pool
 from chromakeep.postgres.sink import PostgresSink
-from chromakeep.postgres.source import described
+from chromakeep.postgres.source import PostgresSource, described
+from chromakeep.records import Definition
 
 RECORDS = 900
 METADATA = [{"n": 1, "f": 1.0, "t": True, "s": "a"}, {"tags": ["x", "y"], "e": 1e300}, None]
@@ -147,8 +152,8 @@ def test_what_a_process_has_finished_another_one_publishes(
     file, shown = tmp_path / "c.json", JsonlSource(lines)
 
     def copied() -> None:
-        with closing(PostgresSink(Pool(database_url, 2))) as sink:
-            copy(shown, sink, Plan(), checkpoint=Checkpoint(file, {}))
+        with closing(PostgresSink(Pool(database_url, 2))) as target:
+            copy(shown, target, Plan(), checkpoint=Checkpoint(file, {}))
 
     def names() -> list[str]:
         with psycopg.connect(database_url) as connection:
@@ -166,6 +171,54 @@ def test_what_a_process_has_finished_another_one_publishes(
         connection.execute("DELETE FROM chromakeep.collections")
     copied()
     assert names() == ["books"]
+
+
+def test_who_goes_on_with_a_copy_holds_it(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the process before was not gone yet: else a third takes away what it writes."""
+    first, second, third = (PostgresSink(Pool(database_url, 2)) for _ in range(3))
+    begun = first.collection(Definition("books")).mark()
+    asked, real = threading.Event(), arrivals.hold
+
+    def hold(connection: psycopg.Connection[Any], run: str) -> bool:
+        held = real(connection, run)
+        asked.set()
+        return held
+
+    with ThreadPoolExecutor(1) as threads, closing(third), closing(second):
+        with closing(first), monkeypatch.context() as patch:
+            patch.setattr(arrivals, "hold", hold)
+            gone_on = threads.submit(second.collection, Definition("books"), mark=begun)
+            assert asked.wait(60)
+        assert gone_on.result(60).mark() == begun
+        third.collection(Definition("books"))
+        second.ask(lambda connection: arrivals.find(connection, begun["run"], begun["id"]))
+
+
+def test_two_processes_are_not_at_one_copy(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sink, "PATIENCE", 0.0)
+    with closing(PostgresSink(Pool(database_url, 2))) as first, closing(PostgresSink(Pool(database_url, 2))) as second:
+        begun = first.collection(Definition("books")).mark()
+        with pytest.raises(ServerFailed, match="another process"):
+            second.collection(Definition("books"), mark=begun)
+
+
+def test_what_was_begun_and_not_heard_of_is_taken_away(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer to a commit is lost: it is done again, and there is one collection of the place."""
+    real, lost = psycopg.Connection.commit, []
+
+    def commit(connection: psycopg.Connection[Any]) -> None:
+        real(connection)
+        if not lost:
+            lost.append(connection)
+            connection.close()
+            raise psycopg.OperationalError("lost")
+
+    with closing(PostgresSink(Pool(database_url, 2))) as target:
+        monkeypatch.setattr(psycopg.Connection, "commit", commit)
+        target.collection(Definition("books")).finish()
+        assert lost
+        with closing(PostgresSource(lambda: psycopg.connect(database_url), run=target.run)) as source:
+            assert [each.name for each in source.definitions()] == ["books"]
 
 
 @pytest.mark.parametrize(

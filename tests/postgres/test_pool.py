@@ -18,6 +18,7 @@ from chromakeep.postgres.conninfo import connection_parameters, shown
 from chromakeep.postgres.pool import Connection, Pool
 from chromakeep.postgres.refusals import Reasons, Vanished, refusal
 from postgres.conftest import role
+from postgres.instances import eventually
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -118,6 +119,31 @@ def test_a_connection_lost_at_the_commit_of_a_write_is_told(pool: Pool, database
         pool.run(work, write=True)
     assert caught.value.status == 504
     assert pool.run(one("SELECT count(*) FROM numbers WHERE n = 12"), write=False) == 0
+
+
+def test_who_stops_within_a_transaction_holds_others_up_for_a_moment_only(database_url: str) -> None:
+    """Its machine has lost its power, say: no end of its connection reaches PostgreSQL. Where it is only slow, its
+    transaction is done again."""
+    stopped, other, calls = Pool(database_url, 1, idle_timeout=0.1), Pool(database_url, 1), list[int]()
+    other.run(do("INSERT INTO numbers VALUES (20, 0)"), write=True)
+    ended = threading.Event()
+
+    def work(connection: Connection) -> None:
+        connection.execute("UPDATE numbers SET v = v + 1 WHERE n = 20")
+        calls.append(1)
+        if len(calls) == 1:
+            assert ended.wait(60), "its lock is held for ever"
+        connection.execute("UPDATE numbers SET v = v + 10 WHERE n = 20")
+
+    with ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(stopped.run, work, write=True)
+        eventually(lambda: calls, "it holds the lock")
+        other.run(do("UPDATE numbers SET v = v + 100 WHERE n = 20"), write=True)
+        ended.set()
+        slow.result(60)
+    assert other.run(one("SELECT v FROM numbers WHERE n = 20"), write=False) == 111
+    stopped.close()
+    other.close()
 
 
 def test_idle_connections_that_the_server_closed_are_not_used(database_url: str) -> None:

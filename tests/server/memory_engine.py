@@ -124,10 +124,10 @@ class MemoryEngine:
         return [one for one in self._collections.values() if (one.shown.tenant, one.shown.database) == place]
 
     def create_collection(self, tenant: str, database: str, wanted: CollectionWanted) -> CollectionShown:
+        schema = schema_of(wanted.metadata, wanted.configuration, wanted.schema)
         with self._lock:
             if (tenant, database) not in self._databases:
                 raise Refused(400, f"Database [{database}] does not exist")
-            schema = schema_of(wanted.metadata, wanted.configuration, wanted.schema)
             for one in self._in(tenant, database):
                 if one.shown.name == wanted.name:
                     if wanted.get_or_create:

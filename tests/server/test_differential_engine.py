@@ -6,6 +6,7 @@ What differs and is meant to is known to ``documented``. Engines are the model i
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from functools import partial
@@ -64,6 +65,52 @@ def test_reading_routes(senders: tuple[Sender, Sender], target: str) -> None:
 @pytest.mark.parametrize("target", [target for target in http.GOOD_BODIES if "/fork" not in target])
 def test_writing_routes(senders: tuple[Sender, Sender], target: str) -> None:
     http.test_every_writing_route_answers_the_same(senders, target)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(
+            "application/json;",
+            "application/json ; x",
+            "application/json;;",
+            "application/json; a",
+            "APPLICATION/json; a=",
+        ),
+        *(
+            'application/json; a="b";c=d',
+            'application/json; a="b',
+            'application/json; a=""',
+            "application/json;a=b ;c=d",
+        ),
+        *("application/a+b+json", "application/+json", "application/x+json+y", "image/x+json", "application/json/x"),
+    ],
+)
+def test_content_types(senders: tuple[Sender, Sender], kind: str) -> None:
+    alike(senders, "POST", f"{C}/get", b"{}", kind)
+
+
+_PLACE = "projects/{}/locations/b/keyRings/c/cryptoKeys/d"
+CMEK = [None, {}, [], 1, "gcp", "aws", {"aws": "a"}, {"gcp": 1}, {"gcp": "a"}, {"gcp": "a", "b": 1}]
+CMEK += [{"gcp": _PLACE.format(name)} for name in ("a", "", "a/b", "a b\n", "é")]
+VECTORS = {"#embedding": {"float_list": {"vector_index": {"enabled": True, "config": {"space": "ip"}}}}}
+CREATED: list[dict[str, Any]] = [
+    *({"schema": {"keys": keys, "defaults": {}, "cmek": cmek}} for cmek in CMEK for keys in ({}, {"#x": {}})),
+    {"schema": {"keys": {}, "defaults": {}, "cmek": CMEK[-1]}, "configuration": {"hnsw": {"space": "cosine"}}},
+    {"schema": {"keys": VECTORS, "defaults": {}}, "configuration": {"hnsw": {"space": "cosine"}}},
+    {"configuration": {"hnsw": {"space": "l2"}, "spann": {"space": "l2"}}},
+    {"configuration": {"spann": {"space": "cosine", "search_nprobe": 3}}, "metadata": {"hnsw:space": "ip"}},
+    {"metadata": {"hnsw:M": "x"}},
+]
+
+
+@pytest.mark.parametrize("wanted", CREATED)
+def test_what_a_collection_is_created_with(senders: tuple[Sender, Sender], wanted: dict[str, Any]) -> None:
+    """What is wrong is told before what is there, or is not: also of one that is only got."""
+    for database in (D, D.replace("default_database", "nowhere")):
+        for name, there in (("there", True), (f"new-{CREATED.index(wanted)}", False), ("there", False)):
+            body = json.dumps({"name": name, "get_or_create": there, **wanted}).encode()
+            alike(senders, "POST", f"{database}/collections", body)
 
 
 def test_changing_and_deleting(senders: tuple[Sender, Sender]) -> None:

@@ -49,6 +49,11 @@ null
 {
 {"a":1}
 {"ids":[],"embeddings":[]}
+{"x":-
+{"x":[1.
+{"x":{"y":1e
+{"limit":-
+{"include":[{"a":1e+
 {"ids":["a"]}
 {"ids":"a","embeddings":[[1,2]]}
 {"ids":[""],"embeddings":[[1,2]]}
@@ -56,6 +61,7 @@ null
 {"ids":["a"],"embeddings":["AACAPwAAAEA="]}
 {"ids":["a"],"embeddings":["AACAPw=="]}
 {"ids":["a"],"embeddings":["?"]}
+{"ids":["a"],"embeddings":["?"],"metadatas":""}
 {"ids":["a"],"embeddings":[[1,null]]}
 {"ids":["a"],"embeddings":[[1e39,0]]}
 {"ids":["a"],"embeddings":[[NaN,0]]}

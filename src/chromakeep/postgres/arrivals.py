@@ -34,9 +34,11 @@ def hold(connection: Connection, run: str) -> bool:
 
 def begin(connection: Connection, run: str, definition: Definition, wanted: CollectionWanted, storage: str) -> Held:
     """A new collection of this run, to become that of the definition; takes away what was left of others of that place
-    whose run is not under way."""
+    whose run is not under way, and what this run has begun without ever hearing of it."""
     for identity, other in _left(connection, definition):
-        if other != run and hold(connection, other):
+        if other == run:
+            forget(connection, identity)
+        elif hold(connection, other):
             connection.execute("SELECT pg_advisory_unlock(hashtextextended('chromakeep.arriving ' || %s, 0))", (other,))
             forget(connection, identity)
     tenant, database = NOWHERE

@@ -98,6 +98,7 @@ def create_collection(
 ) -> CollectionShown:
     """409 where there is one of the name, or that one as it is; 400 without the database."""
     place = (as_held(tenant), as_held(database))
+    schema = schemas.schema_of(wanted.metadata, wanted.configuration, wanted.schema)  # wrong also where there is one
     if wanted.get_or_create and (there := _named(connection, tenant, database, wanted.name)):
         return there
     found = connection.execute(
@@ -105,7 +106,6 @@ def create_collection(
     ).fetchone()
     if found is None:
         raise Refused(400, f"Database [{database}] does not exist")
-    schema = schemas.schema_of(wanted.metadata, wanted.configuration, wanted.schema)
     configuration = schemas.configuration_of(schema)
     number, relation = str(uuid4()), new_relation(connection, wanted.name)
     row: tuple[Any, ...] = (number, found[0], as_held(wanted.name), relation, configuration["hnsw"]["space"], storage)

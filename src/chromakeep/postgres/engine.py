@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from chromakeep.engine import (
@@ -247,10 +248,11 @@ class PostgresEngine:
 
     def _held(self, connection: Connection, target: Target) -> Held:
         """The collection, at most ``FRESH`` old. One without a dimension is not kept: who trusts in that would not see
-        the first records that another instance writes."""
+        the first records that another instance writes. Nor is what was known before the last connection was made: that
+        may be to another server, which has not all that the one before had."""
         now = time.monotonic()
         known = self._known.get(target)
-        if known is not None and now - known[0] < FRESH:
+        if known is not None and now - known[0] < FRESH and known[0] > self.pool.connected:
             return known[1]
         held = catalog.held(connection, target)
         if held.dimension is not None:
@@ -265,8 +267,11 @@ class PostgresEngine:
             self._known.pop(target, None)
 
     def _drop(self, relations: Sequence[str]) -> None:
-        for start in range(0, len(relations), catalog.DROPPED):
-            self._run(catalog.drop_tables, relations[start : start + catalog.DROPPED])
+        """Tables that the catalog does not know any more: it is done, whatever happens; the next start takes the rest
+        away, and the operator hears of it."""
+        with suppress(Refused):
+            for start in range(0, len(relations), catalog.DROPPED):
+                self._run(catalog.drop_tables, relations[start : start + catalog.DROPPED])
 
 
 def kinds(metadatas: Sequence[Mapping[str, Any] | None] | None) -> set[tuple[str, str]]:

@@ -39,9 +39,9 @@ def fork(connection: Connection, held: Held, new_name: str) -> CollectionShown:
     if not connection.execute(_COPIED, (number, as_held(new_name), relation, held.id)).rowcount:
         raise Refused(409, f"Collection [{new_name}] already exists")
     catalog.make_table(connection, relation, held.storage)
-    connection.execute(f'INSERT INTO chromakeep."{relation}" SELECT * FROM {held.table}')
-    connection.execute(
-        "INSERT INTO chromakeep.keys SELECT %s, key, kind FROM chromakeep.keys WHERE collection = %s",
+    connection.execute(  # in one statement, so that the keys are those of the records
+        "WITH k AS (INSERT INTO chromakeep.keys SELECT %s, key, kind FROM chromakeep.keys WHERE collection = %s)"
+        f' INSERT INTO chromakeep."{relation}" SELECT * FROM {held.table}',
         (number, held.id),
     )
     return catalog.collection_by_id(connection, Target(held.tenant, held.database, number))

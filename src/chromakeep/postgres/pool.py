@@ -7,8 +7,10 @@ whichever instance it asks. After a failover the URL's other hosts are tried in 
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import select
+import socket
 import threading
 import time
 from collections import deque
@@ -22,6 +24,7 @@ from chromakeep.engine import Refused
 from chromakeep.events import Observer, ignore
 from chromakeep.postgres.conninfo import connection_parameters
 from chromakeep.postgres.refusals import FULL, RETRY_AFTER, Reasons, crowded, refusal
+from chromakeep.waiting import waiting
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]
@@ -29,10 +32,15 @@ Connection = psycopg.Connection[Any]
 SIZE = 10
 PATIENCE = 5.0  # seconds that a request waits for a connection
 STATEMENT = 300.0  # seconds that a statement may take
+STOPPED = 60.0  # seconds between two statements of a transaction, after which PostgreSQL undoes it
 ATTEMPTS = 12  # of a transaction that deadlocked or was not serializable
 LOST = 3  # of one whose connection was lost before it was committed
 LIFETIME = 3600.0  # seconds of a connection, after which another takes its place; half as much at random
 IDLE = 300.0  # seconds after which one that nobody needs is closed
+# An instance whose machine is gone says no goodbye, and its session would keep its locks for two hours
+_FOUND_OUT = "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
+# How often PostgreSQL looks, while it works on a statement, whether we are there yet
+_CHECKED = "SET client_connection_check_interval = '2s'"
 
 
 class Pool:
@@ -48,15 +56,20 @@ class Pool:
         *,
         patience: float = PATIENCE,
         statement_timeout: float = STATEMENT,
+        idle_timeout: float = STOPPED,
         observer: Observer = ignore,
     ) -> None:
         self._parameters = connection_parameters(url)
         self._size, self._patience = size, patience
-        self._session = f"SET statement_timeout = {int(statement_timeout * 1000)}; SET jit = off"
+        self._session = (
+            f"SET statement_timeout = {int(statement_timeout * 1000)}; SET jit = off;"
+            f" SET idle_in_transaction_session_timeout = {int(idle_timeout * 1000)}; {_FOUND_OUT}"
+        )
         self._idle: deque[_Kept] = deque()  # the last that was given back is at the right, and taken first
         self._open = 0
         self._changed = threading.Condition()
         self._closed = False
+        self.connected = 0.0  # when the last connection was made, monotonic
         self._reasons = Reasons(observer)
 
     def __repr__(self) -> str:
@@ -64,23 +77,29 @@ class Pool:
 
     def run(self, work: Callable[[Connection], T], *, write: bool) -> T:
         """What ``work`` returns. It may be called several times. With ``write`` it is done in one transaction which is
-        committed by then; else each of its statements is one, which saves two round trips.
+        committed by then, whoever waits for it; else each of its statements is one, which saves two round trips, and
+        they end when nobody waits for them any more.
 
         Raises ``Refused``: 503 where nothing is changed and another try may help, 504 where nobody knows whether it was
         committed; ``Vanished``, and whatever ``work`` raises that is not psycopg's.
         """
         conflicts = losses = 0
+        asked = waiting()
         while True:
             kept = self._take()
             committing = False
             try:
                 if kept.connection.autocommit is write:
                     kept.connection.autocommit = not write
-                done = work(kept.connection)
+                with contextlib.nullcontext() if write else asked.until(kept.cut):
+                    done = work(kept.connection)
                 committing = True
                 if write:
                     kept.connection.commit()
             except psycopg.Error as error:
+                if asked.gone and not write:
+                    self._discard(kept)
+                    raise Refused(503, "nobody waits for this any more") from error
                 lost = self._discard_if_lost(kept)
                 if lost and committing and write:
                     unsure = Refused(504, "the connection to PostgreSQL was lost during a commit")
@@ -104,11 +123,10 @@ class Pool:
         those that are counted. Closed at the end. Errors are psycopg's; one to connect is ``Refused``."""
         try:
             connection = self._connect()
+            connection.execute("SET statement_timeout = 0")
         except psycopg.Error as error:
             raise self._reasons.told(refusal(error), error) from error
         with contextlib.closing(connection):
-            connection.autocommit = True
-            connection.execute("SET statement_timeout = 0")
             yield connection
 
     def close(self) -> None:
@@ -153,14 +171,16 @@ class Pool:
                     raise self._reasons.told(refusal(error), error) from error
 
     def _connect(self) -> Connection:
-        connection = psycopg.connect(**self._parameters)
+        connection = psycopg.connect(**self._parameters, autocommit=True)
         try:
             connection.execute(self._session)
-            connection.commit()
+            with contextlib.suppress(errors.UndefinedObject, errors.InvalidParameterValue):
+                connection.execute(_CHECKED)  # PostgreSQL has it from 14 on, not on Windows
         except BaseException:
             connection.close()
             raise
         self._reasons.reached()
+        self.connected = time.monotonic()
         return connection
 
     def _give(self, kept: _Kept) -> None:
@@ -193,7 +213,7 @@ class Pool:
 
     def _discard(self, *several: _Kept) -> None:
         for kept in several:
-            kept.connection.close()
+            kept.close()
         with self._changed:
             self._open -= len(several)
             self._changed.notify_all()
@@ -204,6 +224,7 @@ class _Kept:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))  # ours, whatever libpq does with its own
         self.since = time.monotonic()
         self.until = self.since + LIFETIME * random.uniform(0.5, 1)
 
@@ -213,6 +234,17 @@ class _Kept:
         poll.register(self.connection.fileno(), select.POLLIN)
         return not poll.poll(0)
 
+    def cut(self) -> None:
+        """Let whoever waits for an answer of it have none. PostgreSQL notices in a moment, and ends what it does."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """For good."""
+        self._socket.close()
+        self.connection.close()
+
 
 def _conflict(error: psycopg.Error) -> bool:
-    return isinstance(error, (errors.SerializationFailure, errors.DeadlockDetected))
+    """Whether it may be done another time; what was not there when it was looked for, and then was, among that."""
+    return isinstance(error, (errors.SerializationFailure, errors.DeadlockDetected, errors.UniqueViolation))

@@ -35,7 +35,7 @@ E = TypeVar("E", bound=Exception)
 
 
 class Vanished(Exception):
-    """A table that a statement named is not there, or not any more."""
+    """A table that a statement named, or a row that one is to belong to, is not there, or not any more."""
 
 
 class Reasons:
@@ -66,7 +66,7 @@ class Reasons:
 def refusal(error: psycopg.Error) -> Refused | Vanished:
     """What a caller is told in place of psycopg's error, of a transaction that was undone. Raise it from the error."""
     said, state = words(error), error.sqlstate
-    if isinstance(error, errors.UndefinedTable) or "could not open relation" in said:
+    if isinstance(error, (errors.UndefinedTable, errors.ForeignKeyViolation)) or "could not open relation" in said:
         return Vanished(said)
     if isinstance(error, errors.InvalidRegularExpression):  # one that is right, but too large for PostgreSQL
         return Refused(400, f"Regex cannot be answered by PostgreSQL: {said}")

@@ -64,7 +64,7 @@ def schema_of(
     if schema is not None:
         _check(schema)
         given = _completed(schema)
-        asks = not _is_plain(given)
+        asks = not _is_plain(given) or schema.get("cmek") is not None  # a key of the customer's, which nothing uses
         if (asks or not _is_sourced(schema)) and not (plain and _is_default(function)):
             raise Refused(400, f"{_UNRECONCILED}: Cannot set both collection config and schema simultaneously")
         if asks:

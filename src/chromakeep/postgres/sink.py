@@ -24,7 +24,7 @@ from chromakeep.postgres import arrivals, catalog, schemas, writing
 from chromakeep.postgres.engine import kinds
 from chromakeep.postgres.held import Held
 from chromakeep.postgres.pool import Pool
-from chromakeep.postgres.refusals import Vanished, explained
+from chromakeep.postgres.refusals import Vanished, explained, words
 from chromakeep.postgres.source import described
 from chromakeep.postgres.upkeep import settle
 from chromakeep.records import CONFLICTS, Definition, Limits, Mark
@@ -165,8 +165,16 @@ class PostgresSink:
             connection = self._stack.enter_context(self.pool.autocommit())
         except Refused as error:
             raise ServerAnswered(error.status, explained(error)) from None
-        # Of a run that is gone on with PostgreSQL may not have noticed yet that the process before is gone.
-        arrivals.hold(connection, run)
+        end, pause = time.monotonic() + PATIENCE, FIRST[0]
+        try:
+            # Of a run that is gone on with PostgreSQL may not have noticed yet that the process before is gone.
+            while not arrivals.hold(connection, run):
+                if time.monotonic() > end:
+                    raise ServerFailed("another process is at this copy", hint="wait until it has ended, or end it")
+                time.sleep(pause)
+                pause = min(2 * pause, FIRST[1])
+        except psycopg.Error as error:
+            raise ServerFailed(f"the connection to PostgreSQL was lost: {words(error)}", hint="run it again") from None
         self.run = run
 
     def _resumed(self, definition: Definition, conflict: str, mark: Mark) -> PostgresIntake:

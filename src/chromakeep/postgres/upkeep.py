@@ -35,7 +35,12 @@ SHARE = 20  # so many times as long as one index of all took to make, none is ma
 STALE = 0.1  # of a table changed since its last ANALYZE: it is due again
 LOCK = 0x636B7570  # the class of our advisory locks
 # What a build meets when its collection is dropped: a drop ends it (``catalog.drop_tables``), or PostgreSQL does
-_GOING = (psycopg.errors.UndefinedTable, psycopg.errors.QueryCanceled, psycopg.errors.DeadlockDetected)
+_GOING = (
+    psycopg.errors.UndefinedTable,
+    psycopg.errors.ForeignKeyViolation,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.DeadlockDetected,
+)
 
 
 class Seen(msgspec.Struct, frozen=True):

@@ -32,7 +32,10 @@ _COPIED = 64  # new records from which on COPY is quicker than INSERT
 def add(connection: Connection, held: Held, records: Written) -> None:
     """Insert those whose id is not there yet; of an id that is given twice the first."""
     for batch in _batches(connection, held, records, first=True):
-        _insert(connection, held, batch)
+        while batch.keys:
+            batch = batch.but(_insert(connection, held, batch))
+            # others are there: they stay so until the end, but for those that have just been deleted
+            batch = batch.but(_lock(connection, held, batch.keys)) if batch.keys else batch
 
 
 def upsert(connection: Connection, held: Held, records: Written) -> None:
@@ -49,26 +52,46 @@ def upsert(connection: Connection, held: Held, records: Written) -> None:
 def update(connection: Connection, held: Held, records: Written) -> None:
     """Change what is given of those that are there: metadata key by key, a value None takes its key away."""
     for batch in _batches(connection, held, records):
-        _update(connection, held, batch.those(_lock(connection, held, batch.keys)))
+        # Others are looked for again: whoever was waited for may have added them, and its write is met whole
+        while batch.keys and (there := _lock(connection, held, batch.keys)):
+            _update(connection, held, batch.those(there))
+            batch = batch.but(there)
 
 
 def delete(
     connection: Connection, held: Held, ids: Sequence[str] | None, where: Filter | None, limit: int | None
 ) -> int:
-    """Delete those with these ids that satisfy the filter, with ``limit`` the first that were added. How many."""
+    """Delete those with these ids that satisfy the filter, with ``limit`` the first that were added. How many.
+
+    Of a filter alone, without ``limit``, it is what was there at one moment: a write that others make meanwhile may be
+    met in part.
+    """
     if ids is None and where is None:
         return 0
     condition, parameters = chosen(connection, held, ids, where)
     those = f"SELECT r.key FROM {held.table} r WHERE {condition}"
-    if limit is not None:
-        those = f"{those} AND r.key IN ({those} ORDER BY r.seq LIMIT %s)"
-        parameters += [*parameters, limit]
-    return connection.execute(
-        f"WITH gone AS MATERIALIZED ({those} ORDER BY r.key FOR UPDATE)"
-        f" DELETE FROM {held.table} t USING gone WHERE t.key = gone.key",
-        parameters,
-        prepare=unprepared(where),
-    ).rowcount
+    delete, prepare = f"DELETE FROM {held.table} t USING gone WHERE t.key = gone.key", unprepared(where)
+    deleted = 0
+    if limit is None:
+        gone = f"WITH gone AS MATERIALIZED ({those} ORDER BY r.key FOR UPDATE)"
+        while done := connection.execute(f"{gone} {delete}", parameters, prepare=prepare).rowcount:
+            deleted += done
+            if ids is None or deleted == len(set(ids)):  # else as in ``update``
+                break
+        return deleted
+    statement = (
+        f"WITH first AS MATERIALIZED ({those} ORDER BY r.seq LIMIT %s),"
+        f" gone AS MATERIALIZED ({those} AND r.key IN (SELECT key FROM first) ORDER BY r.key FOR UPDATE),"
+        f" done AS ({delete} RETURNING t.key) SELECT (SELECT count(*) FROM first), (SELECT count(*) FROM done)"
+    )
+    while True:
+        values = [*parameters, limit - deleted, *parameters]
+        row = connection.execute(statement, values, prepare=prepare).fetchone()
+        assert row is not None
+        deleted += int(row[1])
+        if row[1] == row[0]:
+            return deleted
+        # others have deleted or changed some of the first meanwhile: then the next ones are
 
 
 def fix_dimension(connection: Connection, held: Held, dimension: int) -> None:

@@ -14,6 +14,7 @@ from chromakeep.server.answer_head import AnswerHead
 from chromakeep.server.backend import Carried
 from chromakeep.server.gate import Page
 from chromakeep.server.request_head import RequestHead
+from chromakeep.waiting import Waiting
 
 PATIENCE = 10.0  # seconds for which a request waits for its turn
 _BUSY = answers.refusal(503, "too many requests at a time; nothing was done", retry_after=1.0)
@@ -48,7 +49,8 @@ class Inside:
 class Inward:
     """See ``Line``: one request to the engine."""
 
-    __slots__ = ("_answer", "_body", "_exchange", "_future", "_head", "_inside", "_timer", "lost", "spoke", "used")
+    __slots__ = ("_answer", "_body", "_exchange", "_future", "_head", "_inside", "_timer", "_waiting", "lost",
+                 "spoke", "used")  # fmt: skip
 
     def __init__(self, inside: Inside) -> None:
         self.used = self.spoke = self.lost = False
@@ -59,6 +61,7 @@ class Inward:
         self._answer: Page | None = None
         self._future: Future[Page] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._waiting = Waiting()
 
     def carry(self, exchange: Carried) -> None:
         """See ``Line``."""
@@ -88,13 +91,17 @@ class Inward:
         kind = next((value.decode("latin-1") for name, value in self._head.fields if name == b"content-type"), None)
         work = partial(self._inside.answering, self._head.method, self._head.target, body, kind)
         try:
-            future = self._future = self._inside.executor.submit(work)
+            future = self._future = self._inside.executor.submit(self._work, work)
         except RuntimeError:  # the door closes
             self._inside.loop.call_soon(self._lose)
             return
         loop = self._inside.loop
         self._timer = loop.call_later(PATIENCE, self._late)
         future.add_done_callback(lambda done: _told(loop, partial(self._done, done)))
+
+    def _work(self, work: Callable[[], Page]) -> Page:
+        with self._waiting.for_it():
+            return work()
 
     def _late(self) -> None:
         """Answer what has not had its turn yet: it will have none."""
@@ -153,10 +160,11 @@ class Inward:
         """The answer is given away in one piece."""
 
     def give_back(self, reusable: bool) -> None:
-        """A thread that works on it ends its work; what it says is dropped. What has not begun does not begin."""
+        """A thread that writes for it ends its work; what it says is dropped. One that reads is told that nobody waits.
+        What has not begun does not begin."""
         self._exchange = None
-        if self._future is not None:
-            self._future.cancel()
+        if self._future is not None and not self._future.cancel():
+            self._waiting.leave()
         self._let_go()
 
     def _let_go(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from chromakeep.engine import Engine, Refused
 from chromakeep.server.api.answers import TRACE, nothing, refused
@@ -13,6 +14,10 @@ from chromakeep.server.gate import Page
 __all__ = ["LARGEST", "answer"]
 LARGEST = 40 << 20  # bytes of a body, as in Chroma
 _log = logging.getLogger(__name__)
+_WORD = r"[!#$&'*+.^_`|~0-9a-zA-Z-]+"
+_JSON = re.compile(  # as Chroma's parser of media types takes it
+    rf'application/(json|{_WORD}\+json)(; *{_WORD}=({_WORD}|"[^"\\]+"))*(;|; *{_WORD}=)?', re.IGNORECASE
+)
 _V1_GONE = Refused(410, "The v1 API is deprecated. Please use /v2 apis", error="Unimplemented")
 _NOT_JSON = Refused(415, "Expected request with `Content-Type: application/json`")
 _TOO_LARGE = Refused(413, "Failed to buffer the request body: length limit exceeded")
@@ -51,5 +56,4 @@ def answer(engine: Engine, method: str, target: str, body: bytes, content_type: 
 
 
 def _is_json(content_type: str) -> bool:
-    kind = content_type.partition(";")[0].strip().lower()
-    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
+    return _JSON.fullmatch(content_type.strip(" \t")) is not None

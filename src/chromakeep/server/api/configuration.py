@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from chromakeep.engine import Refused
+from chromakeep.server.api.json_reader import debug
 
 DOCUMENT, EMBEDDING = "#document", "#embedding"
+_CMEK = re.compile(r"projects/.+/locations/.+/keyRings/.+/cryptoKeys/.+")
 
 
 def check_configuration(given: Mapping[str, Any] | None) -> None:
@@ -43,6 +46,8 @@ def fault_of_schema(schema: Mapping[str, Any] | None) -> str | None:
     for key, values in schema["keys"].items():
         if fault := _fault_of_key(key, values, sparse):
             return fault
+    if (cmek := schema.get("cmek")) is not None and not _CMEK.fullmatch(cmek["gcp"]):
+        return f"CMEK does not match expected pattern: Gcp({debug(cmek['gcp'])})"
     return None
 
 

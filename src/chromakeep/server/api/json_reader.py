@@ -147,12 +147,12 @@ class JsonReader:
         return int(self.data[self.at - 4 : self.at], 16)
 
     def number(self, *, checked: bool = True) -> int | float:
-        """One that begins here. ``checked``: it must be finite."""
-        start = self.at
+        """One that begins here. ``checked``: it must be finite, and Chroma's parser says it when its end is missing."""
+        start, ended = self.at, "EOF while parsing a value" if checked else "invalid number"
         if self.data[self.at] == 0x2D:
             self.at += 1
         if self.at >= len(self.data):
-            self.broken("EOF while parsing a value", 0)
+            self.broken(ended, 0)
         first = self.data[self.at]
         if first not in _DIGITS:
             self.broken("invalid number")
@@ -167,7 +167,7 @@ class JsonReader:
             whole = False
             self.at += 1
             if not self._digit():
-                self.broken("invalid number" if self._byte() else "EOF while parsing a value")
+                self.broken("invalid number" if self._byte() else ended)
             self._digits()
         if self._byte() in (b"e", b"E"):
             whole = False
@@ -175,7 +175,7 @@ class JsonReader:
             if self._byte() in (b"+", b"-"):
                 self.at += 1
             if not self._byte():
-                self.broken("EOF while parsing a value", 0)
+                self.broken(ended, 0)
             if not self._digit():
                 self.broken("invalid number")
             self._digits()

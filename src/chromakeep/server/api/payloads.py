@@ -219,7 +219,7 @@ _VALUES = Record(
 _SCHEMA = Record(
     "Schema",
     {"defaults": _VALUES, "keys": Table(_VALUES)},
-    {"cmek": Anything(), "source_attached_function_id": Optional(Text())},
+    {"cmek": Optional(Variants(lambda: {"gcp": Text()})), "source_attached_function_id": Optional(Text())},
 )
 CREATE = Record(
     "CreateCollectionPayload",

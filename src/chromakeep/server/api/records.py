@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from chromakeep.engine import Refused, Vectors, Written
 from chromakeep.server.api import payloads
 from chromakeep.server.api.answers import joined
-from chromakeep.server.api.bodies import mistake, once
+from chromakeep.server.api.bodies import EXPLAINED, mistake, once
 from chromakeep.server.api.metadata import Invalid, Metadata, fits_record, fits_update, of_record
 
 _LENGTHS = "Inconsistent number of IDs, embeddings, documents, URIs and metadatas"
@@ -73,7 +73,10 @@ def _written(shape: Any, body: bytes, decoder: Any) -> Written:
         sent = decoder.decode(body)
         once(shape, body)
     except msgspec.ValidationError as error:
-        _check_base64(body)
+        if (
+            len(body) > EXPLAINED or mistake(shape, body) is None
+        ):  # Chroma decodes base64 when it has read the whole body
+            _check_base64(body)
         raise mistake(shape, body, error) or error from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise mistake(shape, body, error) or error from None

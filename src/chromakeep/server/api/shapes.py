@@ -241,12 +241,16 @@ class Variants:
         return name in self._variants() and self._variants()[name].fits(held)
 
     def read(self, reader: JsonReader) -> object:
-        quoted = reader.peek() == _QUOTE
-        name = variant(reader, tuple(self._variants()), lambda reader, name: self._variants()[name].read(reader))
+        quoted, held = reader.peek() == _QUOTE, {}
+        name = variant(
+            reader,
+            tuple(self._variants()),
+            lambda reader, name: held.update({name: self._variants()[name].read(reader)}),
+        )
         if quoted:
             reader.path.append(name)
             reader.wrong("invalid type: unit variant, expected newtype variant", here=False)
-        return name
+        return held
 
 
 class Tagged:
