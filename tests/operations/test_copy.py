@@ -391,6 +391,23 @@ def test_comparing_names_what_differs() -> None:
     assert "100 only in the first" in only.line()
 
 
+@pytest.mark.parametrize("salt", [0, 4])
+def test_an_id_that_one_side_has_twice_is_a_difference(salt: int) -> None:
+    """As a file can that was put together of two; with the same values, or others."""
+
+    class Twice(MemorySource):
+        def batches(self, definition: Definition, **given: Any) -> Iterator[tuple[pa.RecordBatch, Mark]]:
+            yield from super().batches(definition, **given)
+            yield records(1, 2, salt=salt), None
+
+    memory = Memory()
+    memory.put(Definition("a", dimension=3), records(0, 3))
+    for one, other in ((Twice, MemorySource), (MemorySource, Twice)):
+        (only,) = compare_places(one(memory), other(memory)).comparisons
+        assert not only.equal and only.differing_ids == ("id-1",)
+    assert compare_places(Twice(memory), Twice(memory)).equal
+
+
 def test_a_long_collection_is_compared_by_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lists of hashes are in files, and each range is compared by itself."""
     monkeypatch.setattr("chromakeep.chroma.spool.IN_MEMORY", 1000)
