@@ -102,7 +102,7 @@ def test_a_collection_of_another_kind_is_told(cli: Cli) -> None:
 
 def test_a_killed_copy_goes_on(cli: Cli, chroma: Path, server: ChromaServer) -> None:
     """SIGKILL in the middle, twice; then the same command ends what was begun, and every record is compared."""
-    command = ("copy", "chroma", url(server), "--verify", "--rate", "150")
+    command, begun = ("copy", "chroma", url(server), "--verify", "--rate", "150"), ""
     for _ in range(2):
         child = subprocess.Popen(cli.command(*command), cwd=cli.cwd, env=cli.environ, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 60
@@ -110,6 +110,7 @@ def test_a_killed_copy_goes_on(cli: Cli, chroma: Path, server: ChromaServer) -> 
             saved = list(cli.cwd.rglob("checkpoint.json"))
             with_records = [p for p in saved if '"records":' in p.read_text()]
             if with_records:
+                begun = begun or json.loads(with_records[0].read_text())["begun"]
                 break
             time.sleep(0.02)
         time.sleep(0.2)
@@ -117,6 +118,7 @@ def test_a_killed_copy_goes_on(cli: Cli, chroma: Path, server: ChromaServer) -> 
         child.wait()
     done = cli.json(*command)
     assert (done["resumed"], done["verified"], done["records"]) == (True, True, 450)
+    assert done["as_of"] == begun
     names = [ref.name for ref in server.client.list_collections()]
     assert sorted(names) == ["books", "laws"]
     assert not left(cli)

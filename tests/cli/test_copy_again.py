@@ -88,3 +88,16 @@ def test_a_home_that_is_none_is_told_with_what_to_do(cli: Cli) -> None:
     for words in (("copy", "in.jsonl", "x.parquet"), ("check", "in.jsonl", "in.jsonl")):
         assert "--work" in cli.fails(2, *words, env={"HOME": "/proc/none"})
         assert cli(*words, "--work", "w", env={"HOME": "/proc/none"}).returncode == 0
+
+
+def test_comparing_twice_at_once(cli: Cli, chroma: Path) -> None:
+    """Each has working copies of its own, and none is left; so has each dry run."""
+    for words in (("check", "chroma", "chroma"), ("copy", "chroma", "out", "--dry-run")):
+        some = [
+            subprocess.Popen(cli.command(*words), cwd=cli.cwd, env=cli.environ, stdout=-1, stderr=-2, text=True)
+            for _ in range(3)
+        ]
+        for each in some:
+            told, _ = each.communicate(timeout=120)
+            assert each.returncode == 0, told
+    assert not list(cli.cwd.rglob("copy-*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from chromakeep.batches import schema, vectors_of
 from chromakeep.errors import ChromakeepError, SourceError, UnsupportedFormat, UsageError
 from chromakeep.exchange.exact import exact, texts
 from chromakeep.exchange.open import source_of
+from chromakeep.exchange.parquet import ParquetFileSource
 from chromakeep.exchange.reading import OLD_ARROW
 from chromakeep.testing.specimens import ordinary
 from exchange.scenes import SAMPLE, at, read, written
@@ -289,3 +291,41 @@ def test_another_collection_is_asked_for(tmp_path: Path) -> None:
     address = written(at(tmp_path, "x.parquet"), SAMPLE, [])
     with pytest.raises(UsageError, match="no collection"):
         source_of(address).batches(SAMPLE.__class__("other"))
+
+
+@pytest.mark.parametrize("how", ["words", "beginnings", "vectors", "metadata"])
+def test_what_unfolds_is_read_in_portions(how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of a few kilobytes in which one long value comes two thousand times."""
+    monkeypatch.setattr("chromakeep.exchange.reading.BATCH_BYTES", 1 << 20)
+    monkeypatch.setattr("chromakeep.exchange.reading.FOLDED_BYTES", 1 << 20)
+    count, long, plain = 2000, "x" * 100_000, [[1.0]] * 2000
+    columns: dict[str, Any] = {
+        "id": [f"i{n}" for n in range(count)],
+        "embedding": pa.array([[0.5] * 4096] * count if how == "vectors" else plain, pa.list_(pa.float32())),
+        "document": pa.array([None if how in ("vectors", "metadata") else long] * count, pa.string()),
+    }
+    if how == "metadata":
+        columns["metadata"] = pa.array([{"k": long}] * count)
+    coding: dict[str, Any] = {"use_dictionary": True}
+    if how == "beginnings":
+        coding = {"use_dictionary": False, "column_encoding": {"document": "DELTA_BYTE_ARRAY"}}
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table(columns), path, compression="zstd", dictionary_pagesize_limit=1 << 30, **coding)
+    assert path.stat().st_size < 200_000
+    with closing(ParquetFileSource(path)) as source:
+        (definition,) = source.definitions()
+        found = 0
+        for records, mark in source.batches(definition):
+            assert records.nbytes < 3 << 20
+            assert mark == ([0, 0, found + len(records)] if found + len(records) < count else [0, 1, 0])
+            found += len(records)
+    assert found == count
+
+
+def test_a_vector_longer_than_any_is_not_read(tmp_path: Path) -> None:
+    """By what the file says of itself: an empty one and a large one, which takes no room in it."""
+    path = tmp_path / "x.parquet"
+    vectors = pa.ListArray.from_arrays(pa.array([0, 0, 200_000], pa.int32()), pa.array(np.zeros(200_000, np.float32)))
+    pq.write_table(pa.table({"id": ["a", "b"], "embedding": vectors}), path)
+    with closing(ParquetFileSource(path)) as source, pytest.raises(SourceError, match="cannot have 100000 dimensions"):
+        source.definitions()

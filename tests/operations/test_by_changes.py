@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -353,6 +354,32 @@ def test_verifying_while_it_is_written_to(world: World) -> None:
     found = world.verify()
     assert found.verified is not None
     assert (found.verified.records, found.records, found.rounds) == (32, 32, 2)
+
+
+def test_a_write_just_before_the_copy_that_is_verified(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it was looked at in which state the directory is: the copy is of another one, to which the target must be
+    brought, or there is a difference that is none."""
+    ref = world.create("books")
+    world.fill(ref, 30)
+    world.start()
+    world.write(ref, "upsert", ["later"], 1)
+    deadline = time.monotonic() + 60  # until its files are older than their clock's steps: then it is in one state
+    while transfer_ends.state_of(world.directory) != transfer_ends.state_of(world.directory):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    world.follow()
+    capture = transfer_ends.capture
+
+    def written(*args: Any, **more: Any) -> Any:
+        monkeypatch.setattr(transfer_ends, "capture", capture)
+        world.write(ref, "upsert", ["at-that-moment"], 1)
+        return capture(*args, **more)
+
+    monkeypatch.setattr(transfer_ends, "capture", written)
+    found = world.verify()
+    assert found.verified is not None and found.verified.records == 32
+    world.follow()
+    assert world.verify().verification == "equal"
 
 
 def test_random_histories(world: World) -> None:

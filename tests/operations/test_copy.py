@@ -18,6 +18,7 @@ from chromakeep.batches import batch, encode
 from chromakeep.chroma.rounding import through_json
 from chromakeep.conditions import Where
 from chromakeep.errors import ServerFailed, SourceError, TargetNotEmpty, UsageError, VerificationFailed
+from chromakeep.events import Noted
 from chromakeep.operations import pump
 from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.compare import compare, compare_places
@@ -125,6 +126,31 @@ def test_a_source_that_fails_is_told_and_gone_on_with(tmp_path: Path) -> None:
     assert Checkpoint(file, WHOLE).part(("default_tenant", "default_database", "books")).records == 150
     run(source, target, checkpoint=Checkpoint(file, WHOLE))
     assert same(source, target)
+
+
+def test_a_copy_that_goes_on_says_since_when_it_has_not_all(tmp_path: Path) -> None:
+    """A source that keeps its word, as a list of a server's ids does, may have changed all the same."""
+    source, target, told = place(), Memory(), []
+
+    class Server(MemorySource):
+        def state(self) -> str:
+            return "list of ids"
+
+    def one(fail_at: int | None) -> Any:
+        checkpoint = Checkpoint(tmp_path / "c.json", WHOLE)
+        sink = MemorySink(target, atomic=False)
+        return copy(Server(source, fail_at=fail_at), sink, Plan(), checkpoint=checkpoint, observer=told.append)
+
+    with pytest.raises(SourceError):
+        one(4)
+    since = Checkpoint(tmp_path / "c.json", WHOLE).since
+    assert since
+    assert not any(isinstance(event, Noted) for event in told)
+    done = one(None)
+    assert (done.resumed, done.as_of) == (True, since)
+    (noted,) = (event for event in told if isinstance(event, Noted))
+    assert since in noted.message and "not all copied" in noted.message
+    assert run(source, Memory()).as_of is None
 
 
 def test_a_source_that_has_changed_is_begun_anew(tmp_path: Path) -> None:
@@ -389,6 +415,23 @@ def test_comparing_names_what_differs() -> None:
     assert (only.extra_ids, only.differing_ids) == (("id-5000",), ("id-200",))
     assert not found.equal
     assert "100 only in the first" in only.line()
+
+
+@pytest.mark.parametrize("salt", [0, 4])
+def test_an_id_that_one_side_has_twice_is_a_difference(salt: int) -> None:
+    """As a file can that was put together of two; with the same values, or others."""
+
+    class Twice(MemorySource):
+        def batches(self, definition: Definition, **given: Any) -> Iterator[tuple[pa.RecordBatch, Mark]]:
+            yield from super().batches(definition, **given)
+            yield records(1, 2, salt=salt), None
+
+    memory = Memory()
+    memory.put(Definition("a", dimension=3), records(0, 3))
+    for one, other in ((Twice, MemorySource), (MemorySource, Twice)):
+        (only,) = compare_places(one(memory), other(memory)).comparisons
+        assert not only.equal and only.differing_ids == ("id-1",)
+    assert compare_places(Twice(memory), Twice(memory)).equal
 
 
 def test_a_long_collection_is_compared_by_ranges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

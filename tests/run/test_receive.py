@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -530,7 +531,12 @@ def test_a_killed_sender_run_again_sends_only_what_is_missing(
              "('cosine'); c.delete(ids=['c0'])", source], check=True, timeout=120,
         )  # fmt: skip
         assert bytes(database) != (source / "chroma.sqlite3").read_bytes()
-        done = sent(source, one)
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "gethostname", lambda: "the-next-container")
+            with pytest.raises(RepositoryBusy, match="is under way here") as refused:
+                sent(source, one)
+            assert "--take-over" in str(refused.value.hint)
+            done = sent(source, one, take_over=True)
         assert 0 < done.chunks_sent < done.chunks
         assert content(data, tmp_path / "a") == content(source, tmp_path / "b")
         one.end()

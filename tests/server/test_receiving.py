@@ -74,7 +74,8 @@ def test_each_route_asks_the_receiver(told: Told, door: Door, knock: Knock) -> N
     for method, path, body, expected in (
         ("GET", "", b"", ("status",)),
         ("GET", f"/{ID}", b"", ("status", ID)),
-        ("POST", "", b"m", ("offer", b"m")),
+        ("POST", "", b"m", ("offer", b"m", False)),
+        ("POST", "?take_over=true", b"m", ("offer", b"m", True)),
         ("PUT", f"/{ID}/12", b"c", ("put", ID, 12, b"c", None)),
         ("POST", f"/{ID}/finish", b"{}", ("finish", ID, b"{}")),
         ("POST", "/rollback", b"{}", ("rollback", b"{}")),
@@ -179,7 +180,7 @@ def test_a_body_is_taken_up_to_what_a_route_needs(told: Told, door: Door, knock:
     one.send(f"POST /_keep/receive HTTP/1.1\r\nhost: h\r\nauthorization: Bearer {TOKEN}\r\n".encode())
     one.send(b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n")
     assert one.answer().status == 200
-    assert told.asked.pop() == ("offer", b"abcde")
+    assert told.asked.pop() == ("offer", b"abcde", False)
 
 
 @pytest.mark.parametrize("step", [1, 3, 64, 1000])
@@ -192,7 +193,12 @@ def test_requests_may_come_in_any_pieces(step: int, told: Told, door: Door, knoc
     for at in range(0, len(data), step):
         wire.send(data[at : at + step])
     assert [wire.answer().status for _ in range(4)] == [200] * 4
-    expected = [("put", ID, 0, bytes(range(256)) * 4, None), ("offer", b"abcde"), ("status",), ("offer", b"end")]
+    expected = [
+        ("put", ID, 0, bytes(range(256)) * 4, None),
+        ("offer", b"abcde", False),
+        ("status",),
+        ("offer", b"end", False),
+    ]
     assert told.asked == expected
 
 

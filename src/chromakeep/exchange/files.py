@@ -55,7 +55,8 @@ def reading(path: Path) -> Iterator[None]:
 class Output:
     """A file written once from front to end: what ``pyarrow`` asks of a file, with a count and, if asked, a hash.
 
-    ``start`` goes on behind that many bytes of a file that is there; what followed them is gone.
+    ``start`` goes on behind that many bytes of a file that is there; what followed them is gone. What could not be
+    written or synced once is never tried again: the file may have a gap there, and a second sync would not tell.
     """
 
     def __init__(self, path: Path, *, start: int = 0, hashed: bool = False) -> None:
@@ -64,6 +65,7 @@ class Output:
         self.closed = False
         self._hash = blake3() if hashed else None
         self._aside: bytearray | None = None
+        self._failed: OSError | None = None
         self._file: IO[bytes] = path.open("r+b" if start else "wb", buffering=_BUFFER)
         self._file.truncate(start)
         while self._hash is not None and (piece := self._file.read(_BUFFER) if start else b""):
@@ -75,7 +77,8 @@ class Output:
         if self._aside is not None:
             self._aside += data
         elif not self.closed:
-            self._file.write(data)
+            with self._once():
+                self._file.write(data)
             self.size += len(data)
             if self._hash is not None:
                 self._hash.update(data)
@@ -95,8 +98,19 @@ class Output:
 
     def sync(self) -> None:
         """Make all that was written durable."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with self._once():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    @contextmanager
+    def _once(self) -> Iterator[None]:
+        if self._failed is not None:
+            raise self._failed
+        try:
+            yield
+        except OSError as error:
+            self._failed = error
+            raise
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest() if self._hash is not None else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, NamedTuple
 
 from chromakeep.exchange import thrift
 from chromakeep.exchange.thrift import Field, List
@@ -22,6 +22,45 @@ _FILE_ROWS, _FILE_GROUPS, _FILE_METADATA = 3, 4, 5
 _GROUP_COLUMNS, _GROUP_OFFSET, _GROUP_ORDINAL = 1, 5, 7
 _CHUNK_OFFSETS, _CHUNK_METADATA = (2, 4, 6), 3
 _COLUMN_OFFSETS = (9, 10, 11, 14)
+_TYPE, _ENCODINGS, _PATH, _VALUES, _UNCOMPRESSED = 1, 2, 3, 5, 6
+_TEXT = 6  # BYTE_ARRAY
+_DICTIONARY = {2, 8}
+_BEGINNINGS = 7  # DELTA_BYTE_ARRAY
+
+
+class Chunk(NamedTuple):
+    """One column of one row group. ``values``: numbers or texts, nulls too; ``bytes``: of its pages, unpacked. Of a
+    column of text, whether it is stored as ``words`` and their numbers, and whether a long text that comes again may
+    take no room (``folds``)."""
+
+    path: str
+    values: int
+    bytes: int
+    words: bool
+    folds: bool
+
+
+def chunks_of(footer: bytes) -> list[list[Chunk]]:
+    """The columns of each row group. Arrow tells of them too, and ends the process for some that are damaged. Raises
+    ``ValueError``."""
+    try:
+        (found,) = [field.value for field in thrift.load(footer) if field.id == _FILE_GROUPS]
+        return [
+            [_chunk(chunk) for field in group if field.id == _GROUP_COLUMNS for chunk in field.value.values]
+            for group in found.values
+        ]
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError("its columns are not described") from None
+
+
+def _chunk(fields: list[Field]) -> Chunk:
+    (described,) = [field.value for field in fields if field.id == _CHUNK_METADATA]
+    told = {field.id: field.value for field in described}
+    path = b".".join(told[_PATH].values).decode("utf-8", "replace")
+    text, encodings = told[_TYPE] == _TEXT, set(told[_ENCODINGS].values)
+    words = text and not encodings.isdisjoint(_DICTIONARY)
+    folds = words or (text and _BEGINNINGS in encodings)
+    return Chunk(path, int(told[_VALUES]), int(told[_UNCOMPRESSED]), words, folds)
 
 
 def split(end: bytes) -> bytes:

@@ -70,8 +70,8 @@ class JsonlIntake(FileIntake):
         if not self._output.closed:
             with writing(self.path):
                 if self._frame is not None:
-                    self._output.write(self._frame.flush())
-                    self._frame = None
+                    end, self._frame = self._frame.flush(), None
+                    self._output.write(end)
                 self._output.sync()
         return self._output.size
 

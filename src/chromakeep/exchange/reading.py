@@ -25,6 +25,8 @@ from chromakeep.records import Definition
 
 BATCH_RECORDS = 2048
 BATCH_BYTES = 64 << 20
+FOLDED_BYTES = 128 << 20
+"""Of a batch at most, where each of its texts may be as long as all that a file holds of them."""
 _BUFFER = 1 << 20
 OLD_ARROW = int(pa.__version__.partition(".")[0]) < 26
 
@@ -32,8 +34,8 @@ OLD_ARROW = int(pa.__version__.partition(".")[0]) < 26
 class Part:
     """A Parquet file that is open. Pages are read as they are needed, and checked where they have a checksum.
 
-    Its memory is that of one batch, of at most 2048 records and about 64 MiB by what the file says; a page is unpacked
-    whole, and the format allows it 2 GiB.
+    Its memory is that of one batch, of at most 2048 records and about 64 MiB by what the file says, however far that
+    unfolds; a page is unpacked whole, and the format allows it 2 GiB.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,9 +47,16 @@ class Part:
             self._file = _opened(path)
             self.schema = self._file.schema_arrow
             self._metadata = self._file.metadata
+            with path.open("rb") as file:
+                self._chunks = footer.chunks_of(footer.read_footer(file))
+            words = {chunk.path for group in self._chunks for chunk in group if chunk.words}
+            self._words = sorted(words.intersection(COLUMNS))
             if OLD_ARROW and any(pa.types.is_fixed_size_list(kind) for kind in self.schema.types):
                 self._file.close()
                 self._file = _opened(path, metadata=_without_sizes(path))
+            if self._words:  # which stay so until they are divided
+                self._file.close()
+                self._file = _opened(path, read_dictionary=self._words)
         names = self.schema.names
         for name in COLUMNS:
             if names.count(name) > 1 or (name not in names and name in ("id", "embedding")):
@@ -125,13 +134,23 @@ class Part:
 
     def _read(self, group: int, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with damage(self.path):
-            yield from self._file.iter_batches(self._rows(group), [group], names, use_threads=False)
+            for batch in self._file.iter_batches(self._rows(group), [group], names, use_threads=False):
+                yield from _bounded_slices(batch)
 
     def _rows(self, group: int) -> int:
-        """Records of a batch of this row group: fewer where records are long."""
+        """Records of a batch of this row group: fewer where records are long, or may be."""
         described = self._metadata.row_group(group)
-        each = max(1, described.total_byte_size // max(1, described.num_rows))
-        return int(min(BATCH_RECORDS, max(1, BATCH_BYTES // each)))
+        count = max(1, described.num_rows)
+        each, folded = described.total_byte_size // count, 1
+        for chunk in self._chunks[group]:
+            name = chunk.path.partition(".")[0]
+            if name == "embedding" and chunk.values > count * MOST_DIMENSIONS:
+                raise SourceError(f"{self.path}: a collection cannot have {chunk.values // count} dimensions")
+            if name in COLUMNS:
+                each = max(each, 8 * chunk.values // count)  # many of one value are stored as one
+                if chunk.folds and chunk.path not in self._words:
+                    folded = max(folded, chunk.bytes)
+        return int(min(BATCH_RECORDS, max(1, min(BATCH_BYTES // max(1, each), FOLDED_BYTES // folded))))
 
     def _read_footer(self) -> Footer | None:
         data = (self._metadata.metadata or {}).get(FOOTER)
@@ -163,6 +182,24 @@ class Part:
 
 def _opened(path: Path, **options: Any) -> Any:
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True, **options)
+
+
+def _bounded_slices(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Slices of which the words, unfolded, have about 64 MiB or are those of one record."""
+    columns = [column for column in batch.columns if pa.types.is_dictionary(column.type)]
+    if columns:
+        import pyarrow.compute as pc
+
+        sizes = np.zeros(len(batch), np.int64)
+        for column in columns:
+            lengths = pc.binary_length(column.dictionary).take(column.indices)
+            sizes += pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False).astype(np.int64)
+        while len(batch) > 1 and sizes.sum() > BATCH_BYTES:
+            some = max(1, int(np.searchsorted(np.cumsum(sizes), BATCH_BYTES, "right")))
+            yield batch.slice(0, some)
+            batch, sizes = batch.slice(some), sizes[some:]
+    if len(batch):
+        yield batch
 
 
 def _without_sizes(path: Path) -> pq.FileMetaData:

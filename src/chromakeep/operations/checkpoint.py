@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,21 @@ class _Content(msgspec.Struct):
     plan: str
     state: str
     parts: dict[str, Part]
+    begun: str = ""
 
 
 _DECODER = msgspec.json.Decoder(_Content)
 
 
 class Checkpoint:
-    """Of one copy. ``parts``: by the collection's tenant, database and name at the source."""
+    """Of one copy. ``parts``: by the collection's tenant, database and name at the source. ``since``: when its first
+    run began, empty before ``begin``."""
 
     def __init__(self, path: Path | None, plan: Mapping[str, Any]) -> None:
         """``path``: None where nothing is to be kept. ``plan``: what is copied, from where to where, and how; a file of
         another plan is given up (``given_up``), as going on with it would mix the two. Raises ``UsageError``."""
         self.path, self.plan = path, msgspec.json.encode(plan, order="sorted").decode()
-        self.state = ""
+        self.state = self.since = ""
         self.parts: dict[str, Part] = {}
         self.given_up = False
         if path is None or not path.exists():
@@ -59,13 +62,13 @@ class Checkpoint:
             raise UsageError(f"{path} is no checkpoint of a copy ({error})", hint="remove it to begin anew") from None
         self.given_up = found.version != VERSION or found.plan != self.plan
         if not self.given_up:
-            self.state, self.parts = found.state, found.parts
+            self.state, self.parts, self.since = found.state, found.parts, found.begun
 
     def begin(self, state: str) -> bool:
         """Go on with what was written down, if the source is in that state still; else begin anew. True: it goes on."""
         goes_on = self.leads_on(state)
         if not goes_on:
-            self.parts = {}
+            self.parts, self.since = {}, f"{datetime.now(timezone.utc):%Y-%m-%dT%H:%M:%S}Z"
         self.state = state
         return goes_on
 
@@ -90,7 +93,9 @@ class Checkpoint:
     def save(self) -> None:
         """Write it down, durably."""
         if self.path is not None:
-            write_whole(self.path, msgspec.json.encode(_Content(VERSION, self.plan, self.state, self.parts)))
+            write_whole(
+                self.path, msgspec.json.encode(_Content(VERSION, self.plan, self.state, self.parts, self.since))
+            )
 
     def remove(self) -> None:
         """All is done."""

@@ -216,13 +216,13 @@ def _by_id(
 def _named(side: Side, wanted: Words) -> tuple[str, ...]:
     """The first ids with these hashes, sorted."""
     wanted = np.sort(wanted)[:NAMED]
-    found: list[str] = []
+    found: set[str] = set()
     if not len(wanted):
         return ()
     for some, _ in side.source.batches(side.definition, where=side.where):
         ids = some.column("id").to_pylist()
         lanes = hashes([id_.encode() for id_ in ids])[:, 0]
-        found += [ids[i] for i in np.flatnonzero(among(lanes, wanted)).tolist()]
+        found |= {ids[i] for i in np.flatnonzero(among(lanes, wanted)).tolist()}
         if len(found) >= len(wanted):
             break
     return tuple(sorted(found))

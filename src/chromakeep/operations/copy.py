@@ -72,7 +72,8 @@ class Copied(msgspec.Struct, frozen=True):
 
 
 class CopyResult(msgspec.Struct, frozen=True):
-    """``verified``: None unless asked for; a difference is raised instead. ``bytes``: in a dry run an estimate."""
+    """``verified``: None unless asked for; a difference is raised instead. ``bytes``: in a dry run an estimate.
+    ``as_of``: of a resumed one when its first run began: what was written to the source since is not all in it."""
 
     collections: tuple[Copied, ...]
     records: int
@@ -81,6 +82,7 @@ class CopyResult(msgspec.Struct, frozen=True):
     resumed: bool = False
     verified: bool | None = None
     dry_run: bool = False
+    as_of: str | None = None
 
 
 def copy(
@@ -125,7 +127,13 @@ def copy(
     if checkpoint.given_up:
         observer(Noted("a copy that was begun with other options is given up; this one begins anew", "warning"))
     if resumed:
-        observer(Noted("going on with the copy that was begun before"))
+        observer(
+            Noted(
+                f"going on with the copy that was begun at {checkpoint.since}: what was written to the source since"
+                " then is not all copied",
+                "warning",
+            )
+        )
     done, moved = [], 0
     for definition, target in pairs:
         if plan.collections is None and is_temporary(definition.name):
@@ -143,7 +151,9 @@ def copy(
     checkpoint.remove()
     seconds = round(time.monotonic() - started, 3)
     records = sum(c.records for c in done)
-    return CopyResult(tuple(done), records, moved, seconds, resumed, True if plan.verify and read_back else None)
+    verified = True if plan.verify and read_back else None
+    as_of = checkpoint.since if resumed else None
+    return CopyResult(tuple(done), records, moved, seconds, resumed, verified, as_of=as_of)
 
 
 def _one(

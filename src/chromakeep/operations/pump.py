@@ -78,7 +78,11 @@ class Pump:
             late = failed or time.monotonic() - self._saved > SAVE
             alone = not any(writer.is_alive() for writer in writers)  # else an intake cannot be asked for its mark
             if late and alone and (self._error is None or self.part.records):
-                self._save()
+                try:
+                    self._save()
+                except Exception:  # of an intake that has failed: what is told is why
+                    if failed is None:
+                        raise
         if failed:
             raise failed
 

@@ -125,11 +125,11 @@ class Receiver:
                 now = replace(now, kept=received.kept, undone=received.undone or None)
             return now
 
-    def offer(self, body: bytes) -> Standing:
+    def offer(self, body: bytes, take_over: bool = False) -> Standing:
         """Begin a transfer, or go on with it: which chunks are missing.
 
-        A sender whose directory has changed since it was cut off goes on, too, with the chunks that are the same.
-        Raises ``DiskFull``, ``UsageError``.
+        A sender whose directory has changed since it was cut off goes on, too, with the chunks that are the same; with
+        ``take_over`` also with those of another sender, whose transfer ends. Raises ``DiskFull``, ``UsageError``.
         """
         self._must_serve()
         if self._beside.data.is_symlink():  # what is beside the link may lie on another disk
@@ -142,7 +142,8 @@ class Receiver:
                     return self._standing
                 raise RepositoryBusy(f"a transfer is being put in place here ({self._standing.state})")
             if earlier is None or earlier.manifest.id != manifest.id:
-                self._refuse_another(manifest, earlier)
+                if not take_over:
+                    self._refuse_another(manifest, earlier)
                 Incoming.check_room(self._root, manifest, earlier)
                 self._incoming = None  # should this fail half-way
                 self._incoming = Incoming.begin(self._root, manifest, earlier)
@@ -237,7 +238,8 @@ class Receiver:
         raise RepositoryBusy(
             f"a transfer from {earlier.manifest.sender} is under way here: {here} of {chunks} chunks,"
             f" the last one {quiet:.0f} s ago",
-            hint=f"wait for it; one that is given up makes way {QUIET / 60:.0f} minutes after its last chunk",
+            hint="wait for it, or end it and go on with what came of it: chromakeep send --take-over; one that is given"
+            f" up makes way {QUIET / 60:.0f} minutes after its last chunk",
         )
 
     def _receiving(self, incoming: Incoming) -> Standing:

@@ -72,12 +72,14 @@ def send(
     *,
     stage: Path | None = None,
     patience: float | None = None,
+    take_over: bool = False,
     observer: Observer = ignore,
 ) -> SendResult:
     """Capture ``source`` exactly, send it to the chromakeep at ``url``, and have it served there.
 
     Chunks that are there already are not sent again: those of an earlier transfer of this directory that was cut off,
-    wherever it was. A link that is cut is taken up again, for ``patience`` seconds in which nothing succeeds. When this
+    wherever it was. A link that is cut is taken up again, for ``patience`` seconds in which nothing succeeds.
+    ``take_over``: end what another sender has under way there, instead of raising ``RepositoryBusy``. When this
     returns, the receiver has verified every chunk and every record, has what it served before in its repository (if it
     has one) and on its disk, and serves this. On any error it serves what it served before.
 
@@ -97,7 +99,7 @@ def send(
             paths = sorted(file_layouts(captured.path))
             manifest = Manifest.of(captured.path, paths, _name(source))
             sending = _Sending(courier, captured.path, manifest, observer)
-            sending.all()
+            sending.all("?take_over=true" if take_over else "")
             inspection = validating.result()
         refuse_broken(source, inspection, allow_empty=False, observer=observer)
         body = msgspec.json.encode({"collections": inspection.collections})
@@ -181,10 +183,10 @@ class _Sending:
         self._part = self._most  # bytes of a request: less, once a link was cut
         self._done = 0
 
-    def all(self) -> None:
+    def all(self, how: str = "") -> None:
         """Offer, and send what is missing, over a few connections."""
         self._courier.begin()
-        answer = self._courier.ask("POST", "", self._manifest.encoded)
+        answer = self._courier.ask("POST", how, self._manifest.encoded)
         missing = deque(int(number) for number in answer["missing"])
         total = sum(map(self._manifest.size, missing))
         if missing and (there := len(self._manifest.chunks) - len(missing)):

@@ -19,7 +19,7 @@ from chromakeep.chroma.spool import Spool, cuts, within
 from chromakeep.conditions import Where
 from chromakeep.events import Observer, RecordsMoved
 from chromakeep.records import Definition, Source
-from chromakeep.sets import among
+from chromakeep.sets import among, without
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +61,7 @@ class Side(msgspec.Struct, frozen=True):
 
 class Apart(NamedTuple):
     """Of one range of ids the words of those that only the first has, that only the second has, and whose records
-    differ; each ascending."""
+    differ, or of which one has more than the other; each ascending."""
 
     missing: Words
     extra: Words
@@ -77,4 +77,8 @@ def apart(left: Spool, right: Spool) -> Iterator[Apart]:
         mine = here[known]
         theirs = there[np.minimum(np.searchsorted(there[:, 0], mine[:, 0]), max(len(there) - 1, 0))]
         same = (mine[:, 1:] == theirs[:, 1:2]).any(axis=1) | (mine[:, 1:2] == theirs[:, 1:]).any(axis=1)
-        yield Apart(here[~known, 0], there[~among(there[:, 0], here[:, 0]), 0], mine[~same, 0])
+        strange = there[~among(there[:, 0], here[:, 0]), 0]
+        twice, again = (words[1:][words[1:] == words[:-1]] for words in (here[:, 0], there[:, 0]))
+        uneven = [] if np.array_equal(twice, again) else [twice, again]
+        differing = without(np.concatenate([mine[~same, 0], *uneven]), np.concatenate([here[~known, 0], strange]))
+        yield Apart(here[~known, 0], strange, differing)

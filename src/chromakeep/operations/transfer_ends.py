@@ -6,6 +6,7 @@ since is told from the stamps of its files. A server is listed and read anew.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -97,13 +98,14 @@ def _source(text: str, means: Means) -> tuple[Callable[[str], Source], Callable[
 
 
 def _captured(directory: Path, means: Means, resume: str) -> Source:
-    """The working copy, brought up to date unless it is that of the state ``resume``."""
+    """The working copy, brought up to date unless it is that of the state ``resume``. One that was made while the
+    directory changed is of no state in which the target could be already."""
     into, word = means.work / "capture", means.work / "capture.state"
     if not (resume and word.exists() and word.read_text() == resume):
         word.unlink(missing_ok=True)
-        state = state_of(directory)
+        before = state_of(directory)
         capture(directory, into, timeout=WAIT, observer=means.observer)
-        word.write_text(state)
+        word.write_text(before if state_of(directory) == before else secrets.token_hex(16))
     return DirectorySource(into, state=word.read_text())
 
 

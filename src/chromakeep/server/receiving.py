@@ -2,7 +2,8 @@
 
 =========================================== =======================================================
 ``GET /_keep/receive``                      how it stands
-``POST /_keep/receive``                     a manifest: which chunks are missing
+``POST /_keep/receive``                     a manifest: which chunks are missing; ``?take_over=true``: it
+                                            takes the place of another sender's
 ``GET /_keep/receive/ID``                   how this transfer stands
 ``PUT /_keep/receive/ID/NUMBER``            a chunk, or with ``content-range`` a part of one
 ``POST /_keep/receive/ID/finish``           what it must hold: put it in place
@@ -101,7 +102,11 @@ class ReceivingDesk:
     def _work(self, request: Request, body: bytes) -> Callable[[], object] | None:
         receiver, method, rest = self._receiver, request.method, request.path.removeprefix(RECEIVE)
         if rest == "":
-            known: dict[str, Callable[[], object]] = {"GET": receiver.status, "POST": lambda: receiver.offer(body)}
+            over = request.target.endswith("?take_over=true")
+            known: dict[str, Callable[[], object]] = {
+                "GET": receiver.status,
+                "POST": lambda: receiver.offer(body, over),
+            }
             return known.get(method)
         if rest == "/rollback":
             return (lambda: receiver.rollback(body)) if method == "POST" else None

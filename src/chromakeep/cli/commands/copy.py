@@ -7,7 +7,8 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from chromakeep.cli import added, output
 from chromakeep.cli.command import Call, command, names, place
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import PREFIX
-from chromakeep.errors import SourceError, UsageError, VerificationFailed
+from chromakeep.errors import RepositoryBusy, SourceError, UsageError, VerificationFailed
 
 if TYPE_CHECKING:
     from chromakeep.chroma.tokens import Token
@@ -165,8 +166,9 @@ def _copy(
     }
     at = work_of(work, source, target)
     if dry_run:
-        at = at.with_name(f"{at.name}-dry")  # what a killed copy has left is not touched
-    _hold(at)  # two that go on with one copy would both lose count
+        at = _own(at.with_name(f"{at.name}-dry"))  # what a killed copy has left is not touched
+    else:
+        _hold(at)  # two that go on with one copy would both lose count
     # What a stream was given is not there for another process to go on behind.
     checkpoint = Checkpoint(None if dry_run or target == "-" else at / "checkpoint.json", told)
     reads = means_of(call, FROM, at, sys.stdin.buffer if source == "-" else None)
@@ -213,6 +215,11 @@ def _copy(
             f"copied {output.plural(done.records, 'record')} in {output.duration(seconds)} "
             f"({done.records / seconds:,.0f}/s)" + (", every one compared" if done.verified else "")
         )
+        if done.as_of:
+            lines.append(
+                f"begun {output.when(done.as_of)}: what was written to FROM since then is not all in it; a run with"
+                " --on-conflict upsert brings it, and check A B compares the two as they are now"
+            )
     if target == "-" and not dry_run:  # stdout has the records
         output.write("\n".join(lines), sys.stderr)
         return Reply(done, "")
@@ -227,8 +234,7 @@ def compare(call: Call, a: str, b: str, *, collections: str | None, queries: int
     from chromakeep.operations.searching import recalls
 
     at = work_of(work, a, b)
-    at = at.with_name(f"{at.name}-check")  # what a killed copy has left is not touched
-    _hold(at)
+    at = _own(at.with_name(f"{at.name}-check"))  # what a killed copy has left is not touched
     here, there = means_of(call, FROM, at / "a"), means_of(call, TO, at / "b")
     try:
         with closing(open_source(a, here)) as one, closing(open_source(b, there)) as two:
@@ -305,6 +311,16 @@ def _hold(at: Path) -> None:
             f"{at.parent}: working copies cannot be kept there: {(error.strerror or str(error)).lower()}",
             hint="name another directory for them: --work PATH",
         ) from None
+
+
+def _own(at: Path) -> Path:
+    """The same for one of any number of processes: the first such directory that no other one has."""
+    for number in count():
+        one = at.with_name(f"{at.name}{number or ''}")
+        with suppress(RepositoryBusy):
+            _hold(one)
+            return one
+    raise AssertionError
 
 
 def needs_arrow() -> None:

@@ -64,7 +64,8 @@ def pull(call: Call, repo: str | None, to: str | None, **options: Any) -> Reply:
 @place("source", "FROM")
 @place("url", "URL")
 @click.option("--rollback", is_flag=True, help="Have URL serve again what it served before it received a directory.")
-def send(call: Call, source: str | None, url: str | None, rollback: bool) -> Reply:
+@click.option("--take-over", is_flag=True, help="End what another sender has under way there, and go on with it.")
+def send(call: Call, source: str | None, url: str | None, rollback: bool, take_over: bool) -> Reply:
     """Send a Chroma directory to a running chromakeep.
 
     FROM may be in use. URL is that of `chromakeep run` on another machine; CHROMAKEEP_RECEIVE_TOKEN is the same on
@@ -78,7 +79,7 @@ def send(call: Call, source: str | None, url: str | None, rollback: bool) -> Rep
         source, url = None, source
     if url is None:
         raise UsageError("URL is missing", hint="write https://HOST[:PORT], where chromakeep run listens")
-    if rollback and source:
+    if rollback and (source or take_over):
         raise UsageError("send --rollback takes the URL alone", hint="chromakeep send --rollback URL")
     token = call.settings.receive_token()
     if token is None:
@@ -93,6 +94,7 @@ def send(call: Call, source: str | None, url: str | None, rollback: bool) -> Rep
         url,
         token,
         stage=Path(stage) if stage else None,
+        take_over=take_over,
         observer=call.observer,
     )
     text = f"{done.target} serves {summary.collections(done.collections)}, {output.size(done.total_bytes)}: "
