@@ -7,7 +7,6 @@ whichever instance it asks. After a failover the URL's other hosts are tried in 
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 import select
 import socket
@@ -224,7 +223,8 @@ class _Kept:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._socket = socket.socket(fileno=os.dup(connection.fileno()))  # ours, whatever libpq does with its own
+        # A copy of its own, whatever libpq does with the one it has; of what family does not matter to a shutdown
+        self._socket = socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM)
         self.since = time.monotonic()
         self.until = self.since + LIFETIME * random.uniform(0.5, 1)
 
