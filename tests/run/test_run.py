@@ -284,7 +284,7 @@ def test_a_last_snapshot_that_fails_is_a_failure(tmp_path: Path, repository: Pat
         one.until("serving on")
         add(one.client, create(one.client, "some"), 0, 10)
         repository.rename(tmp_path / "unplugged")
-        with pytest.raises(PartialFailure, match=r"without the last snapshot.*there is none at all"):
+        with pytest.raises(PartialFailure, match=r"before all was in the repository.*there is none at all"):
             one.end()
 
 

@@ -418,13 +418,14 @@ class Keeping:
     def finish(self, timeout: float, hurry: threading.Event) -> bool:
         """Ship what is left and take a last snapshot if something changed. Nobody may be writing.
 
-        Whether all is in the repository in time: for that the log alone is enough.
+        Whether all is in the repository in time: for that the log alone is enough. A snapshot alone is only where there
+        is none: one that holds more than its log is refused once another instance has taken over.
         """
         deadline = time.monotonic() + timeout
         self._ending.set()
         with self._beginning:
             shipping, lease = self.shipping, self.lease
-        shipped = shipping is not None and shipping.finish(timeout)
+        shipped = shipping is not None and shipping.finish(timeout, hurry)
         if lease and not shipping:
             with suppress(ChromakeepError):
                 lease.release()  # nobody has to wait for this instance
@@ -433,7 +434,8 @@ class Keeping:
         while not self._done.wait(0.05):
             if time.monotonic() > deadline or hurry.is_set():
                 return shipped
-        return shipped or self.failure is None
+        behind = shipping is not None and shipping.counter < self._counter
+        return shipped or (self.failure is None and not behind)
 
 
 class _Reading:

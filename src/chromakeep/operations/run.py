@@ -79,7 +79,7 @@ def run(
     expected to end the process.
 
     Raises ``RefusedToServe`` (nothing was served), ``ServerFailed`` (the server does not start or keeps dying),
-    ``PartialFailure`` (stopped, but without the last snapshot), ``UsageError``.
+    ``PartialFailure`` (stopped before all was in the repository), ``UsageError``.
     """
     started = time.monotonic()
     if settings.ephemeral and settings.open_repository:
@@ -463,7 +463,7 @@ class _Service:
             ago = f", {time.monotonic() - age:.0f} s old" if age else ""
             why = str(self.keeping.failure) if self.keeping.failure else "it could not be finished in time"
             raise PartialFailure(
-                f"stopped without the last snapshot: {why}; {newest}{ago}",
+                f"stopped before all was in the repository: {why}; {newest}{ago}",
                 hint="raise --grace, and the platform's own stop timeout with it; the directory itself is whole",
             )
 
