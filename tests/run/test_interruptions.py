@@ -17,16 +17,19 @@ import pytest
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.chroma.tail import Tail
-from chromakeep.errors import StoreUnavailable
-from chromakeep.operations.beside import Beside
+from chromakeep.errors import StoreUnavailable, UsageError
+from chromakeep.operations.backup import backup
+from chromakeep.operations.beside import Beside, Process
 from chromakeep.operations.boot import newest_state
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.restore import restore
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import Lease
+from chromakeep.server.front import open_door
+from chromakeep.store.local import LocalStore
 from chromakeep.store.memory import MemoryStore
-from run.running import ENV, add, create, eventually, held
+from run.running import ENV, add, create, eventually, held, running
 
 LONG = 3600.0
 
@@ -143,3 +146,56 @@ def test_a_disk_that_fails_for_a_moment_does_not_end_the_log(
         keeping.shipping.shipped().result(60)
         assert keeping.finish(60, threading.Event())
         assert "i7" in found_again(bucket, ref, tmp_path / "found")
+
+
+def exchanged(data: Path, template: tuple[Path, Ref]) -> None:
+    """Somebody puts another directory in its place."""
+    data.rename(data.with_name("aside"))
+    shutil.copytree(template[0], data)
+
+
+def test_what_is_written_to_another_directory_is_not_taken_for_shipped(
+    data: Path, template: tuple[Path, Ref], bucket: Bucket
+) -> None:
+    """Whose log is written lies elsewhere now: nothing more is acknowledged by it, and its end is not all."""
+    with kept(data, bucket) as (keeping, said):
+        exchanged(data, template)
+        write(data, template[1], 7)
+        assert keeping.shipping
+        ticket = keeping.shipping.shipped()
+        eventually(lambda: ticket.done() or any("not the database any more" in one for one in said), "the notice")
+        assert not ticket.done()
+        assert not keeping.finish(60, threading.Event())
+
+
+def test_a_run_goes_on_with_the_directory_that_was_put_beneath_it(
+    data: Path, template: tuple[Path, Ref], tmp_path: Path
+) -> None:
+    """By another container, say. What it acknowledges in sync from then on outlives that disk."""
+    ref, keep = template[1], tmp_path / "keep"
+    keep.mkdir()
+    repository = Repository.create(LocalStore(keep))
+    with running(data, keep, every=LONG, door=open_door, durability="sync", grace=30.0) as one:
+        one.until("serving on")
+        add(one.client, ref, 10, 3)
+        exchanged(data, template)
+        one.until("was replaced beneath it")
+        one.until("serving on", 2)
+        add(one.client, ref, 20, 3)
+        restore(repository, newest_state(repository, str(data)), tmp_path / "found")
+    assert set(held(tmp_path / "found", ref)) == {f"i{n}" for n in (0, 1, 2, 20, 21, 22)}
+
+
+def test_what_another_run_serves_is_not_replaced(data: Path, bucket: Bucket) -> None:
+    """In another container, where its processes are not seen: its lock is."""
+    repository = Repository.create(bucket)
+    backup(data, repository)
+    with Beside(data) as beside:
+        beside.take(1)
+        beside.remember(keeper=Process(1, 1), server=Process(7, 7))
+        with pytest.raises(UsageError, match="another chromakeep serves it"):
+            restore(repository, None, data, replace=True)
+    restore(repository, None, data, replace=True)
+    with Beside(data) as beside:  # a run that boots, or one that keeps what others serve
+        beside.take(1)
+        assert restore(repository, None, data, replace=True).old

@@ -123,6 +123,8 @@ class Keeping:
                     made.close()
                     self.soon()
                     return
+                # Before anything is put: who dies in between has not been overtaken by himself.
+                self._beside.remember(epoch=self.lease.epoch)
                 made.start()
                 self.shipping = made
         except StoreError as error:
@@ -134,8 +136,6 @@ class Keeping:
         except ChromakeepError as error:
             self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
             self.lease = None
-            return
-        self._beside.remember(epoch=self.lease.epoch)
 
     def _succeed(self) -> None:
         """Begin another reign, after that whose log has ended. Raises ``StoreError``, ``LeaseLost``."""
@@ -200,17 +200,22 @@ class Keeping:
             with suppress(StoreError):  # then when the next one begins
                 self._succeed()
 
-    def recognise(self) -> None:
-        """Where somebody has put another directory in the place of the one whose log is written, begin anew with that.
+    @property
+    def replaced(self) -> bool:
+        """Whether somebody has put another directory in the place of the one whose log is written."""
+        shipping = self.shipping
+        return shipping is not None and shipping.replaced
 
-        For a directory that others serve: what they write to is what lies there. Raises ``LeaseLost``.
-        """
+    def recognise(self) -> bool:
+        """Where the directory was ``replaced``, begin anew with what lies there: what will be written to, or is by a
+        server that is not ours. Whether it was. Raises ``LeaseLost``."""
         with self.access:
-            if not (self.shipping and self.shipping.replaced):
-                return
+            if not self.replaced:
+                return False
             self._observer(Noted(f"{self._beside.data} was replaced: its log begins anew", "warning"))
             self.begin_anew()
         self.soon()
+        return True
 
     def settle(self, *, snapshot: bool = False) -> None:
         """Have all that was committed before this call in the repository: in the log, or in a ``snapshot``.
@@ -354,7 +359,7 @@ class Keeping:
             self._repository = self._open()
             self._claim(self._repository)
         with _Reading(self.access) as reading:
-            if self.shipping and self.shipping.replaced:
+            if self.replaced:
                 raise NotNow(f"{self._beside.data} is not the directory any more whose log is written")
             self._purge()
             before = signature(self._beside.data).to_json()

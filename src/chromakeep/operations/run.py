@@ -341,8 +341,12 @@ class _Service:
             known = self.succession.known
         else:
             server = self._new_server()
-            self.beside.remember(verified=None, following=False, keeper=keeper, server=None)
+            lease = self.keeping.lease if self.keeping else None
+            at = lease.epoch if lease else self.beside.state.epoch
+            self.beside.remember(verified=None, following=False, epoch=at, keeper=keeper, server=None)
             if self.keeping:
+                if self.keeping.recognise():
+                    self.uncovered, self.collections, self.hopeless = True, (), set()
                 self.keeping.hold()
             try:
                 server.start(stop=self.stop)
@@ -425,6 +429,8 @@ class _Service:
                     raise
                 if self.changeover.due:
                     return "another directory takes its place"
+                if self.keeping and self.keeping.replaced:
+                    return f"{self.beside.data} was replaced beneath it"
                 if watching.verdict:
                     self.hopeless |= set(watching.broken)  # a check that changes nothing is not repeated for ever
                     return watching.verdict
