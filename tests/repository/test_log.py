@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import msgspec
 import pytest
@@ -366,7 +367,7 @@ def test_who_waits_asks_little_and_takes_over_at_once(monkeypatch: pytest.Monkey
         lease = Lease.take(Repository.open(store))
         store.calls.clear()
         stop = threading.Event()
-        waiting = reign.Reigning(Repository.open(store), stop=stop)
+        waiting = reign.Reigning(partial(Repository.open, store), stop=stop)
         while store.calls["get"] < 300:
             time.sleep(0.001)
         assert store.calls["list"] < store.calls["get"] / 10 and not waiting.done.is_set()

@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -17,16 +18,26 @@ import pytest
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.chroma.tail import Tail
-from chromakeep.errors import StoreUnavailable, UsageError
+from chromakeep.errors import LeaseLost, NotNow, SourceBusy, StoreUnavailable, UsageError
+from chromakeep.events import ignore
+from chromakeep.operations import keep as keep_
+from chromakeep.operations import reign as reign_
+from chromakeep.operations import ship as ship_
+from chromakeep.operations import succession as succession_
+from chromakeep.operations import tenure as tenure_
 from chromakeep.operations.backup import backup
 from chromakeep.operations.beside import Beside, Process
 from chromakeep.operations.boot import newest_state
+from chromakeep.operations.duty import ASYNC, Duty
 from chromakeep.operations.keep import Keeping
 from chromakeep.operations.restore import restore
+from chromakeep.operations.succession import Succession
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository import Repository
-from chromakeep.repository.lease import Lease
+from chromakeep.repository.lease import Lease, holder, newest
+from chromakeep.repository.log import Log
 from chromakeep.server.front import open_door
+from chromakeep.store.base import ObjectInfo
 from chromakeep.store.local import LocalStore
 from chromakeep.store.memory import MemoryStore
 from run.running import ENV, add, create, eventually, held, running
@@ -70,6 +81,33 @@ class Bucket(MemoryStore):
     def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
         self.trouble(name)
         super().put(name, data, if_absent=if_absent)
+
+
+class Away:
+    """A way to a bucket that is cut off while ``away`` is set."""
+
+    def __init__(self, bucket: Bucket, away: threading.Event) -> None:
+        self._bucket, self._away = bucket, away
+
+    def _there(self) -> Bucket:
+        if self._away.is_set():
+            raise StoreUnavailable("away")
+        return self._bucket
+
+    def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        self._there().put(name, data, if_absent=if_absent)
+
+    def get(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        return self._there().get(name, start=start, length=length)
+
+    def head(self, name: str) -> ObjectInfo:
+        return self._there().head(name)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        return self._there().list(prefix)
+
+    def delete(self, name: str) -> None:
+        self._there().delete(name)
 
 
 @pytest.fixture
@@ -199,3 +237,175 @@ def test_what_another_run_serves_is_not_replaced(data: Path, bucket: Bucket) -> 
     with Beside(data) as beside:  # a run that boots, or one that keeps what others serve
         beside.take(1)
         assert restore(repository, None, data, replace=True).old
+
+
+def late(data: Path, repository: Callable[[], Repository], stop: threading.Event) -> tuple[Keeping, Succession]:
+    """An instance with data of its own, that begins while the repository does not answer."""
+    beside = Beside(data)
+    beside.take(1)
+    keeping = Keeping(beside, repository, every=LONG, stage=None)
+    duty = Duty(ASYNC, keeping)
+    succession = Succession(beside, keeping, duty, repository, make_server=None, observer=ignore, stop=stop)
+    assert succession.reign() is None
+    return keeping, succession
+
+
+def look_again(succession: Succession, keeping: Keeping) -> Tenure | None:
+    succession.look_again()
+    return keeping.lease
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Short waits, and what ends them."""
+    monkeypatch.setattr(succession_, "PATIENCE", 0.2)
+    monkeypatch.setattr(reign_, "UNREACHABLE", 0.05)
+    monkeypatch.setattr(tenure_, "RENEW", 0.05)
+    stop = threading.Event()
+    yield stop
+    stop.set()
+
+
+def test_who_began_without_an_answer_ends_when_another_one_writes(
+    data: Path, bucket: Bucket, hasty: threading.Event
+) -> None:
+    """It serves what it has; as soon as it sees that another holder lives, two would acknowledge. It takes no snapshot
+    before that: such a one would be taken for the newest state."""
+    repository = Repository.create(bucket)
+    other = Tenure(Lease.take(repository))
+    away = threading.Event()
+    mine = Repository.open(Away(bucket, away))
+    away.set()
+    keeping, succession = late(data, lambda: mine, hasty)
+    with pytest.raises(NotNow):
+        keeping.start()
+        keeping.snapshot().result(60)
+    away.clear()
+    with pytest.raises(LeaseLost):
+        eventually(lambda: look_again(succession, keeping), "that another one lives")
+    other.end()
+    assert not repository.snapshots()
+
+
+def test_a_repository_that_could_not_be_opened_gets_its_log_later(
+    data: Path, bucket: Bucket, hasty: threading.Event
+) -> None:
+    """Also where it is the very first request that is not answered."""
+    Repository.create(bucket)
+    away = threading.Event()
+    away.set()
+    keeping, succession = late(data, lambda: Repository.open(Away(bucket, away)), hasty)
+    away.clear()
+    eventually(lambda: look_again(succession, keeping), "the lease")
+    keeping.end()
+
+
+def test_a_lease_that_could_not_be_taken_at_once_is_taken_later(data: Path, bucket: Bucket) -> None:
+    """Of a repository that is made by the first snapshot: the log is not given up for one request."""
+    repository, failures = Repository.create(bucket), iter(range(1))
+
+    def trouble(name: str) -> None:
+        if name.startswith("lease/") and next(failures, None) is not None:
+            raise StoreUnavailable("away")
+
+    bucket.trouble = trouble
+    with Beside(data) as beside:
+        beside.take(1)
+        keeping = Keeping(beside, lambda: repository, every=LONG, stage=None)
+        keeping.awaited = True
+        keeping.start()
+        with pytest.raises(StoreUnavailable):
+            keeping.snapshot().result(60)
+        keeping.snapshot().result(60)
+        eventually(lambda: keeping.shipping and keeping.shipping.line[1], "the log")
+        assert keeping.finish(60, threading.Event())
+        keeping.end()
+
+
+def test_who_is_second_to_make_a_repository_takes_over_from_nobody(
+    data: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one is quicker between the look and the take: it serves already."""
+    repository = Repository.create(bucket)
+
+    def none_yet(repository: Repository) -> int:
+        Lease.take(repository)
+        return 0
+
+    monkeypatch.setattr(keep_, "newest", none_yet)
+    with Beside(data) as beside:
+        beside.take(1)
+        keeping = Keeping(beside, lambda: repository, every=LONG, stage=None)
+        keeping.awaited = True
+        keeping.start()
+        with pytest.raises(LeaseLost):
+            keeping.snapshot().result(60)
+        assert keeping.lost and newest(repository) == 1
+        assert not keeping.finish(60, threading.Event())
+
+
+def test_a_database_that_is_busy_when_its_log_is_to_begin_has_one_later(
+    data: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that was killed in a transaction, say: the next one undoes it."""
+    tails: list[object] = []
+
+    def busy_once(*arguments: object, **more: object) -> Tail:
+        tails.append(arguments)
+        if len(tails) == 1:
+            raise SourceBusy("its writer died in a transaction")
+        return Tail(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ship_, "Tail", busy_once)
+    monkeypatch.setattr(keep_, "FIRST_RETRY", 0.1)
+    with kept(data, bucket):
+        assert len(tails) == 2
+
+
+def test_an_instance_whose_log_has_not_begun_ends_with_one(
+    data: Path, template: tuple[Path, Ref], bucket: Bucket, tmp_path: Path
+) -> None:
+    """Told to stop before its first snapshot. The last one is there before anybody may take over, and who does builds
+    on it: a standby, which reads the log only, would pass over a snapshot."""
+    repository, puts = Repository.create(bucket), list[str]()
+    bucket.trouble = puts.append
+    with Beside(data) as beside:
+        beside.take(1)
+        keeping = Keeping(beside, lambda: repository, every=LONG, stage=None)
+        keeping.lease = Tenure(Lease.take(repository))
+        keeping.hold()
+        write(data, template[1], 7)
+        assert keeping.finish(60, threading.Event())
+        keeping.end()
+    ended = puts.index("log/00000001/0000000002")
+    assert puts.index(f"snapshots/{keeping.newest}") < puts.index("log/00000001/0000000001") < ended
+    first = Log(repository).read(1, 1)
+    assert first and first.base == keeping.newest
+    assert "i7" in found_again(bucket, template[1], tmp_path / "found")
+
+
+def test_one_that_was_frozen_in_a_sign_of_life_is_not_sure(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had looked that nobody has taken over, slept, and then put its beat: that says nothing of the time between."""
+    repository, asleep, awake = Repository.create(bucket), threading.Event(), threading.Event()
+    monkeypatch.setattr(tenure_, "RENEW", 0.05)
+    monkeypatch.setattr(tenure_, "LAPSE", 0.5)
+    lease = Lease.take(repository)
+
+    def trouble(name: str) -> None:
+        if name == "lease/00000001":
+            monkeypatch.setattr(tenure_, "RENEW", LONG)
+            asleep.set()
+            awake.wait(60)
+
+    bucket.trouble = trouble
+    held = Tenure(lease)
+    assert asleep.wait(60)
+    slept = time.monotonic()
+    Lease.take(repository)
+    eventually(lambda: time.monotonic() > slept + tenure_.LAPSE, "that the time is up")
+    awake.set()
+    eventually(lambda: (found := holder(repository, 1)) and found.beat == 1, "the beat")
+    for _ in range(20):
+        assert not held.sure
+        time.sleep(0.01)
+    held.end()
