@@ -280,7 +280,7 @@ def forget(data: Path) -> None:
 
 def served(data: Path) -> bool:
     """Whether another run, in whatever container, holds a directory and has a server on it."""
-    with Beside(data) as beside, contextlib.suppress(FileNotFoundError):
+    with Beside(data) as beside, contextlib.suppress(OSError):
         beside._lock = os.open(beside.root / "lock", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(beside._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
