@@ -315,8 +315,8 @@ def test_the_way_to_a_moment(repository: Repository) -> None:
     assert seconds(latest(log, snapshots, at(12)), log) == ("base", [11, 12])
     assert seconds(latest(log, snapshots, at(10)), log) == ("base", [])
     assert latest(log, snapshots, at(9)) is None
-    foreign = snapshot("foreign", 50)
-    assert seconds(latest(log, [*snapshots, foreign]), log) == ("foreign", [])
+    foreign = snapshot("strange", 50)
+    assert seconds(latest(log, [*snapshots, foreign]), log) == ("strange", [])
     assert seconds(latest(log, [*snapshots, replace_time(foreign, 15)]), log) == ("own", [25, 26, 27])
     assert seconds(latest(log, [own]), log) == ("own", [25, 26, 27])
     assert latest(log, []) is None
