@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from chromakeep.errors import UsageError
 from chromakeep.operations.prune import Retention, prune, retained
 from chromakeep.repository import Repository, Snapshot
-from chromakeep.repository.snapshots import rfc3339
+from chromakeep.repository import sessions as sessions_
+from chromakeep.repository.route import find
+from chromakeep.repository.sessions import Session
+from chromakeep.repository.snapshots import now, rfc3339
+from chromakeep.store.memory import MemoryStore
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -96,3 +100,24 @@ def test_a_dry_run_says_what_will_be_done_and_does_nothing(backed_up: Callable[.
     assert msgspec.json.encode(done)
     assert [s.id for s in repository.snapshots()] == [done.kept[0].id]
     assert prune(backed_up(), Retention(last=1)).removed == ()
+
+
+@pytest.mark.parametrize("ahead", [timedelta(hours=1), timedelta(days=400), timedelta(days=-400)])
+def test_a_clock_that_was_wrong_for_a_while_does_not_hide_what_came_later(
+    monkeypatch: pytest.MonkeyPatch, ahead: timedelta
+) -> None:
+    """The newest snapshot is the one that was made last, and prune keeps it as that."""
+    repository = Repository.create(MemoryStore())
+    made: list[str] = []
+    for wrong in (timedelta(), ahead, timedelta(), timedelta()):
+        moment = now() + wrong
+        monkeypatch.setattr(sessions_, "now", lambda moment=moment: moment)
+        session = Session.start(repository)
+        made.append(session.id)
+        session.commit(msgspec.structs.replace(at(moment)[0], id=session.id))
+    assert [s.id for s in repository.snapshots()] == sorted(made) == made
+    assert repository.find("latest").id == find(repository, "latest").snapshot.id == made[-1]
+    monkeypatch.undo()
+    assert made[-1] in retained(repository.snapshots(), Retention(last=1))
+    within = retained(repository.snapshots()[:2], Retention(within=timedelta(days=7)))
+    assert set(within) == set(made[:2])

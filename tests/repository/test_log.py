@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import msgspec
 import pytest
@@ -332,8 +333,8 @@ def test_the_way_to_a_moment(repository: Repository) -> None:
     assert seconds(latest(log, snapshots, at(12)), log) == ("base", [11, 12])
     assert seconds(latest(log, snapshots, at(10)), log) == ("base", [])
     assert latest(log, snapshots, at(9)) is None
-    foreign = snapshot("foreign", 50)
-    assert seconds(latest(log, [*snapshots, foreign]), log) == ("foreign", [])
+    foreign = snapshot("strange", 50)
+    assert seconds(latest(log, [*snapshots, foreign]), log) == ("strange", [])
     assert seconds(latest(log, [*snapshots, replace_time(foreign, 15)]), log) == ("own", [25, 26, 27])
     assert seconds(latest(log, [own]), log) == ("own", [25, 26, 27])
     assert latest(log, []) is None
@@ -384,7 +385,7 @@ def test_who_waits_asks_little_and_takes_over_at_once(monkeypatch: pytest.Monkey
         lease = Lease.take(Repository.open(store))
         store.calls.clear()
         stop = threading.Event()
-        waiting = reign.Reigning(Repository.open(store), stop=stop)
+        waiting = reign.Reigning(partial(Repository.open, store), stop=stop)
         while store.calls["get"] < 300:
             time.sleep(0.001)
         assert store.calls["list"] < store.calls["get"] / 10 and not waiting.done.is_set()

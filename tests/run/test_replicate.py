@@ -391,7 +391,7 @@ def test_a_client_that_goes_away_does_not_end_the_log(tmp_path: Path, keep: Path
         shipping.shipped().cancel()
         add(server.client, ref, 3, 3)
         shipping.shipped().result(60)
-        assert shipping.finish(60)
+        assert shipping.finish(60, threading.Event())
         shipping.close()
     assert logged_ids(keep) == {f"i{n}".encode() for n in range(6)}
 

@@ -112,7 +112,7 @@ class Tail:
         called in the same transaction; what it raises comes through, and the look has not been.
 
         Raises ``SourceBusy`` (also while a writer that died left a transaction to be undone by the next one),
-        ``SourceError``, ``SourceBroken``.
+        ``SourceError`` (also once it is ``replaced``), ``SourceBroken``.
         """
         try:
             return self._look(final, also)
@@ -123,6 +123,8 @@ class Tail:
     def _look(self, final: bool, also: Also | None) -> Change | None:
         with self._live.shared(time.monotonic() + BUSY) as connection:
             self._refuse_wal()
+            if self.replaced:
+                raise SourceError(f"{self._path} is not the database any more that was read")
             found = self._live.stamp()
             counter = int.from_bytes(found[1], "big")
             rows, more = self._rows(connection)

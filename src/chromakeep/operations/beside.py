@@ -145,6 +145,8 @@ class Beside:
                 )
             time.sleep(0.05)
         self.state = self._read()
+        if self.state.server:
+            self.remember(server=None)  # it is gone
         return self._lock
 
     # -- the state ---------------------------------------------------------------------------------------------------
@@ -274,6 +276,18 @@ def forget(data: Path) -> None:
             fcntl.flock(beside._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             beside.state = beside._read()
             beside.remember(epoch=0, following=False, swap=None)
+
+
+def served(data: Path) -> bool:
+    """Whether another run, in whatever container, holds a directory and has a server on it."""
+    with Beside(data) as beside, contextlib.suppress(OSError):
+        beside._lock = os.open(beside.root / "lock", os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(beside._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            state = beside._read()
+            return state.server is not None and state.keeper != Process.of(os.getpid())
+    return False
 
 
 def _sync(path: Path) -> None:

@@ -20,7 +20,15 @@ from chromakeep.chroma.catalog import DATABASE, Catalog
 from chromakeep.chroma.purge import hold, purge, release
 from chromakeep.chroma.signature import signature
 from chromakeep.chroma.tail import catalog_of
-from chromakeep.errors import ChromakeepError, LeaseLost, NotAChromaDirectory, NotNow, SourceBroken, StoreError
+from chromakeep.errors import (
+    ChromakeepError,
+    LeaseLost,
+    NotAChromaDirectory,
+    NotNow,
+    SourceBroken,
+    SourceBusy,
+    StoreError,
+)
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.memory import give_back
@@ -69,7 +77,9 @@ class Keeping:
         self._counter = -1  # SQLite's, of that state
         self._size = 0  # bytes, of that snapshot
         self.awaited = False  # the repository was not there yet, and so there is no lease
+        self.undecided = False  # the repository does not answer, and so it is not known whether another one writes
         self._overtaken = False
+        self._barred = False  # this directory can have no log
         self._begun_in_vain: tuple[str | None, Mapping[str, int] | None, int] | None = (
             None  # with what a log is to begin
         )
@@ -79,7 +89,7 @@ class Keeping:
         self.lease: Tenure | None = None  # set: what is committed between snapshots goes into the log
         self.shipping: Shipping | None = None
         self._ending, self._wake = threading.Event(), threading.Event()
-        self._beginning = threading.Lock()  # held while a log begins: none does once the end has begun
+        self._beginning = threading.Lock()  # held while a log begins, or a snapshot is asked for
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._live, name="keep", daemon=True)
 
@@ -100,11 +110,10 @@ class Keeping:
         another one has taken its place since, a snapshot of that one is asked for.
         """
         with self._beginning:
-            if not self._ending.is_set():
-                self._ship(base, known, of)
+            self._ship(base, known, of)
 
     def _ship(self, base: str | None, known: Mapping[str, int] | None, of: int) -> None:
-        if self.lease is None or self.shipping is not None:
+        if self.lease is None or self._barred or self.shipping is not None:
             return
         data = self._beside.data
         try:
@@ -123,9 +132,11 @@ class Keeping:
                     made.close()
                     self.soon()
                     return
+                # Before anything is put: who dies in between has not been overtaken by himself.
+                self._beside.remember(epoch=self.lease.epoch)
                 made.start()
                 self.shipping = made
-        except StoreError as error:
+        except (StoreError, SourceBusy) as error:
             self._observer(Noted(f"the log does not begin yet: {error.message}; trying again", "warning"))
             self._begun_in_vain = base, known, of
             return
@@ -133,9 +144,7 @@ class Keeping:
             return  # which ``lost`` tells
         except ChromakeepError as error:
             self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
-            self.lease = None
-            return
-        self._beside.remember(epoch=self.lease.epoch)
+            self._barred = True
 
     def _succeed(self) -> None:
         """Begin another reign, after that whose log has ended. Raises ``StoreError``, ``LeaseLost``."""
@@ -163,16 +172,21 @@ class Keeping:
         return self._overtaken or bool(self.lease and self.lease.lost.is_set())
 
     def _claim(self, repository: Repository) -> None:
-        """Take the lease of a repository that was not there when this instance began, if nobody else was quicker."""
-        if not self.awaited or self.lease:
+        """Take the lease of a repository that was not there when this instance began, if nobody else was quicker.
+
+        Raises ``LeaseLost``; ``StoreError``, and then it is to be tried again.
+        """
+        if not self.awaited:
             return
-        self.awaited = False
-        if newest(repository):
+        try:
+            if newest(repository):
+                raise LeaseLost("another instance began to write to this repository at the same time")
+            if repository.config.conditional_put and not self._ending.is_set():  # a last snapshot needs no log
+                self.lease = Tenure(Lease.take(repository, over=0), self._observer)
+        except LeaseLost:
             self._overtaken = True
-            raise LeaseLost("another instance began to write to this repository at the same time")
-        with self._beginning:
-            if not self._ending.is_set():  # a last snapshot needs no log
-                self.lease = Tenure(Lease.take(repository), self._observer)
+            raise
+        self.awaited = False
 
     def _schema_of(self, base: str | None) -> str | None:
         """The schema of what a log would build on."""
@@ -192,7 +206,7 @@ class Keeping:
         snapshot begin another one. ``access`` is held. Raises ``LeaseLost``."""
         self._directories += 1
         self._applied, self._counter, self._size = {}, -1, 0  # of the one before
-        self._begun_in_vain, self.collections = None, ()
+        self._begun_in_vain, self._barred, self.collections = None, False, ()
         self._beside.remember(captured=None)
         if self.shipping and self.lease:
             self.shipping.close()
@@ -200,17 +214,22 @@ class Keeping:
             with suppress(StoreError):  # then when the next one begins
                 self._succeed()
 
-    def recognise(self) -> None:
-        """Where somebody has put another directory in the place of the one whose log is written, begin anew with that.
+    @property
+    def replaced(self) -> bool:
+        """Whether somebody has put another directory in the place of the one whose log is written."""
+        shipping = self.shipping
+        return shipping is not None and shipping.replaced
 
-        For a directory that others serve: what they write to is what lies there. Raises ``LeaseLost``.
-        """
+    def recognise(self) -> bool:
+        """Where the directory was ``replaced``, begin anew with what lies there: what will be written to, or is by a
+        server that is not ours. Whether it was. Raises ``LeaseLost``."""
         with self.access:
-            if not (self.shipping and self.shipping.replaced):
-                return
+            if not self.replaced:
+                return False
             self._observer(Noted(f"{self._beside.data} was replaced: its log begins anew", "warning"))
             self.begin_anew()
         self.soon()
+        return True
 
     def settle(self, *, snapshot: bool = False) -> None:
         """Have all that was committed before this call in the repository: in the log, or in a ``snapshot``.
@@ -235,7 +254,8 @@ class Keeping:
         with self._beginning:
             if self._done.is_set():
                 ticket.set_exception(NotNow("this instance has stopped"))
-            self._asked.append(ticket)
+            else:
+                self._asked.append(ticket)
         self.soon()
         return ticket
 
@@ -305,7 +325,10 @@ class Keeping:
             if not self._ending.is_set():
                 failures = 0 if self._attempt() else failures + 1
         self._attempt()
-        self._done.set()
+        with self._beginning:
+            self._done.set()
+            for ticket in self._asked:
+                ticket.set_exception(NotNow("this instance has stopped"))
 
     def _pause(self, failures: int) -> float:
         if self._begun_in_vain:
@@ -344,7 +367,9 @@ class Keeping:
 
     def _snapshot(self) -> None:
         if self.lost:
-            return
+            raise LeaseLost("another instance writes to this repository")
+        if self.undecided:
+            raise NotNow("it is not known yet whether another instance writes to this repository")
         from chromakeep.operations.backup import backup
 
         before = signature(self._beside.data).to_json()
@@ -352,9 +377,9 @@ class Keeping:
             return
         if self._repository is None:
             self._repository = self._open()
-            self._claim(self._repository)
+        self._claim(self._repository)
         with _Reading(self.access) as reading:
-            if self.shipping and self.shipping.replaced:
+            if self.replaced:
                 raise NotNow(f"{self._beside.data} is not the directory any more whose log is written")
             self._purge()
             before = signature(self._beside.data).to_json()
@@ -418,22 +443,25 @@ class Keeping:
     def finish(self, timeout: float, hurry: threading.Event) -> bool:
         """Ship what is left and take a last snapshot if something changed. Nobody may be writing.
 
-        Whether all is in the repository in time: for that the log alone is enough.
+        Whether all is in the repository in time: for that the log alone is enough. A snapshot alone is only where there
+        is none: one that holds more than its log is refused once another instance has taken over.
         """
         deadline = time.monotonic() + timeout
         self._ending.set()
-        with self._beginning:
-            shipping, lease = self.shipping, self.lease
-        shipped = shipping is not None and shipping.finish(timeout)
-        if lease and not shipping:
-            with suppress(ChromakeepError):
-                lease.release()  # nobody has to wait for this instance
+        shipping = self.shipping
+        shipped = shipping is not None and shipping.finish(timeout, hurry)
         self._wake.set()
         self.start()
         while not self._done.wait(0.05):
             if time.monotonic() > deadline or hurry.is_set():
                 return shipped
-        return shipped or self.failure is None
+        if self.shipping is not shipping:  # it began on that snapshot: who takes over builds on it, as a standby would
+            return self.shipping is not None and self.shipping.finish(deadline - time.monotonic(), hurry)
+        if self.lease and not shipping:
+            with suppress(ChromakeepError):
+                self.lease.release()  # nobody has to wait for this instance
+        behind = shipping is not None and shipping.counter < self._counter
+        return shipped or (self.failure is None and not behind)
 
 
 class _Reading:

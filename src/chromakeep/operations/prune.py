@@ -13,7 +13,7 @@ from chromakeep.repository.collector import collect
 from chromakeep.repository.log import Log
 from chromakeep.repository.merging import merge
 from chromakeep.repository.repository import Repository
-from chromakeep.repository.snapshots import Snapshot
+from chromakeep.repository.snapshots import Snapshot, now
 from chromakeep.repository.trimming import Trimming, plan
 
 
@@ -72,8 +72,9 @@ def retained(snapshots: list[Snapshot], policy: Retention) -> dict[str, tuple[st
                 seen.add(key)
                 reasons.setdefault(snapshot.id, []).append(f"{name} {len(seen)}")
     if policy.within and snapshots:
+        newest = min(_time(snapshots[-1]), now())  # one of a time to come does not make all others old
         for snapshot in newest_first:
-            if _time(snapshots[-1]) - _time(snapshot) <= policy.within:
+            if newest - _time(snapshot) <= policy.within:
                 reasons.setdefault(snapshot.id, []).append("within")
     return {i: tuple(r) for i, r in reasons.items()}
 

@@ -75,40 +75,55 @@ def _ended(repository: Repository, epoch: int) -> bool:
 
 class Reigning:
     """``reign`` in a thread of its own. ``done``: ``lease`` is there, or None if ``stop`` was set or the store refused.
+    A repository that cannot be opened for want of an answer is tried again.
 
-    ``other`` is the instance that holds the lease now, as far as one is known.
+    ``other`` is the instance that holds the lease now, as far as one is known; ``beating``: it has shown that it lives.
     """
 
     def __init__(
         self,
-        repository: Repository,
+        open_repository: Callable[[], Repository],
         *,
         stop: threading.Event,
         address: str | None = None,
         observer: Observer = ignore,
     ) -> None:
-        self.done, self.lease, self.other = threading.Event(), None, None
-        self._repository, self._stop, self._observer, self._address = repository, stop, observer, address
+        self.done, self.lease, self.other, self.beating = threading.Event(), None, None, False
+        self._open, self._stop, self._observer, self._address = open_repository, stop, observer, address
         self._closed = False
         threading.Thread(target=self._work, name="reign", daemon=True).start()
 
     lease: Tenure | None
     other: Holder | None
+    beating: bool
 
     def _work(self) -> None:
         try:
-            self.lease = reign(
-                self._repository,
-                stop=self._stop,
-                address=self._address,
-                waiting=self._wait,
-                observer=self._observer,
-            )
+            repository = self._opened()
+            if repository and not repository.config.conditional_put:
+                said = "this store settles no races: no log is written, only snapshots are taken"
+                self._observer(Noted(said, "warning"))
+            elif repository:
+                self.lease = reign(
+                    repository,
+                    stop=self._stop,
+                    address=self._address,
+                    waiting=self._wait,
+                    observer=self._observer,
+                )
         except ChromakeepError as error:
             self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
         self.done.set()
         if self._closed:
             self.close()
+
+    def _opened(self) -> Repository | None:
+        while not self._stop.is_set():
+            try:
+                return self._open()
+            except StoreUnavailable:  # whoever waits has told
+                self._stop.wait(UNREACHABLE)
+        return None
 
     def close(self) -> None:
         """Show no sign of life any more with a lease that was got, or will be."""
@@ -117,4 +132,5 @@ class Reigning:
             self.lease.end()
 
     def _wait(self, holder: Holder) -> None:
+        self.beating |= self.other is not None and self.other != holder
         self.other = holder

@@ -251,7 +251,15 @@ def _repository_in(target: Path) -> Path | None:
 
 
 def refuse_in_use(target: Path) -> None:
-    """Raise ``UsageError`` while another process has a directory open for writing."""
+    """Raise ``UsageError`` while another process has a directory open for writing, or another run serves it."""
+    if os.name == "posix":
+        from chromakeep.operations.beside import served
+
+        if served(target):
+            raise UsageError(
+                f"{target}: another chromakeep serves it, perhaps in another container",
+                hint="stop it first: it would go on writing into the files that were replaced",
+            )
     if target.is_dir() and (found := writers(target)):
         raise UsageError(
             f"{target}: process {found[0].pid} ({found[0].command}) has it open for writing",

@@ -79,7 +79,7 @@ def run(
     expected to end the process.
 
     Raises ``RefusedToServe`` (nothing was served), ``ServerFailed`` (the server does not start or keeps dying),
-    ``PartialFailure`` (stopped, but without the last snapshot), ``UsageError``.
+    ``PartialFailure`` (stopped before all was in the repository), ``UsageError``.
     """
     started = time.monotonic()
     if settings.ephemeral and settings.open_repository:
@@ -341,8 +341,12 @@ class _Service:
             known = self.succession.known
         else:
             server = self._new_server()
-            self.beside.remember(verified=None, following=False, keeper=keeper, server=None)
+            lease = self.keeping.lease if self.keeping else None
+            at = lease.epoch if lease else self.beside.state.epoch
+            self.beside.remember(verified=None, following=False, epoch=at, keeper=keeper, server=None)
             if self.keeping:
+                if self.keeping.recognise():
+                    self.uncovered, self.collections, self.hopeless = True, (), set()
                 self.keeping.hold()
             try:
                 server.start(stop=self.stop)
@@ -425,6 +429,8 @@ class _Service:
                     raise
                 if self.changeover.due:
                     return "another directory takes its place"
+                if self.keeping and self.keeping.replaced:
+                    return f"{self.beside.data} was replaced beneath it"
                 if watching.verdict:
                     self.hopeless |= set(watching.broken)  # a check that changes nothing is not repeated for ever
                     return watching.verdict
@@ -463,7 +469,7 @@ class _Service:
             ago = f", {time.monotonic() - age:.0f} s old" if age else ""
             why = str(self.keeping.failure) if self.keeping.failure else "it could not be finished in time"
             raise PartialFailure(
-                f"stopped without the last snapshot: {why}; {newest}{ago}",
+                f"stopped before all was in the repository: {why}; {newest}{ago}",
                 hint="raise --grace, and the platform's own stop timeout with it; the directory itself is whole",
             )
 

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -26,6 +27,7 @@ from chromakeep.repository.log import Log, Segment
 
 LOOK = 0.2  # seconds between two looks: some commits share a put, which costs more than all else here
 SLOWEST = 5.0  # seconds between two tries of a put that fails
+T = TypeVar("T")
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -67,6 +69,7 @@ class Shipping:
         self._lock = threading.Lock()
         self._behind: float | None = None  # monotonic; when something not yet shipped was first seen
         self._failing: float | None = None
+        self._until = 0.0  # monotonic; how long the store is tried again at the end
         self._thread = threading.Thread(target=self._ship, name="ship", daemon=True)
 
     def start(self) -> None:
@@ -109,14 +112,17 @@ class Shipping:
 
     # -- the end -------------------------------------------------------------------------------------------------
 
-    def finish(self, timeout: float) -> bool:
+    def finish(self, timeout: float, hurry: threading.Event) -> bool:
         """Ship what is left, which is what changed since the last look, and let the next instance take over at once.
 
         Whether all of it is in the log. Nobody may be writing.
         """
+        self._until = time.monotonic() + timeout
         self._ending.set()
         self._wake.set()
-        done = self._closed.wait(timeout) and not self.lease.lost.is_set() and self._behind is None
+        while not self._closed.wait(0.05) and time.monotonic() < self._until and not hurry.is_set():
+            pass
+        done = self._closed.is_set() and not self.lease.lost.is_set() and self._behind is None
         if done:
             with suppress(StoreError, LeaseLost):
                 self.lease.release()
@@ -151,7 +157,7 @@ class Shipping:
         with self._lock:
             tickets, self._waiting = self._waiting, []
         try:
-            if tickets or final or self._tail.changed():
+            if tickets or final or self._try(self._tail.changed):
                 begun = time.monotonic()
                 self._behind = self._behind or begun
                 while (change := self._try(partial(self._tail.look, final=final))) is not None:
@@ -181,8 +187,8 @@ class Shipping:
         if not change.more:
             self.counter = change.counter
 
-    def _try(self, work: Callable[[], Change | None]) -> Change | None:
-        """Until it succeeds; at the end only until the time is up (``_Ended``)."""
+    def _try(self, work: Callable[[], T]) -> T:
+        """Until it succeeds; at the end only what a store refuses, until the time is up (``_Ended``)."""
         wait = 0.1
         while True:
             try:
@@ -194,8 +200,10 @@ class Shipping:
                     self._failing = time.monotonic()
                     what = str(error) if isinstance(error, ChromakeepError) else f"{type(error).__name__}: {error}"
                     self._observer(Noted(f"the log is not written: {what}; trying again", "warning"))
-                if self._ending.wait(wait) and wait > 1:
-                    raise _Ended from None
+                if self._ending.wait(wait):
+                    if not isinstance(error, StoreError) or time.monotonic() > self._until:
+                        raise _Ended from None
+                    time.sleep(LOOK)
                 wait = min(wait * 2, SLOWEST)
             else:
                 if self._failing is not None:

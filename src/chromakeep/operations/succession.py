@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from chromakeep.chroma.server import ChromaServer
-from chromakeep.errors import ChromakeepError, LeaseLost, RepositoryNotFound
+from chromakeep.errors import ChromakeepError, LeaseLost, RepositoryNotFound, StoreUnavailable
 from chromakeep.events import Noted, Observer
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.boot import DATA, look
@@ -68,13 +68,14 @@ class Succession:
         except RepositoryNotFound:
             self._keeping.awaited = True
             return None
+        except StoreUnavailable:
+            if not self._beside.state.following and look(self._beside.data, served_before=False) == DATA:
+                self._wait_for(self._open)
+                self._start_without()
+            return None  # else the boot tells
         except ChromakeepError:
             return None  # the boot tells
-        if not repository.config.conditional_put:
-            said = "this store settles no races: no log is written, only snapshots are taken"
-            self._observer(Noted(said, "warning"))
-            return None
-        self._waiting = waiting = Reigning(repository, stop=self._stop, address=self._address, observer=self._observer)
+        waiting = self._wait_for(lambda: repository)
         deadline = time.monotonic() + PATIENCE
         while not waiting.done.wait(0.02) and not self._stop.is_set():
             self._duty.role = WAITING if waiting.other else STARTING
@@ -82,9 +83,7 @@ class Succession:
             if waiting.other and self._make_server and self._standby is None:
                 self._stand_by(repository, self._make_server)
             if time.monotonic() > deadline and not waiting.other and self._may_start_without(repository):
-                said = "the repository does not answer: serving what is here; the log begins when it does"
-                self._observer(Noted(said, "warning"))
-                self._late = True
+                self._start_without()
                 return None
         self._duty.elsewhere = None
         self._keeping.lease = lease = waiting.lease
@@ -98,6 +97,15 @@ class Succession:
             self._duty.role = STARTING
             self._standby.close()
         return lease
+
+    def _wait_for(self, open_repository: Callable[[], Repository]) -> Reigning:
+        self._waiting = Reigning(open_repository, stop=self._stop, address=self._address, observer=self._observer)
+        return self._waiting
+
+    def _start_without(self) -> None:
+        said = "the repository does not answer: serving what is here; the log begins when it does"
+        self._observer(Noted(said, "warning"))
+        self._late = self._keeping.undecided = True
 
     def _stand_by(self, repository: Repository, make_server: Callable[[], ChromaServer]) -> None:
         from chromakeep.operations.standby import Standby  # only few runs ever wait
@@ -114,14 +122,18 @@ class Succession:
         return look(self._beside.data, served_before=False) == DATA or not repository.snapshot_names()
 
     def look_again(self) -> None:
-        """Begin the log if a repository has answered that did not, unless another instance has written to it since.
+        """Begin the log if a repository has answered that did not, unless another instance writes to it, or has since.
 
-        Then ``LeaseLost``.
+        Then ``LeaseLost``. What this one itself has left behind when it died does not beat.
         """
         waiting = self._waiting
-        if not self._late or waiting is None or not waiting.done.is_set():
+        if not self._late or waiting is None:
             return
-        self._late = False
+        if waiting.beating:
+            raise LeaseLost("another instance writes to this repository", hint=START_AGAIN)
+        if not waiting.done.is_set():
+            return
+        self._late = self._keeping.undecided = False
         if waiting.lease is None:
             return
         after = waiting.lease.after

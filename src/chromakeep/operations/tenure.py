@@ -88,11 +88,12 @@ class Tenure:
 
     def _renew(self) -> None:
         while not self._over.wait(RENEW):
+            begun = time.monotonic()  # nobody had taken over then; a process may be frozen in the middle
             try:
                 with self._renewing:
                     if not self._over.is_set():
                         self._lease.renew(self.number)
-                self._renewed = time.monotonic()
+                self._renewed = begun
             except LeaseLost as error:
                 self.give_up(error)
             except ChromakeepError:  # whoever puts tells

@@ -151,7 +151,7 @@ class Repository:
         if len([n for n in names if n not in self._snapshots]) > 2:
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(self.snapshot, names))
-        return sorted((s for name in names if (s := self.snapshot(name))), key=lambda s: (s.time, s.id))
+        return sorted((s for name in names if (s := self.snapshot(name))), key=lambda s: s.id)
 
     def readable_snapshots(self) -> tuple[list[Snapshot], list[CorruptObject]]:
         """The snapshots that can be read, oldest first, and what is wrong with the others."""
@@ -162,7 +162,7 @@ class Repository:
                     found.append(one)
             except CorruptObject as e:
                 damaged.append(e)
-        return sorted(found, key=lambda s: (s.time, s.id)), damaged
+        return sorted(found, key=lambda s: s.id), damaged
 
     def snapshot_names(self) -> list[str]:
         """Names of the objects under ``snapshots/`` (tombstones of fenced sessions among them), oldest first."""

@@ -130,11 +130,11 @@ def _latest(ground: Ground, snapshots: Sequence[Snapshot], until: str | None) ->
         found = ground.through(epoch, usable)
         if found is None:
             continue
-        newest = max(usable, key=lambda s: (s.time, s.id))
+        newest = max(usable, key=lambda s: s.id)
         if newest.epoch is None and newest.time > found[0].time and newest.time > _last_time(ground.log, found, until):
             return Route(newest)
         return Route(*found, until if found[1] else None)
-    return Route(max(usable, key=lambda s: (s.time, s.id))) if usable else None
+    return Route(max(usable, key=lambda s: s.id)) if usable else None
 
 
 def _named(tables: dict[str, Table]) -> dict[str, tuple[str, str, str]]:

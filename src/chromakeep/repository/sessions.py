@@ -11,6 +11,8 @@ import os
 import secrets
 import socket
 import time
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
 
 import msgspec
 
@@ -46,8 +48,11 @@ class Session:
 
     @staticmethod
     def start(repository: Repository, kind: str = "backup") -> Session:
-        """Announce a session. Everything that is read from the repository afterwards is protected by it."""
-        moment = now()
+        """Announce a session. Everything that is read from the repository afterwards is protected by it.
+
+        Its name comes after that of each snapshot there is, whatever the clocks of their writers said.
+        """
+        moment = max([now(), *(after(name) for name in repository.snapshot_names()[-1:])])
         identity = f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}Z-{secrets.token_hex(8)}"
         info = SessionInfo(identity, kind, socket.gethostname(), os.getpid(), rfc3339(moment))
         _mine.add(identity)
@@ -78,6 +83,14 @@ class Session:
     def end(self) -> None:
         """Withdraw the announcement. For a session that committed, or whose packs may be taken away by any prune."""
         self.repository.store.delete(f"sessions/{self.id}")
+
+
+def after(name: str) -> datetime:
+    """The first moment that a later snapshot may be named by."""
+    with suppress(ValueError, OverflowError):
+        stamp = name.removeprefix("snapshots/").partition("Z-")[0]
+        return datetime.strptime(f"{stamp}000+0000", "%Y%m%dT%H%M%S%f%z") + timedelta(milliseconds=1)
+    return datetime.fromtimestamp(0, timezone.utc)  # no name of ours
 
 
 def open_sessions(repository: Repository) -> dict[str, SessionInfo | None]:
