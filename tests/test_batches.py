@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xxhash import xxh3_128_digest
 
-from chromakeep.batches import COLUMNS, Adder, batch, decode, each_record, encode, schema, vectors_of
+from chromakeep.batches import COLUMNS, batch, decode, encode, schema, vectors_of
 from chromakeep.digests import Tally
 from chromakeep.errors import UsageError
 from chromakeep.records import Digest
+from chromakeep.tallying import Adder, each_record
 
 often = settings(deadline=None, max_examples=100)
 

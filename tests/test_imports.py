@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "src" / "chromakeep"
-CORE = {"errors", "events", "records", "addresses", "layout", "changes", "digests", "batches", "conditions", "sets"} | {
+CORE = {"errors", "events", "records", "addresses", "layout", "changes", "digests", "batches", "tallying"} | {
+    "conditions",
+    "sets",
     "engine",
     "filters",
     "waiting",
@@ -58,6 +61,11 @@ def test_every_place_is_in_the_table() -> None:
     """A new package or module at the top must say what it may know."""
     places = {p.name.removesuffix(".py") for p in PACKAGE.iterdir() if p.suffix in ("", ".py")}
     assert places - {"__pycache__"} <= set(MAY_IMPORT)
+
+
+def test_core_has_no_circle() -> None:
+    """What one must know to understand a module of core is below it; ``CycleError`` says where it is not."""
+    TopologicalSorter({name: imports_of(PACKAGE / f"{name}.py") for name in CORE}).prepare()
 
 
 def test_core_does_no_io() -> None:

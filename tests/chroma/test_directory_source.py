@@ -16,7 +16,7 @@ import pytest
 
 from chroma.conftest import Known
 from chroma.directories import VERSIONS
-from chromakeep.batches import Adder, decode, schema, vectors_of
+from chromakeep.batches import decode, schema, vectors_of
 from chromakeep.chroma import columns
 from chromakeep.chroma.directory_source import DirectorySource, state_of
 from chromakeep.chroma.inspection import inspect
@@ -25,6 +25,7 @@ from chromakeep.conditions import Where
 from chromakeep.digests import Tally
 from chromakeep.errors import NotAChromaDirectory, SourceBroken
 from chromakeep.records import Definition
+from chromakeep.tallying import Adder
 
 
 def read(source: DirectorySource, definition: Definition, **how: Any) -> tuple[pa.Table, list[Any]]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from chromakeep.batches import decode, each_record
+from chromakeep.batches import decode
 from chromakeep.chroma.rounding import as_returned
 from chromakeep.chroma.rows import Rows
+from chromakeep.tallying import each_record
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,13 +13,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from chromakeep.batches import each_record
 from chromakeep.chroma.rounding import as_returned
 from chromakeep.chroma.spool import Spool, cuts, within
 from chromakeep.conditions import Where
 from chromakeep.events import Observer, RecordsMoved
 from chromakeep.records import Definition, Source
 from chromakeep.sets import among, without
+from chromakeep.tallying import each_record
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chromakeep.batches import Adder
 from chromakeep.chroma.rounding import as_returned
 from chromakeep.digests import Lanes, Tally
 from chromakeep.records import Definition, Digest
+from chromakeep.tallying import Adder
 
 if TYPE_CHECKING:
     import pyarrow as pa

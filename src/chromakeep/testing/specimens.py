@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from chromakeep.batches import COLUMNS, Adder, batch, decode, encode, schema, vectors_of
+from chromakeep.batches import COLUMNS, batch, decode, encode, schema, vectors_of
 from chromakeep.digests import Tally
+from chromakeep.tallying import Adder
 
 if TYPE_CHECKING:
     import pyarrow as pa
