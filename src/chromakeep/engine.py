@@ -7,7 +7,11 @@ has changed nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from math import inf
 from typing import Any, Protocol
 
 import msgspec
@@ -32,6 +36,22 @@ class Refused(Exception):
         self.error = error or _NAMES.get(status, "ChromaError")
 
 
+@contextmanager
+def within(until: float) -> Iterator[None]:
+    """Whoever asks an engine meanwhile, in this thread, does not wait for what takes longer (by ``time.monotonic``)."""
+    token = _UNTIL.set(until)
+    try:
+        yield
+    finally:
+        _UNTIL.reset(token)
+
+
+def time_left() -> float:
+    """Seconds until nobody waits any more for what this thread does; ``inf``: that was not said."""
+    return _UNTIL.get() - time.monotonic()
+
+
+_UNTIL: ContextVar[float] = ContextVar("until", default=inf)
 _NAMES = {400: "InvalidArgumentError", 404: "NotFoundError", 500: "InternalError"}
 
 

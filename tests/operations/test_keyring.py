@@ -79,9 +79,9 @@ def test_a_revoked_key_opens_nothing_and_frees_its_name(opened: Open) -> None:
 
 
 def test_a_rotation_keeps_name_and_rights_and_the_old_secret_as_long_as_asked(opened: Open) -> None:
-    old, first = create(opened(), "app", "writer", collections=("docs-*",), body=5, lifetime=86400)
+    old, first = create(opened(), "app", "writer", collections=("docs-*",), body=5, time=2.5, lifetime=86400)
     new, second, replaced = rotate(opened(), "app", overlap=3600)
-    same = {f: getattr(new, f) for f in ("name", "role", "collections", "body")}
+    same = {f: getattr(new, f) for f in ("name", "role", "collections", "body", "time")}
     assert same == {f: getattr(old, f) for f in same}
     assert new.ends - time.time() == pytest.approx(86400, abs=3600)
     assert [k.id for k in replaced] == [old.id]

@@ -25,7 +25,7 @@ class Told:
         self.begun, self.go = threading.Event(), threading.Event()
         self.go.set()
 
-    def __call__(self, method: str, target: str, body: bytes, kind: str | None) -> Page:
+    def __call__(self, method: str, target: str, body: bytes, kind: str | None, until: float) -> Page:
         self.asked.append((method, target, body))
         self.begun.set()
         assert self.go.wait(20)

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import errors
 
-from chromakeep.engine import Refused
+from chromakeep.engine import Refused, time_left
 from chromakeep.events import Observer, ignore
 from chromakeep.postgres.conninfo import connection_parameters
-from chromakeep.postgres.refusals import FULL, RETRY_AFTER, Reasons, crowded, refusal
+from chromakeep.postgres.refusals import FULL, LATE, RETRY_AFTER, Reasons, crowded, refusal
 
 T = TypeVar("T")
 Connection = psycopg.Connection[Any]
@@ -52,7 +52,8 @@ class Pool:
     ) -> None:
         self._parameters = connection_parameters(url)
         self._size, self._patience = size, patience
-        self._session = f"SET statement_timeout = {int(statement_timeout * 1000)}; SET jit = off"
+        self._statement_timeout = statement_timeout
+        self._session = _timeout(statement_timeout) + b"; SET jit = off"
         self._idle: deque[_Kept] = deque()  # the last that was given back is at the right, and taken first
         self._open = 0
         self._changed = threading.Condition()
@@ -67,13 +68,17 @@ class Pool:
         committed by then; else each of its statements is one, which saves two round trips.
 
         Raises ``Refused``: 503 where nothing is changed and another try may help, 504 where nobody knows whether it was
-        committed; ``Vanished``, and whatever ``work`` raises that is not psycopg's.
+        committed, or where nobody waits any more (``engine.within``): a statement that goes on then is ended, and
+        nothing is changed; ``Vanished``, and whatever ``work`` raises that is not psycopg's.
         """
         conflicts = losses = 0
         while True:
+            if time_left() <= 0:
+                raise Refused(504, LATE)
             kept = self._take()
             committing = False
             try:
+                self._limit(kept)
                 if kept.connection.autocommit is write:
                     kept.connection.autocommit = not write
                 done = work(kept.connection)
@@ -116,8 +121,16 @@ class Pool:
         self._closed = True
         self._discard(*self._idle_ones())
 
+    def _limit(self, kept: _Kept) -> None:
+        """Its statements end when nobody waits for them any more. Most requests may take as long as the one before."""
+        most = min(self._statement_timeout, time_left())
+        if kept.limit != most:
+            kept.connection.autocommit = True  # else it would be undone with the transaction
+            kept.connection.execute(_timeout(most))
+            kept.limit = most
+
     def _take(self) -> _Kept:
-        until, full = time.monotonic() + self._patience, False
+        until, full = time.monotonic() + min(self._patience, time_left()), False
         kept: _Kept | None
         while True:
             with self._changed:
@@ -140,7 +153,7 @@ class Pool:
                 self._discard(kept)
                 continue
             try:
-                return _Kept(self._connect())
+                return _Kept(self._connect(), self._statement_timeout)
             except BaseException as error:
                 with self._changed:
                     self._open -= 1
@@ -200,10 +213,10 @@ class Pool:
 
 
 class _Kept:
-    """A connection, since when it is idle and until when it may live."""
+    """A connection, since when it is idle and until when it may live; ``limit``: seconds that a statement may take."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: Connection, limit: float) -> None:
+        self.connection, self.limit = connection, limit
         self.since = time.monotonic()
         self.until = self.since + LIFETIME * random.uniform(0.5, 1)
 
@@ -212,6 +225,10 @@ class _Kept:
         poll = select.poll()
         poll.register(self.connection.fileno(), select.POLLIN)
         return not poll.poll(0)
+
+
+def _timeout(seconds: float) -> bytes:
+    return b"SET statement_timeout = %d" % max(1, seconds * 1000)  # 0 is none
 
 
 def _conflict(error: psycopg.Error) -> bool:

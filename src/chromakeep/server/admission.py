@@ -95,6 +95,8 @@ class Admission:
         if (wait := self._allowances.take(key, self._loop.time())) is not None:
             return refusal(429, "this key asks too often", retry_after=wait)
         account.taken = True
+        if key.time is not None:
+            account.until = account.begun + key.time
         member = named_in_body(call)
         account.watch = together(
             Sized(key.body) if key.body is not None and head.length is None else None,

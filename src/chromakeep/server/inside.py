@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
+from math import inf
 
 from chromakeep.server import answers
 from chromakeep.server.answer_head import AnswerHead
@@ -18,8 +20,9 @@ from chromakeep.server.request_head import RequestHead
 PATIENCE = 10.0  # seconds for which a request waits for its turn
 _BUSY = answers.refusal(503, "too many requests at a time; nothing was done", retry_after=1.0)
 
-Answering = Callable[[str, str, bytes, "str | None"], Page]
-"""Method, target, body and content type of a request, in one of several threads; never raises."""
+Answering = Callable[[str, str, bytes, "str | None", float], Page]
+"""Method, target, body and content type of a request, and when nobody waits for it any more (by ``time.monotonic``); in
+one of several threads; never raises."""
 
 
 class Inside:
@@ -86,7 +89,9 @@ class Inward:
         assert self._head
         body, self._body = bytes(self._body), bytearray()
         kind = next((value.decode("latin-1") for name, value in self._head.fields if name == b"content-type"), None)
-        work = partial(self._inside.answering, self._head.method, self._head.target, body, kind)
+        until = self._exchange.until if self._exchange else inf
+        end = until - self._inside.loop.time() + time.monotonic()  # the loop's clock may begin elsewhere
+        work = partial(self._inside.answering, self._head.method, self._head.target, body, kind, end)
         try:
             future = self._future = self._inside.executor.submit(work)
         except RuntimeError:  # the door closes

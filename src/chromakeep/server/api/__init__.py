@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from math import inf
 
-from chromakeep.engine import Engine, Refused
+from chromakeep.engine import Engine, Refused, within
 from chromakeep.server.api.answers import TRACE, nothing, refused
 from chromakeep.server.api.handlers import HANDLERS, STREAMED, WITH_JSON, Asked, sooner
 from chromakeep.server.api.routing import V1, V1_ALLOWED, Unrouted, route, v1_allows
@@ -19,10 +20,13 @@ _TOO_LARGE = Refused(413, "Failed to buffer the request body: length limit excee
 _FAILED = Refused(500, "the engine failed over this request; its log says why")
 
 
-def answer(engine: Engine, method: str, target: str, body: bytes, content_type: str | None = None) -> Page:
+def answer(
+    engine: Engine, method: str, target: str, body: bytes, content_type: str | None = None, until: float = inf
+) -> Page:
     """What Chroma would answer to a request, with ``engine`` behind it. Never raises.
 
     ``target``: as it was sent, with its query. ``content_type``: None where it was not sent, which is taken as JSON.
+    ``until``: by ``time.monotonic``, when nobody waits for it any more.
     """
     path, _, query = target.partition("?")
     try:
@@ -35,10 +39,11 @@ def answer(engine: Engine, method: str, target: str, body: bytes, content_type: 
                     return Page(b"Payload too large", "", 413, fields=(TRACE,))
                 return refused(_TOO_LARGE)
         asked = Asked(call, query, body)
-        try:
-            return HANDLERS[call.route](engine, asked)
-        except Refused as error:
-            return refused(sooner(engine, asked, error))
+        with within(until):
+            try:
+                return HANDLERS[call.route](engine, asked)
+            except Refused as error:
+                return refused(sooner(engine, asked, error))
     except Refused as error:
         return refused(error)
     except Unrouted as error:
