@@ -29,7 +29,7 @@ from chromakeep.errors import (
     VerificationFailed,
 )
 from chromakeep.events import Noted, Observer, ignore
-from chromakeep.operations.place import KEYS, KEYS_LOCK, write_whole
+from chromakeep.operations.place import KEYS, keys_locked, write_whole
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.sealed import unseal
 from chromakeep.store.base import ObjectInfo
@@ -220,14 +220,8 @@ class DirectoryKeys:
     def changing(self, *, make: bool = False) -> Iterator[None]:
         if make:
             self._data.mkdir(parents=True, exist_ok=True)
-        try:
-            import fcntl
-        except ImportError:  # not on Windows: there the last of two writers wins
-            yield
-            return
         self.present()
-        with (self._data / KEYS_LOCK).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when it is closed
+        with keys_locked(self._data):
             yield
 
     def _write(self, keys: list[Key]) -> None:
