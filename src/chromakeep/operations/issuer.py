@@ -85,6 +85,11 @@ class Issuer:
         self._over.set()
         self._wanted.set()
 
+    @property
+    def known(self) -> bool:
+        """Whether its keys were ever read."""
+        return self._keys is not None
+
     def key(self, token: str, now: float) -> Key | None:
         """What a token gives the right to at ``now`` (seconds since 1970): None for one that is not this issuer's, not
         for us, expired or without a role. From one thread. Raises ``NotNow`` while that cannot be told."""
