@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 from math import inf
@@ -419,7 +420,19 @@ class ClientSide(asyncio.Protocol):
         if self._exchange is None and not self._lingering:
             self.close()
             if not self.transport.can_write_eof():  # over TLS a close waits for the client's, and nothing is under way
-                self._service.loop.call_later(_FAREWELL, self.transport.abort)
+                self._service.loop.call_later(_FAREWELL, self._part, 0)
+
+    def _part(self, free: int) -> None:
+        """End a farewell that the client does not return, but not while it still takes an answer.
+
+        Of what TLS has handed down, the transport beneath keeps what the kernel has no room for, and tells nobody. So
+        there must be room twice, a turn of the loop apart: by then it is the kernel's.
+        """
+        if free == 2:
+            self.transport.abort()
+        elif self in self._service.clients:
+            room = not self.transport.get_write_buffer_size() and _writable(self.transport.get_extra_info("socket"))
+            self._service.loop.call_later(0.001 if room else _FAREWELL, self._part, free + 1 if room else 0)
 
     def expire(self, now: float) -> None:
         """End what has taken too long. Called every so often."""
@@ -442,3 +455,12 @@ class ClientSide(asyncio.Protocol):
         if self._exchange:
             self._exchange.abort()
         self.cut()
+
+
+def _writable(connection: socket.socket) -> bool:
+    """Whether the kernel has room for more; one that is closed has."""
+    if connection.fileno() < 0 or not hasattr(select, "poll"):  # not on Windows
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLOUT)
+    return bool(poll.poll(0))
