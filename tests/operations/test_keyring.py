@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -32,6 +34,7 @@ from chromakeep.operations.prune import Retention, prune
 from chromakeep.operations.restore import restore, rollback
 from chromakeep.repository import Repository
 from chromakeep.repository.sealed import seal
+from chromakeep.store.base import ObjectInfo
 from chromakeep.store.memory import MemoryStore
 
 Open = Callable[[], KeyPlace]
@@ -150,6 +153,69 @@ def test_who_comes_second_gives_way(verb: str) -> None:
             rotate(place, "app")
     assert opens(place, other[0])
     assert len(load(place).holders("app", time.time())) == 1
+
+
+class At(MemoryStore):
+    """Does something once, just before the n-th request."""
+
+    left = 0
+    act: Callable[[], object] | None = None
+
+    def _tick(self) -> None:
+        if act := self.act:
+            self.left -= 1
+            if self.left < 0:
+                self.act = None
+                act()
+
+    def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        self._tick()
+        super().put(name, data, if_absent=if_absent)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        self._tick()
+        return super().list(prefix)
+
+
+@pytest.mark.parametrize("first", ["rotate", "revoke"])
+def test_a_key_revoked_while_it_is_rotated_opens_nothing(first: str) -> None:
+    """Neither the old secret nor the new one, whichever of the two is interrupted by the other, wherever; unless the
+    rotation was begun after the revocation was over."""
+    steps = 0
+    while True:
+        store = At()
+        Repository.create(store)
+        mine, other = (RepositoryKeys(Repository.open(store)) for _ in range(2))
+        tokens = [create(mine, "app", "reader")[1]]
+
+        def rotated(place: KeyPlace, tokens: list[str] = tokens) -> None:
+            with suppress(RepositoryBusy, UsageError):
+                tokens.append(rotate(place, "app")[1])
+
+        def revoked(place: KeyPlace) -> None:
+            revoke(place, "app")
+
+        acts = (rotated, revoked) if first == "rotate" else (revoked, rotated)
+        store.left, store.act = steps, partial(acts[1], other)
+        acts[0](mine)
+        if store.act:
+            break
+        assert not [token for token in tokens if opens(mine, token)], steps
+        steps += 1
+    assert steps > 2
+
+
+def test_a_revocation_by_a_clock_that_is_ahead_counts_at_once(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key is revoked when it must not open anything any more, not when it is that late here, too."""
+    place = opened()
+    if isinstance(place, DirectoryKeys):
+        pytest.skip("there it is one clock")
+    _, token = create(place, "app", "reader")
+    ahead = time.time() + 3600
+    monkeypatch.setattr("chromakeep.operations.keyring.clock.time", lambda: ahead)
+    revoke(opened(), "app")
+    monkeypatch.undo()
+    assert not opens(place, token)
 
 
 class Failing(MemoryStore):

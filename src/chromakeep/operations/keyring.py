@@ -115,12 +115,15 @@ def revoke(place: KeyPlace, name: str) -> tuple[Key, ...]:
     """
     now = clock.time()
     with place.changing():
-        found = place.read().named(name, now)
-        if not found:
+        ended: dict[str, Key] = {}
+        # Once more after the last one: who rotates it now sees that it was ended, or his is seen here.
+        while found := [key for key in place.read().named(name, now) if key.id not in ended]:
+            for key in found:
+                place.end(key, timestamp(now))
+                ended[key.id] = key
+        if not ended:
             raise _unknown(name)
-        for key in found:
-            place.end(key, timestamp(now))
-    return tuple(replace(key, revoked=timestamp(now)) for key in found)
+    return tuple(replace(key, revoked=timestamp(now)) for key in ended.values())
 
 
 def rotate(place: KeyPlace, name: str, *, overlap: float = 0.0) -> tuple[Key, str, tuple[Key, ...]]:
@@ -160,9 +163,12 @@ def _add(place: KeyPlace, key: Key, instead: tuple[str, ...], now: float) -> Non
             hint="choose another name; `chromakeep keys rotate` gives it a new secret",
         )
     place.put(key)
-    if _rivals(place.read(), key, instead, now):  # whoever was second sees the first, so at most one of two stays
+    ring = place.read()
+    revoked = any(k.revoked is not None for k in ring.keys if k.id in instead)
+    if revoked or _rivals(ring, key, instead, now):  # whoever was second sees the first, so at most one of two stays
         place.end(key, timestamp(now))
-        raise RepositoryBusy(f"another key {key.name!r} was made at the same moment", hint="look, and run it again")
+        what = f"the key {key.name!r} was revoked" if revoked else f"another key {key.name!r} was made"
+        raise RepositoryBusy(f"{what} at the same moment", hint="look, and run it again")
 
 
 def _rivals(ring: Keyring, key: Key, instead: tuple[str, ...], now: float) -> bool:
