@@ -204,6 +204,19 @@ def test_keys_that_change(provider: Provider, issuer: Issuer, told: list[Event])
     assert issuer.key(token(provider), time.time())
 
 
+def test_a_token_that_was_believed_ends_with_its_key(provider: Provider, issuer: Issuer) -> None:
+    """As soon as the issuer's keys were read without that one, not when the token is looked at again some day."""
+    old = token(provider)
+    assert issuer.key(old, time.time())
+    fresh = token(provider, OTHER, "new")
+    provider.keys = [jwk("new", OTHER, "RS256")]
+    deadline = time.monotonic() + 20
+    while issuer.key(fresh, time.time()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert issuer.key(old, time.time()) is None
+
+
 def test_before_its_keys_are_known_no_token_is_a_wrong_one(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks is told that; and by that they are looked for again."""
     monkeypatch.setattr(module, "AGAIN", 0.05)
