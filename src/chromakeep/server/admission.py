@@ -40,6 +40,7 @@ from chromakeep.server.watches import Named, Sized, together
 from chromakeep.server.whereabouts import FRESH, Whereabouts
 
 _UNKNOWN = Refusal(401, "AuthError", "a key is needed: none was sent, or none that is known")
+_BODY = refusal(413, "this needs no key, and takes no body")  # which would be gathered for an engine
 _COLLECTIONS = frozenset({"collections.list", "collections.count"})
 
 
@@ -80,7 +81,7 @@ class Admission:
         if self._shielded and (refused := shield.refuse_route(head.method, path)):
             return refused
         if call.action == "public":
-            return None
+            return _BODY if head.length != 0 else None
         key = self._who(head.token, account)
         if isinstance(key, Refusal):
             return key
