@@ -1,4 +1,4 @@
-"""Waiting: whether somebody waits for an answer yet, so that what is done for nobody ends early.
+"""Waiting: whether, and how long, somebody waits for an answer, so that what is done for nobody ends early.
 
 Who takes a request for another thread to answer makes a ``Waiting``, has that thread work within ``for_it``, and calls
 ``leave`` when nobody wants the answer any more. Who works says by ``Waiting.until`` how that can be ended; what must
@@ -8,19 +8,28 @@ not be left half done says nothing.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 
 _here = threading.local()
 
 
 class Waiting:
-    """For one request. ``leave`` may come from any thread, at any moment, and does not wait."""
+    """For one request, until ``end`` by ``time.monotonic``. ``leave`` may come from any thread, at any moment, and does
+    not wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, end: float = inf) -> None:
         self.gone = False
+        self._at = end
         self._lock = threading.Lock()
         self._end: Callable[[], None] | None = None
+
+    @property
+    def left(self) -> float:
+        """Seconds until nobody waits any more; ``inf``: that was not said."""
+        return self._at - time.monotonic()
 
     @contextmanager
     def for_it(self) -> Iterator[None]:

@@ -96,6 +96,7 @@ def test_neither_secret_nor_digest_is_shown() -> None:
         {"role": "root"}, {"tenant": ""}, {"tenant": "a\0"}, {"database": "x" * 513}, {"collections": ("",)},
         {"collections": ("x",) * 65}, {"collections": ("a\n",)}, {"role": "admin", "collections": ("docs-*",)},
         {"rate": 0.0}, {"rate": -1.0}, {"rate": float("nan")}, {"rate": float("inf")}, {"concurrency": 0}, {"body": 0},
+        {"time": 0.0}, {"time": 1e7}, {"time": float("nan")},
         {"expires": "tomorrow"}, {"expires": "2026-13-01T00:00:00Z"}, {"expires": "2026-01-01T00:00:00+02:00"},
     ],
 )  # fmt: skip
@@ -109,8 +110,16 @@ def test_values_out_of_bounds_make_no_key(wrong: dict[str, Any]) -> None:
 
 
 def test_a_ring_is_read_as_it_was_written() -> None:
-    ring = Keyring([key(id=f"{n:016x}", name=f"k{n}", collections=("docs-*", "x"), rate=1.5, body=9) for n in range(9)])
+    ring = Keyring(
+        [key(id=f"{n:016x}", name=f"k{n}", collections=("docs-*", "x"), rate=1.5, time=9.5) for n in range(9)]
+    )
     assert Keyring.decode(ring.encode()).keys == ring.keys
+
+
+def test_a_limit_that_a_key_has_not_is_not_written() -> None:
+    """Who does not know that limit can read what does not need it."""
+    assert b'"time"' not in Keyring([key()]).encode()
+    assert b'"time": 0.5' in Keyring([key(time=0.5)]).encode()
 
 
 def _stored(**changes: Any) -> bytes:

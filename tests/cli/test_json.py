@@ -50,7 +50,20 @@ def test_each_documented_object_is_the_real_one(cli: Cli, chroma: Path) -> None:
     assert step("prune", "keep", "--keep-last", "1")["removed"] == [first["snapshot"]]
     assert [s["id"] for s in cli.json("snapshots", "keep")["snapshots"]] == [second["snapshot"]]
     step("unlock", "keep")
-    role = ("--role", "writer", "--collections", "docs-*", "--expires", "90d", "--rate", "50", "--body", "10000000")
+    role = (
+        "--role",
+        "writer",
+        "--collections",
+        "docs-*",
+        "--expires",
+        "90d",
+        "--rate",
+        "50",
+        "--body",
+        "10000000",
+        "--time",
+        "10s",
+    )
     made = step("keys create", "app", *role, "--tenant", "t", "--concurrency", "8", "--repository", "keep")
     (new,) = step("keys list", "--repository", "keep")["keys"]
     assert new == made["key"]

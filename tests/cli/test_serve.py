@@ -119,6 +119,33 @@ def test_a_log_that_nobody_takes_ends_nothing(cli: Cli, tmp_path: Path, stderr: 
         running.wait()
 
 
+def test_a_door_whose_keys_cannot_be_read_is_not_ready(cli: Cli, tmp_path: Path) -> None:
+    """Whoever balances sends it nobody; its heart beats all the same, and it is ready when they can."""
+    port, place = free_port(), tmp_path / "keys"
+    place.mkdir()
+    keys = place / "chromakeep-keys.json"
+    keys.write_text("damaged")
+    with ChromaServer(tmp_path / "chroma", env=dict(os.environ)) as server:
+        running = subprocess.Popen(
+            cli.command("serve", f"http://127.0.0.1:{server.options.port}", "--data", place, "--port", port),
+            cwd=cli.cwd,
+            env=cli.environ,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            until_ready(port, running, "/api/v1/heartbeat")
+            assert asked(port, "/api/v2/version") == asked(port, "/readyz") == asked(port, "/readyz/reads") == 503
+            checked = cli("healthcheck", f"http://127.0.0.1:{port}")
+            assert checked.returncode == 1 and "503: the keys cannot be read yet" in checked.stdout
+            assert asked(port, "/healthz") == asked(port, "/api/v2/heartbeat") == 200
+            keys.unlink()
+            cli("keys", "create", "boss", "--role", "admin", "--data", place)
+            until_ready(port, running)
+        finally:
+            running.kill()
+            running.wait()
+
+
 def test_writes_stay_refused_over_a_restart(cli: Cli, tmp_path: Path) -> None:
     """What an admin has said is kept where the keys are; nothing but the door is needed to say it."""
     place, port = tmp_path / "keys", free_port()

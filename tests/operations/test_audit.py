@@ -15,9 +15,10 @@ import pytest
 
 from chromakeep.errors import RefusedToServe, StoreUnavailable, UsageError, VerificationFailed
 from chromakeep.events import Event, Noted
+from chromakeep.operations import audit_shipping
 from chromakeep.operations.audit import MOST, Audit
 from chromakeep.operations.audit_chain import LONGEST, NOTHING, forge
-from chromakeep.operations.audit_file import AuditFile, files
+from chromakeep.operations.audit_file import AuditFile, files, raw_lines
 from chromakeep.operations.audit_objects import name_of, shelf_of
 from chromakeep.operations.audit_shipping import AuditShipping
 from chromakeep.operations.audit_verify import VerifyReport, records, verify
@@ -363,6 +364,21 @@ def test_a_full_disk_leaves_no_half_line_and_loses_nothing_that_waits(tmp_path: 
     ]
 
 
+def test_a_disk_that_stays_full_takes_no_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long it lasts: one record tells of all that had no room."""
+    monkeypatch.setattr("chromakeep.operations.audit.MOST", 50)
+    audit = Audit(tmp_path / "a", 1 << 30)
+    audit._file.open({})
+    with no_file_above((tmp_path / "a").stat().st_size + 100):
+        for _ in range(150):
+            audit._write([{"event": "write"}])
+        assert len(audit._waiting) == 50
+    audit._write([])
+    audit._file.close()
+    told = [r["records"] for r in records([tmp_path / "a"], {}) if r["event"] == "lost"]
+    assert told == [100] == [audit.dropped]
+
+
 def test_writes_go_on_unless_the_log_is_required(tmp_path: Path) -> None:
     """The default."""
     audit = Audit(tmp_path / "a", 1 << 30)
@@ -405,6 +421,43 @@ def test_shipping_takes_up_where_it_was(tmp_path: Path, repository: Repository) 
     assert not report.problems
     assert [(c.first, c.last) for c in report.chains] == [(1, 47), (1, 47)]
     assert report.chains[0].interrupted == 3
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_file_that_is_set_aside_while_it_is_shipped(
+    tmp_path: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Between any two of the reads: what it holds comes under its new name, once, and no hole stays."""
+    path, asked = tmp_path / "a", 0
+    write(path, 10, largest=1000)
+    file = AuditFile(path, 1000)
+    file.open({})
+    number = file.number
+
+    def rotate() -> None:
+        while len(files(path)) == before:
+            file.append([{"event": "write", "key": "x" * 100}])
+
+    def opened(one: Path, start: int = 0) -> Iterator[bytes]:
+        nonlocal asked
+        if asked == at:
+            rotate()
+        asked += 1
+        return raw_lines(one, start)
+
+    before = len(files(path))
+    assert before > 2
+    monkeypatch.setattr(audit_shipping, "SEGMENT", 500)
+    monkeypatch.setattr(audit_shipping, "raw_lines", opened)
+    shipping = AuditShipping(path, file.instance, lambda: repository)
+    shipping.ship()
+    assert shipping.shipped >= number
+    shipping.ship()
+    file.close()
+    assert asked > at and shipping.shipped == file.number > number
+    report = verify(files(path), {"r": repository})
+    assert not report.problems
+    assert [(c.first, c.last) for c in report.chains] == [(1, file.number)] * 2
 
 
 @pytest.mark.parametrize("happened", [False, True])

@@ -109,6 +109,9 @@ def test_a_token_is_a_key(provider: Provider, issuer: Issuer) -> None:
         assert found.collections == ("docs-*",)
     listed = issuer.key(token(provider, chromakeep_collections="a-*, b"), time.time())
     assert listed and listed.collections == ("a-*", "b")
+    limits = {"chromakeep_rate": 5, "chromakeep_concurrency": "8", "chromakeep_body": 1000.0, "chromakeep_time": "2.5"}
+    limited = issuer.key(token(provider, **limits), time.time())
+    assert limited and (limited.rate, limited.concurrency, limited.body, limited.time) == (5.0, 8, 1000, 2.5)
     again = token(provider)
     assert issuer.key(again, time.time()) is issuer.key(again, time.time())
 
@@ -128,6 +131,12 @@ def test_a_token_is_a_key(provider: Provider, issuer: Issuer) -> None:
         {"chromakeep_role": "owner"},
         {"chromakeep_tenant": 5},
         {"chromakeep_tenant": ""},
+        {"chromakeep_rate": "many"},
+        {"chromakeep_rate": -1},
+        {"chromakeep_concurrency": 1.5},
+        {"chromakeep_body": True},
+        {"chromakeep_time": "10s"},
+        {"chromakeep_time": [10]},
         {"chromakeep_collections": {"a": 1}},
         {"chromakeep_collections": [1]},
         {"chromakeep_role": "admin", "chromakeep_collections": ["x"]},
@@ -193,6 +202,19 @@ def test_keys_that_change(provider: Provider, issuer: Issuer, told: list[Event])
     assert "cannot be read" in str(told[0])
     assert provider.asked == asked
     assert issuer.key(token(provider), time.time())
+
+
+def test_a_token_that_was_believed_ends_with_its_key(provider: Provider, issuer: Issuer) -> None:
+    """As soon as the issuer's keys were read without that one, not when the token is looked at again some day."""
+    old = token(provider)
+    assert issuer.key(old, time.time())
+    fresh = token(provider, OTHER, "new")
+    provider.keys = [jwk("new", OTHER, "RS256")]
+    deadline = time.monotonic() + 20
+    while issuer.key(fresh, time.time()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert issuer.key(old, time.time()) is None
 
 
 def test_before_its_keys_are_known_no_token_is_a_wrong_one(provider: Provider, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 from chromakeep.errors import SnapshotNotFound
 from chromakeep.operations import place
 from chromakeep.operations.beside import Beside
+from chromakeep.operations.keyring import DirectoryKeys, create, revoke
 from chromakeep.operations.restore import rollback
 
 
@@ -153,6 +156,69 @@ def test_a_replacement_killed_at_any_rename_leaves_the_keys_that_clients_have(tm
         killed = killed_at(n, after, replace)
         assert (target / place.KEYS).read_text() == "now"
     assert n > 2
+
+
+@pytest.mark.parametrize("swaps", [False, True])
+@pytest.mark.parametrize("holds", [False, True])
+def test_a_key_that_is_made_while_a_directory_is_put_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool, holds: bool
+) -> None:
+    """By who finds keys there already, or none: it waits, and is made in the directory that is there then."""
+    target = directory(tmp_path / "data", "old")
+    keys = DirectoryKeys(target)
+    if holds:
+        create(keys, "first", "reader")
+    made: list[str] = []
+    maker = threading.Thread(target=lambda: made.append(create(DirectoryKeys(target), "second", "reader")[1]))
+    real = place.exchange
+
+    def exchange(one: Path, other: Path) -> bool:
+        maker.start()
+        maker.join(0.5)
+        return swaps and real(one, other)
+
+    monkeypatch.setattr(place, "exchange", exchange)
+    place.install(directory(place.beside(target, "restoring"), "new"), target)
+    maker.join(20)
+    assert text(target) == "new" and keys.read().find(made[0], time.time())
+    assert [key.name for key in keys.read().keys] == (["first"] if holds else []) + ["second"]
+    create(keys, "third", "reader")
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_key_revoked_before_a_replacement_is_completed_stays_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    """A run that was killed has decided on it; the next one does it, with the keys of then."""
+    target = directory(tmp_path / "data", "old")
+    keys = DirectoryKeys(target)
+    _, token = create(keys, "app", "reader")
+    root = target / ".chromakeep" if inside else tmp_path
+    for completes in (False, True):
+        with Beside(target) as beside:
+            if inside:
+                beside.inside, beside.root = True, root
+            beside.take(1)
+            if completes:
+                beside.state = beside._read()
+                beside.finish_swap()
+            else:
+                monkeypatch.setattr(Beside, "finish_swap", lambda beside: False)
+                beside.replace(directory(root / "new", "new"), root / "kept")
+                monkeypatch.undo()
+                revoke(keys, "app")
+                assert text(target) == "old"
+    assert text(target) == "new" and keys.read().find(token, time.time()) is None
+    assert text(root / "kept") == "old"
+
+
+def test_keys_that_were_taken_away_do_not_come_back(tmp_path: Path) -> None:
+    """With what an earlier restore has kept."""
+    target = keyed(directory(tmp_path / "data", "old"), "1")
+    place.install(directory(tmp_path / "fresh", "new"), target)
+    (target / place.KEYS).unlink()
+    rollback(target)
+    assert text(target) == "old" and not (target / place.KEYS).exists()
 
 
 @pytest.mark.parametrize("fixed", [False, True])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from chromakeep.events import Event, Noted
 from chromakeep.postgres.conninfo import connection_parameters, shown
 from chromakeep.postgres.pool import Connection, Pool
 from chromakeep.postgres.refusals import Reasons, Vanished, refusal
+from chromakeep.waiting import Waiting
 from postgres.conftest import role
 from postgres.instances import eventually
 
@@ -274,3 +276,21 @@ def test_no_password_is_shown() -> None:
     with pytest.raises(UsageError) as caught:
         connection_parameters("postgresql://u:geheim@h:port/d?x=1")
     assert "geheim" not in caught.value.message
+
+
+def test_a_statement_ends_when_nobody_waits_any_more(pool: Pool) -> None:
+    """And changes nothing, nor begins at all where that was before; the next on its connection may take its time."""
+    changes = do("WITH w AS (INSERT INTO numbers VALUES (500, 0)) SELECT pg_sleep(60)")
+    for work, write in ((one("SELECT pg_sleep(60)"), False), (changes, True)):
+        with Waiting(time.monotonic() + 0.3).for_it(), pytest.raises(Refused, match="nothing was changed") as caught:
+            pool.run(work, write=write)
+        assert caught.value.status == 504
+    asked: list[None] = []
+    with Waiting(time.monotonic() - 1).for_it(), pytest.raises(Refused) as caught:
+        pool.run(lambda _: asked.append(None), write=True)
+    assert caught.value.status == 504 and not asked
+    assert pool.run(one("SELECT count(*) FROM numbers WHERE n = 500"), write=False) == 0
+    for write in (True, False):
+        assert pool.run(one("SELECT current_setting('statement_timeout')"), write=write) == "5min"
+        with Waiting(time.monotonic() + 100).for_it():
+            assert pool.run(one("SELECT current_setting('statement_timeout')"), write=write) != "5min"

@@ -374,6 +374,26 @@ def test_a_key_is_not_passed_on(
     assert wire.until().startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("framing", ["content-length: 1000000", "transfer-encoding: chunked"])
+def test_who_has_no_key_has_no_body_gathered(
+    framing: str, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+) -> None:
+    """A heartbeat needs no key and has no body: 40 MB of each of 1,000 strangers would be kept for an engine."""
+    asked: list[bytes] = []
+
+    def answering(method: str, target: str, body: bytes, kind: str | None) -> Page:
+        asked.append(body)
+        return Page(b"{}")
+
+    door = open_door(guard=Admission(lambda: Keyring([mint("a", "admin")[0]]), time.time), answering=answering)
+    wire = knock(door)
+    wire.send(f"GET /api/v2/heartbeat HTTP/1.1\r\nhost: h\r\n{framing}\r\n\r\n".encode())
+    assert wire.answer().status == 413
+    wire = knock(door)
+    wire.send(b"GET /api/v2/heartbeat HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\n\r\n")
+    assert wire.answer().status == 200 and asked == [b""]
+
+
 def test_an_allowance_comes_back_however_a_request_ends(
     backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import time
 from collections.abc import Callable
 
 import pytest
@@ -307,23 +309,68 @@ def test_a_backend_may_take_its_time(backend: Backend, open_door: Open, knock: K
 
 
 def test_connections_are_counted(backend: Backend, open_door: Open, knock: Knock) -> None:
-    """One too many is told so; when others have gone there is room again."""
-    backend.serve()
+    """Of requests under way; one too many is told so. When one of them is done there is room again."""
     door = open_door(limits=Limits(connections=2))
-    one, two, three = knock(door), knock(door), knock(door)
-    answer = three.answer()
+    one, two = knock(door), knock(door)
+    behind = []
+    for wire in (one, two):
+        wire.send(GET)
+        behind.append(backend.accept())
+        behind[-1].until()
+    answer = knock(door).answer()
     assert (answer.status, answer.fields["retry-after"]) == (503, "1")
-    one.send(b"GET /x HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
-    assert one.rest().endswith(b"ok")
-    three.close()
-    while True:
-        four = knock(door)
-        four.send(GET)
-        if four.answer().status == 200:
-            break
-        four.close()
-    two.send(GET)
+    behind[0].send(OK)
+    assert one.answer().body == b"ok"
+    three = knock(door)
+    three.send(GET)
+    behind[0].until()
+    behind[0].send(OK)
+    assert three.answer().status == 200
+    behind[1].send(OK)
     assert two.answer().status == 200
+
+
+def alive(wire: Wire) -> bool:
+    """Whether the next request on it is answered."""
+    try:
+        wire.send(GET)
+        return wire.answer().status == 200
+    except (OSError, EOFError):
+        return False
+
+
+def test_who_only_keeps_a_place_gives_way(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """The oldest: one that never asked, half a head, one that asked before, one that was refused and still sends."""
+    backend.serve()
+    door = open_door(limits=Limits(connections=4))
+    never, half, before, refused = (knock(door) for _ in range(4))
+    half.send(GET[:9])
+    assert alive(before)  # and all have come: so it is later, by the door's clock
+    time.sleep(0.02)
+    assert alive(before)
+    time.sleep(0.02)
+    refused.send(b"nonsense\r\n\r\n")
+    assert refused.answer().status == 400
+    time.sleep(0.02)
+    new = [knock(door) for _ in range(2)]
+    assert alive(new[0]) and alive(new[1]) and never.gone() and half.gone()
+    for oldest in (before, refused):
+        new.append(knock(door))
+        assert alive(new[-1]) and oldest.gone()
+    assert all(alive(wire) for wire in new)
+
+
+def test_one_address_keeps_no_other_out(backend: Backend, open_door: Open, knock: Knock) -> None:
+    """However many connections it opens: those of others stay, older ones too."""
+    backend.serve()
+    door = open_door(limits=Limits(connections=20))
+    other = Wire(socket.create_connection(("127.0.0.1", door.port), source_address=("127.0.0.2", 0)))
+    assert alive(other)
+    many = [knock(door) for _ in range(150)]
+    assert alive(many[-1])  # by now all have come
+    assert sum(alive(wire) for wire in many) == 19
+    assert alive(other)
+    other.close()
 
 
 def test_a_backend_that_takes_a_connection_and_dies(

@@ -165,12 +165,17 @@ def test_a_slow_handshake_keeps_nobody_out_and_ends(
 def test_connections_that_have_not_said_hello_are_counted(
     backend: Backend, open_door: Open, knock: Knock, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that they cannot take all files of the process; what comes after that many is closed."""
+    """So that they cannot take all files of the process: for each that comes after that many an old one goes, be it
+    silent or begun; who speaks comes in."""
     monkeypatch.setattr("chromakeep.server.reception.TOLD", 0)
+    backend.serve()
     door = open_door(tls=authority.tls(), limits=Limits(connections=3))
-    waiting = [knock(door) for _ in range(4)]
-    assert knock(door).gone()
-    assert all(wire.silent() for wire in waiting)
+    silent, begun = knock(door), knock(door)
+    begun.send(b"\x16\x03\x01\x02\x00\x01")
+    more = [knock(door) for _ in range(30)]
+    assert silent.gone() and begun.gone()
+    served(door, trusting(authority.file))
+    assert all(wire.gone() for wire in more[:20])
 
 
 def test_only_clients_that_the_authority_knows(

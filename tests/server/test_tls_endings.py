@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 
 from chromakeep.server import Door, Limits
 from chromakeep.server import door as door_module
+from chromakeep.server.guard import Account
 from server.certificates import Authority
 from server.wires import GET, OK, PATIENCE, Backend, Scripted, Wire, post
 
@@ -62,8 +64,12 @@ def knock(authority: Authority) -> Iterator[Knock]:
     made: list[Wire] = []
     context = ssl.create_default_context(cafile=str(authority.file))
 
-    def make(door: Door) -> Wire:
-        plain = socket.create_connection(("127.0.0.1", door.port), PATIENCE)
+    def make(door: Door, room: int = 0) -> Wire:
+        plain = socket.socket()
+        if room:
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        plain.settimeout(PATIENCE)
+        plain.connect(("127.0.0.1", door.port))
         made.append(Wire(context.wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=False)))
         return made[-1]
 
@@ -258,6 +264,38 @@ def test_a_door_that_stops_ends_what_is_idle_and_finishes_what_is_not(
     assert (answer.status, answer.fields["connection"]) == (200, "close")
     assert busy.rest() == b""
     busy.close()
+    stopping.join(PATIENCE / 2)
+    assert not stopping.is_alive()
+
+
+@pytest.mark.parametrize("size", [50_000, 150_000])
+def test_a_door_that_stops_cuts_no_answer_that_is_being_taken(
+    size: int, backend: Backend, authority: Authority, knock: Callable[..., Wire]
+) -> None:
+    """By a slow client, when the door has got rid of all of it: into buffers that are not the kernel's yet."""
+    ended = threading.Event()
+
+    class Kept:
+        def begun(self, account: Account) -> None:
+            """Of no interest."""
+
+        def ended(self, account: Account, now: float) -> None:
+            ended.set()
+
+    door = Door("127.0.0.1", 0, backend.address, tls=authority.tls(), ledger=Kept())
+    door.start()
+    for listener in door._sockets:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # which its connections inherit
+    client = knock(door, 4096)
+    client.send(GET)
+    wire = backend.accept()
+    wire.until()
+    wire.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + b"x" * size)
+    assert ended.wait(PATIENCE)
+    stopping = threading.Thread(target=door.stop, args=(PATIENCE,))
+    stopping.start()
+    time.sleep(0.5)  # longer than an idle client has for its farewell
+    assert len(client.answer().body) == size
     stopping.join(PATIENCE / 2)
     assert not stopping.is_alive()
 

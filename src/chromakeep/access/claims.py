@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
+import msgspec
+
 from chromakeep.access.keys import ROLES, Key, timestamp
 
 PREFIX = "chromakeep_"
@@ -14,9 +16,19 @@ NOBODY = "0" * 64  # the digest of a key that no token of ours opens
 _ODD = re.compile(r"[^A-Za-z0-9._@-]+")
 
 
+class _Limits(msgspec.Struct):
+    """As in ``Key``."""
+
+    rate: float | None
+    concurrency: int | None
+    body: int | None
+    time: float | None
+
+
 def key_of(claims: Mapping[str, Any], prefix: str = PREFIX) -> Key | None:
     """The key of verified claims: ``<prefix>role``, and ``<prefix>tenant``, ``database``, ``collections`` (patterns, as
-    a list or with commas between), each of which may be missing. None where they give no role, or make no sense.
+    a list or with commas between), ``rate``, ``concurrency``, ``body`` and ``time`` (numbers, or text of one), each of
+    which may be missing. None where they give no role, or make no sense.
 
     Its name is ``oidc.`` and the subject, in the letters that a key's name has; its id is the subject's own.
     """
@@ -42,6 +54,13 @@ def key_of(claims: Mapping[str, Any], prefix: str = PREFIX) -> Key | None:
             database,
             tuple(patterns),
             expires=timestamp(float(ends)),
+            **_limits(claims, prefix),
         )
     except (ValueError, UnicodeError):
         return None
+
+
+def _limits(claims: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Raises ``ValueError`` for what is no number: nobody is let in without the limit that was meant for him."""
+    found = {name: claims.get(f"{prefix}{name}") for name in _Limits.__struct_fields__}
+    return msgspec.structs.asdict(msgspec.convert(found, _Limits, strict=False))

@@ -6,7 +6,7 @@ import hmac
 import math
 import re
 import secrets
-import time
+import time as clock
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -30,12 +30,13 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z", re.ASCII)
 _NOBODY = "0" * 64  # the digest that is compared with for an id that nobody has
 
 
-class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """What is kept of a key: all but its secret. Times are RFC 3339, UTC, ending in ``Z``.
 
     ``tenant`` and ``database`` of None are any; ``collections`` are ``fnmatch`` patterns, empty: all. ``rate`` is in
-    requests a second, ``concurrency`` in requests at a time, ``body`` in bytes; None: no limit of this key's own.
-    ``revoked`` is the time from which it opens nothing, which may be to come.
+    requests a second, ``concurrency`` in requests at a time, ``body`` in bytes, ``time`` in seconds that a request may
+    take; None: no limit of this key's own. ``revoked`` is the time from which it opens nothing, which may be to come.
+    What is left out has no bytes, so that who knows no such limit reads the keys without it.
     Raises ``ValueError`` for a value out of bounds (msgspec's ``ValidationError`` when decoded).
     """
 
@@ -52,6 +53,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     concurrency: int | None = None
     body: int | None = None
     revoked: str | None = None
+    time: float | None = None
 
     def __post_init__(self) -> None:
         _must(_ID.fullmatch(self.id), "its id is not 16 hex digits")
@@ -67,6 +69,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _must(self.rate is None or 0 < self.rate <= 1e6, "a rate is more than 0 and at most 1,000,000")
         _must(self.concurrency is None or 0 < self.concurrency <= 10**6, "a concurrency is from 1 to 1,000,000")
         _must(self.body is None or 0 < self.body <= 1 << 50, "a body is from 1 byte to 1 PiB")
+        _must(self.time is None or 0.001 <= self.time <= 1e6, "a time is from 1 ms to 1,000,000 s")
 
     @property
     def ends(self) -> float:
@@ -91,6 +94,7 @@ def mint(
     rate: float | None = None,
     concurrency: int | None = None,
     body: int | None = None,
+    time: float | None = None,
     now: float | None = None,
 ) -> tuple[Key, str]:
     """A new key, and its token ``ck_<id>_<secret>``, which is nowhere else. Raises ``UsageError`` for bad values."""
@@ -101,7 +105,7 @@ def mint(
             name,
             role,
             _digest(secret),
-            timestamp(time.time() if now is None else now),
+            timestamp(clock.time() if now is None else now),
             tenant,
             database,
             collections,
@@ -109,6 +113,7 @@ def mint(
             rate,
             concurrency,
             body,
+            time=time,
         )
     except ValueError as error:
         raise UsageError(str(error), hint=_hint(name)) from None

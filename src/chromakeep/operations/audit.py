@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from chromakeep.repository import Repository
 
 MOST = 20_000  # records that wait for a disk to have room
+_PORTION = 200  # of them that are tried at a time: while it has none, all of them would keep a processor busy
 SYNC = 1.0  # seconds: what a power cut can take; of a kill it is a tenth of a second
 Record = Mapping[str, object]
 
@@ -89,15 +90,13 @@ class Audit:
         room = max(0, MOST - len(self._waiting))
         self._forgotten += max(0, len(batch) - room)
         self._waiting += batch[:room]
-        if lost := self.dropped - self._told:
-            self._waiting.append({"event": "lost", "records": lost})
-            self._told += lost
         try:
-            if self._waiting:
-                before = self._file.number
-                self._file.append(self._waiting)
-                self._waiting, self._dirty = [], True
-                self._grown += self._file.number - before
+            while some := self._waiting[:_PORTION]:
+                self._append(some)
+                del self._waiting[:_PORTION]
+            if lost := self.dropped - self._told:
+                self._append([{"event": "lost", "records": lost}])
+                self._told += lost
             self._sync()
             if self.failing:
                 self._observer(Noted("the audit log is written again"))
@@ -110,6 +109,11 @@ class Audit:
         if self._shipping and self._grown * 400 > SEGMENT:  # a record has some 400 bytes
             self._grown = 0
             self._shipping.soon()
+
+    def _append(self, some: list[Record]) -> None:
+        self._file.append(some)
+        self._dirty = True
+        self._grown += len(some)
 
     def _sync(self) -> None:
         if self._dirty and time.monotonic() - self._synced > SYNC:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -110,8 +111,8 @@ def segments(path: Path, after: int, before: str) -> Iterator[tuple[int, int, st
     found: list[bytes] = []
     size = first = last = 0
     hash_, whole = "", 0  # of the last record; how many of the lines it ends
-    for file in _from(path, after):
-        for line in raw_lines(file):
+    for lines in _from(path, after):
+        for line in lines:
             if not line.endswith(b"\n"):
                 break
             found.append(line)
@@ -150,8 +151,22 @@ def _another(path: Path, number: int) -> VerificationFailed:
     )
 
 
-def _from(path: Path, after: int) -> list[Path]:
-    """The files that may hold a record behind this one."""
+def _from(path: Path, after: int) -> Iterator[Iterator[bytes]]:
+    """The lines of each file that may hold a record behind this one. One that is set aside meanwhile comes under its
+    new name, before what is written to ``path`` then."""
+    done: set[Path] = set()
+    while found := [file for file in _behind(path, after) if file not in done]:
+        lines = raw_lines(found[0])
+        beginning = list(islice(lines, 1))  # it is open now, whatever its name will be
+        if found[0] == path and [file for file in _behind(path, after) if file not in done] != [path]:
+            continue
+        done.add(found[0])
+        yield chain(beginning, lines)
+        if found[0] == path:
+            return
+
+
+def _behind(path: Path, after: int) -> list[Path]:
     found = files(path)
     while len(found) > 1 and found[1] != path and int(found[1].name.rpartition(".")[2]) <= after + 1:
         found.pop(0)

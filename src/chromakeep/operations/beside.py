@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from chromakeep.chroma.writers import start_time, writers
 from chromakeep.errors import ChromakeepError, RefusedToServe
-from chromakeep.operations.place import KEYS, carry_keys, exchange
+from chromakeep.operations.place import KEYS, exchange, keys_carried
 
 DATABASE = "chroma.sqlite3"
 _MAX_STATE = 16 << 20
@@ -216,7 +216,6 @@ class Beside:
         had = any(self._entries())
         if not self.inside:
             (new / _MARK).write_text(str(kept))
-        carry_keys(self.data, new, moved=self.inside)
         for path in (*new.rglob("*"), new):
             _sync(path)  # Chroma syncs none of its index files
         self.remember(swap=Swap(str(new), str(kept)), verified=None, captured=None, **remembered)
@@ -236,7 +235,8 @@ class Beside:
         if swap is None:
             return False
         new, kept = Path(swap.new), Path(swap.kept)
-        if self.inside:
+        if self.inside:  # the keys stay where they are
+            (new / KEYS).unlink(missing_ok=True)
             if not swap.emptied:
                 kept.mkdir(exist_ok=True)
                 for entry in self._entries():
@@ -260,10 +260,16 @@ class Beside:
         of where it is."""
         if self._entries() and not kept.exists():
             mark = self.data / _MARK
-            if (mark.exists() and mark.read_text() == str(kept)) or exchange(new, self.data):
+            if mark.exists() and mark.read_text() == str(kept):
                 new.rename(kept)  # by now the old one
                 return
-            self.data.rename(kept)
+            with keys_carried(self.data, new):
+                if exchange(new, self.data):
+                    new.rename(kept)
+                    return
+                self.data.rename(kept)
+                new.rename(self.data)
+                return
         new.rename(self.data)  # over an empty directory too (rename(2))
 
 

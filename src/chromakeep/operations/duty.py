@@ -43,6 +43,7 @@ class Duty:
         self.sighting = Sighting()
         self.writes = Writes()  # what the operator says of them
         self.trouble: str | None = None  # with a server that is not ours
+        self.shut: Callable[[], str | None] = lambda: None  # why the door lets nobody in for now
         self._role = STARTING
         self._keeping = keeping
 
@@ -95,7 +96,7 @@ class Duty:
     @property
     def ready(self) -> bool:
         """Whether this instance serves as it should, writes included, and has what it had."""
-        return self.role == SERVING and self.refusal() is None and not (self.sighting.gone or self.trouble)
+        return self._serves and self.shut() is None
 
     @property
     def readable(self) -> bool:
@@ -103,16 +104,27 @@ class Duty:
 
         It answers them all the same, for where there is nobody else.
         """
+        return self.beating and self.shut() is None
+
+    @property
+    def beating(self) -> bool:
+        """The same, whoever is let in: a platform that gets no heartbeat ends us, which makes no key readable."""
         if self.role != STANDBY or self.standby is None:
-            return self.ready
+            return self._serves
         behind = self.standby.behind
         return behind is not None and behind < STALE
+
+    @property
+    def _serves(self) -> bool:
+        return self.role == SERVING and self.refusal() is None and not (self.sighting.gone or self.trouble)
 
     def status(self) -> dict[str, object]:
         """What there is to know, for a page: role, durability, how far the log is (``ship.Standing``) or a standby."""
         known: dict[str, object] = {"role": self.role, "durability": self.durability}
         if why := self.writes.refusal() or self.refusal():
             known["refuses_writes"] = why.message
+        if shut := self.shut():
+            known["lets_nobody_in"] = shut
         if gone := self.sighting.gone:
             known["missing"] = gone
         if self.trouble:

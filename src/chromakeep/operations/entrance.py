@@ -59,6 +59,14 @@ class Entrance:
         """Whether only programs of this machine are to come in while there is no key."""
         return not self._accepted and loopback(self._host)
 
+    def shut(self) -> str | None:
+        """Why nobody is let in for now, whatever he shows; None: that is not so."""
+        if self.ring is None:
+            return "the keys cannot be read yet"
+        if self._issuer and not self.ring.keys and not self._issuer.known:
+            return "the issuer's keys cannot be read yet"
+        return None
+
     @property
     def foreign(self) -> Callable[[str, float], Key | None] | None:
         """What a token of the issuer's gives the right to at a time; None where there is no issuer."""

@@ -36,6 +36,7 @@ class _Told(msgspec.Struct):
     """What our pages and Chroma's errors say of themselves."""
 
     role: str | None = None
+    lets_nobody_in: str | None = None
     refuses_writes: str | None = None
     message: str | None = None
 
@@ -144,7 +145,8 @@ def _said(error: Exception) -> str:
 def _reason(status: int, body: bytes) -> str:
     try:
         told = msgspec.json.decode(body, type=_Told)
-        what = told.refuses_writes or told.message or (told.role and f"this instance is {told.role}") or ""
+        why = told.lets_nobody_in or told.refuses_writes or told.message
+        what = why or (told.role and f"this instance is {told.role}") or ""
     except msgspec.DecodeError:
         what = ""
     if status == 404 and not what:

@@ -70,7 +70,8 @@ class Issuer:
         self._jwt: Any = jwt
         self._settings, self._observer = settings, observer
         self._keys: dict[str, Any] | None = None  # by ``kid``; None: they could not be read yet
-        self._known: OrderedDict[str, tuple[Key, float]] = OrderedDict()  # token -> what it gives, until when
+        # token -> what it gives, until when, and by which keys of the issuer
+        self._known: OrderedDict[str, tuple[Key, float, object]] = OrderedDict()
         self._wanted, self._over, self._looked = threading.Event(), threading.Event(), threading.Event()
         self._failure = ""
         self._thread = threading.Thread(target=self._watch, name="issuer", daemon=True)
@@ -85,21 +86,27 @@ class Issuer:
         self._over.set()
         self._wanted.set()
 
+    @property
+    def known(self) -> bool:
+        """Whether its keys were ever read."""
+        return self._keys is not None
+
     def key(self, token: str, now: float) -> Key | None:
         """What a token gives the right to at ``now`` (seconds since 1970): None for one that is not this issuer's, not
         for us, expired or without a role. From one thread. Raises ``NotNow`` while that cannot be told."""
+        keys = self._keys
         if (found := self._known.get(token)) is not None:
-            if now < found[1]:
+            if now < found[1] and found[2] is keys:  # they may be others each time they are read
                 return found[0]
             del self._known[token]
-        if self._keys is None:
+        if keys is None:
             self._wanted.set()
             raise NotNow("the issuer's keys cannot be read yet")
-        claims = self._verified(token, self._keys)
+        claims = self._verified(token, keys)
         key = key_of(claims, self._settings.prefix) if claims else None
         if key is None or now >= key.ends + LEEWAY:
             return None
-        self._known[token] = (key, min(key.ends, now + EVERY))  # as long as a key that was withdrawn still counts
+        self._known[token] = (key, key.ends, keys)
         while len(self._known) > REMEMBERED:
             self._known.popitem(last=False)
         return key

@@ -1,14 +1,16 @@
 """Where clients' keys lie: in a repository, an object for each event, or in a file of the data directory.
 
 In a repository nothing is ever rewritten, so any number of instances make and revoke keys without losing one:
-``access/<id>`` is a key, ``access/<id>.revoked`` its end, ``access/<id>.rotated`` its end when a rotation's overlap is
-over; the earlier end counts. A key that cannot be read opens nothing, and one whose end cannot be read has ended.
+``access/<id>`` is a key, ``access/<id>.revoked`` its end, whatever its time: the clock of who put it may be ahead;
+``access/<id>.rotated`` its end when a rotation's overlap is over; the earlier end counts. A key that cannot be read
+opens nothing, and one whose end cannot be read has ended.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -18,7 +20,7 @@ from typing import Protocol
 import msgspec
 from msgspec.structs import replace
 
-from chromakeep.access.keys import MOST_BYTES, MOST_KEYS, Key, Keyring, seconds
+from chromakeep.access.keys import MOST_BYTES, MOST_KEYS, Key, Keyring, seconds, timestamp
 from chromakeep.errors import (
     ChromakeepError,
     CorruptObject,
@@ -29,7 +31,7 @@ from chromakeep.errors import (
     VerificationFailed,
 )
 from chromakeep.events import Noted, Observer, ignore
-from chromakeep.operations.place import KEYS, KEYS_LOCK, write_whole
+from chromakeep.operations.place import KEYS, keys_locked, write_whole
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.sealed import unseal
 from chromakeep.store.base import ObjectInfo
@@ -112,14 +114,15 @@ class RepositoryKeys:
         self._read = {o: found[o] for o in listed}
         # Also ends that are not listed any more: a key that is forgotten may have been listed, and its end not.
         by_name = {o.name: one for o, one in found.items()}
+        now = timestamp(time.time())
         keys = []
         for one in self._read.values():
             if isinstance(one, Key):
-                ends = [
-                    end.time if isinstance(end := by_name[name], End) else one.created  # damaged: an end it is
-                    for suffix in (REVOKED, ROTATED)
-                    if (name := f"{PREFIX}{one.id}{suffix}") in by_name
-                ]
+                ends = [] if f"{PREFIX}{one.id}{REVOKED}" not in by_name else [now]
+                for suffix in (REVOKED, ROTATED):
+                    if (name := f"{PREFIX}{one.id}{suffix}") in by_name:
+                        end = by_name[name]
+                        ends.append(end.time if isinstance(end, End) else one.created)  # damaged: an end it is
                 keys.append(replace(one, revoked=min(ends, key=seconds)) if ends else one)
         return Keyring(keys)
 
@@ -221,14 +224,8 @@ class DirectoryKeys:
     def changing(self, *, make: bool = False) -> Iterator[None]:
         if make:
             self._data.mkdir(parents=True, exist_ok=True)
-        try:
-            import fcntl
-        except ImportError:  # not on Windows: there the last of two writers wins
-            yield
-            return
         self.present()
-        with (self._data / KEYS_LOCK).open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when it is closed
+        with keys_locked(self._data):
             yield
 
     def _write(self, keys: list[Key]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import time as clock
 
 import msgspec
 from msgspec.structs import replace
@@ -33,6 +33,7 @@ class ShownKey(msgspec.Struct, frozen=True):
     rate: float | None
     concurrency: int | None
     body: int | None
+    time: float | None
 
 
 def shown(key: Key, now: float) -> ShownKey:
@@ -78,13 +79,14 @@ def create(
     rate: float | None = None,
     concurrency: int | None = None,
     body: int | None = None,
+    time: float | None = None,
 ) -> tuple[Key, str]:
     """A new key that is valid for ``lifetime`` seconds, and its token, which cannot be had again.
 
     Raises ``UsageError`` for bad values, or where a valid key has that name; ``RepositoryBusy`` if one was being made
     or revoked at the same moment.
     """
-    now = time.time()
+    now = clock.time()
     if lifetime is not None and lifetime <= 0:
         raise UsageError("a key that ends at once opens nothing", hint="leave the limit out: it is then valid for ever")
     key, token = mint(
@@ -97,6 +99,7 @@ def create(
         rate=rate,
         concurrency=concurrency,
         body=body,
+        time=time,
         now=now,
     )
     with place.changing(make=True):
@@ -110,7 +113,7 @@ def revoke(place: KeyPlace, name: str) -> tuple[Key, ...]:
 
     A server knows when it looks next. Raises ``UsageError`` where there is none.
     """
-    now = time.time()
+    now = clock.time()
     with place.changing():
         ended: dict[str, Key] = {}
         # Until there is none: a rotation may put one meanwhile, and looks afterwards whether those before were revoked.
@@ -130,7 +133,7 @@ def rotate(place: KeyPlace, name: str, *, overlap: float = 0.0) -> tuple[Key, st
     with two keys, which the next rotation or revocation ends. Raises as ``create``, and ``UsageError`` where no valid
     key has that name.
     """
-    now = time.time()
+    now = clock.time()
     if not 0 <= overlap <= LONGEST_OVERLAP:
         raise UsageError("an overlap is at most 30 days", hint="make a second key, and revoke the first one later")
     with place.changing():

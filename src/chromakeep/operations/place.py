@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -57,23 +58,24 @@ def install(new: Path, target: Path) -> Path | None:
     was_empty = is_empty(target)
     old = kept_as(target)
     fixed = _fixed(target)
-    carry_keys(target, new, moved=fixed)
     if fixed:
+        (new / KEYS).unlink(missing_ok=True)
         if not was_empty:
             old.mkdir()
             _move_contents(target, old, database_first=True)
         _move_contents(new, target, database_first=False)
         new.rmdir()
     elif target.exists():
-        new.rename(old)  # before the exchange: who dies right after it leaves the old content under its lasting name
-        if not exchange(old, target):
-            old.rename(new)
-            target.rename(old)
-            try:
-                new.rename(target)
-            except OSError:
-                old.rename(target)
-                raise
+        with keys_carried(target, new):
+            new.rename(old)  # first: who dies right after the exchange leaves the old content under its lasting name
+            if not exchange(old, target):
+                old.rename(new)
+                target.rename(old)
+                try:
+                    new.rename(target)
+                except OSError:
+                    old.rename(target)
+                    raise
         if was_empty:
             for name in (KEYS, KEYS_LOCK):
                 (old / name).unlink(missing_ok=True)
@@ -85,13 +87,38 @@ def install(new: Path, target: Path) -> Path | None:
     return None if was_empty else old
 
 
-def carry_keys(target: Path, new: Path, *, moved: bool) -> None:
-    """Before ``new`` takes ``target``'s place: the keys that clients have now stay in force. ``moved``: of ``new`` only
-    the contents come, to where the keys already are."""
-    if moved:
-        (new / KEYS).unlink(missing_ok=True)
-    elif (target / KEYS).exists():
-        write_whole(new / KEYS, (target / KEYS).read_bytes())
+@contextmanager
+def keys_carried(target: Path, new: Path) -> Iterator[None]:
+    """While ``new`` takes the place of the directory ``target``: the keys that clients have now stay in force, and none
+    is changed meanwhile."""
+    with keys_locked(target):
+        if (target / KEYS).exists():
+            write_whole(new / KEYS, (target / KEYS).read_bytes())
+        else:
+            (new / KEYS).unlink(missing_ok=True)
+        yield
+
+
+@contextmanager
+def keys_locked(data: Path) -> Iterator[None]:
+    """Held by who changes the keys of a directory, and by who puts another one in its place."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows: there the last of two writers wins
+        yield
+        return
+    path = data / KEYS_LOCK
+    while True:
+        with path.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when it is closed
+            try:
+                still = os.path.samestat(os.fstat(lock.fileno()), path.stat())
+            except FileNotFoundError:
+                still = False
+            if still:
+                yield
+                return
+        # By now another directory is there, with a lock of its own.
 
 
 def kept_as(target: Path) -> Path:

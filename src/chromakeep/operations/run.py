@@ -195,6 +195,7 @@ class _Service:
             yield
             return
         entrance = entrance_of(self.settings, self.front.host, self.env, self.observer)
+        self.duty.shut = entrance.shut
         front = front_of(
             self.settings,
             self.front,

@@ -125,6 +125,7 @@ def serve(
     duty.role, duty.trouble = SERVING, "the server behind was not asked yet"
     place = opener(settings.open_repository, settings.data, observer)
     entrance = Entrance(place, settings.host, env, accepted=settings.open, oidc=settings.oidc, observer=observer)
+    duty.shut = entrance.shut
     front = Front(
         settings.host,
         settings.port,

@@ -22,7 +22,7 @@ from psycopg import errors
 from chromakeep.engine import Refused
 from chromakeep.events import Observer, ignore
 from chromakeep.postgres.conninfo import connection_parameters
-from chromakeep.postgres.refusals import FULL, RETRY_AFTER, Reasons, crowded, refusal
+from chromakeep.postgres.refusals import FULL, LATE, RETRY_AFTER, Reasons, crowded, refusal
 from chromakeep.waiting import waiting
 
 T = TypeVar("T")
@@ -37,9 +37,9 @@ LOST = 3  # of one whose connection was lost before it was committed
 LIFETIME = 3600.0  # seconds of a connection, after which another takes its place; half as much at random
 IDLE = 300.0  # seconds after which one that nobody needs is closed
 # An instance whose machine is gone says no goodbye, and its session would keep its locks for two hours
-_FOUND_OUT = "SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
+_FOUND_OUT = b"SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
 # How often PostgreSQL looks, while it works on a statement, whether we are there yet
-_CHECKED = "SET client_connection_check_interval = '2s'"
+_CHECKED = b"SET client_connection_check_interval = '2s'"
 
 
 class Pool:
@@ -60,9 +60,11 @@ class Pool:
     ) -> None:
         self._parameters = connection_parameters(url)
         self._size, self._patience = size, patience
-        self._session = (
-            f"SET statement_timeout = {int(statement_timeout * 1000)}; SET jit = off;"
-            f" SET idle_in_transaction_session_timeout = {int(idle_timeout * 1000)}; {_FOUND_OUT}"
+        self._statement_timeout = statement_timeout
+        self._session = b"%s; SET jit = off; SET idle_in_transaction_session_timeout = %d; %s" % (
+            _timeout(statement_timeout),
+            idle_timeout * 1000,
+            _FOUND_OUT,
         )
         self._idle: deque[_Kept] = deque()  # the last that was given back is at the right, and taken first
         self._open = 0
@@ -80,14 +82,18 @@ class Pool:
         they end when nobody waits for them any more.
 
         Raises ``Refused``: 503 where nothing is changed and another try may help, 504 where nobody knows whether it was
-        committed; ``Vanished``, and whatever ``work`` raises that is not psycopg's.
+        committed, or where nobody waits any more (``waiting``): a statement that goes on then is ended, and
+        nothing is changed; ``Vanished``, and whatever ``work`` raises that is not psycopg's.
         """
         conflicts = losses = 0
         asked = waiting()
         while True:
-            kept = self._take()
+            if asked.left <= 0:
+                raise Refused(504, LATE)
+            kept = self._take(asked.left)
             committing = False
             try:
+                self._limit(kept, asked.left)
                 if kept.connection.autocommit is write:
                     kept.connection.autocommit = not write
                 with contextlib.nullcontext() if write else asked.until(kept.cut):
@@ -133,8 +139,16 @@ class Pool:
         self._closed = True
         self._discard(*self._idle_ones())
 
-    def _take(self) -> _Kept:
-        until, full = time.monotonic() + self._patience, False
+    def _limit(self, kept: _Kept, left: float) -> None:
+        """Its statements end when nobody waits for them any more. Most requests may take as long as the one before."""
+        most = min(self._statement_timeout, left)
+        if kept.limit != most:
+            kept.connection.autocommit = True  # else it would be undone with the transaction
+            kept.connection.execute(_timeout(most))
+            kept.limit = most
+
+    def _take(self, left: float) -> _Kept:
+        until, full = time.monotonic() + min(self._patience, left), False
         kept: _Kept | None
         while True:
             with self._changed:
@@ -157,7 +171,7 @@ class Pool:
                 self._discard(kept)
                 continue
             try:
-                return _Kept(self._connect())
+                return _Kept(self._connect(), self._statement_timeout)
             except BaseException as error:
                 with self._changed:
                     self._open -= 1
@@ -219,10 +233,10 @@ class Pool:
 
 
 class _Kept:
-    """A connection, since when it is idle and until when it may live."""
+    """A connection, since when it is idle and until when it may live; ``limit``: seconds that a statement may take."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
+    def __init__(self, connection: Connection, limit: float) -> None:
+        self.connection, self.limit = connection, limit
         # A copy of its own, whatever libpq does with the one it has; of what family does not matter to a shutdown
         self._socket = socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM)
         self.since = time.monotonic()
@@ -243,6 +257,10 @@ class _Kept:
         """For good."""
         self._socket.close()
         self.connection.close()
+
+
+def _timeout(seconds: float) -> bytes:
+    return b"SET statement_timeout = %d" % max(1, seconds * 1000)  # 0 is none
 
 
 def _conflict(error: psycopg.Error) -> bool:

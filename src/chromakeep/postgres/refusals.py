@@ -20,8 +20,9 @@ QUIET = 60.0  # seconds without it, after which a trouble is told again
 LONGEST = 500  # characters of PostgreSQL's words
 AWAY = "PostgreSQL cannot be reached"
 FULL = "PostgreSQL takes no more connections"
+LATE = "PostgreSQL took too long, and nothing was changed"
 _KNOWN = {  # SQLSTATE, or its class -> status, sentence
-    "57014": (504, "PostgreSQL took too long, and nothing was changed"),
+    "57014": (504, LATE),
     "53100": (507, "PostgreSQL has no space left, and nothing was changed"),
     "53200": (507, "PostgreSQL has no memory left, and nothing was changed"),
     "53300": (503, FULL),

@@ -40,6 +40,7 @@ from chromakeep.server.watches import Named, Sized, together
 from chromakeep.server.whereabouts import FRESH, Whereabouts
 
 _UNKNOWN = Refusal(401, "AuthError", "a key is needed: none was sent, or none that is known")
+_BODY = refusal(413, "this needs no key, and takes no body")  # which would be gathered for an engine
 _COLLECTIONS = frozenset({"collections.list", "collections.count"})
 
 
@@ -80,7 +81,7 @@ class Admission:
         if self._shielded and (refused := shield.refuse_route(head.method, path)):
             return refused
         if call.action == "public":
-            return None
+            return _BODY if head.length != 0 else None
         key = self._who(head.token, account)
         if isinstance(key, Refusal):
             return key
@@ -95,6 +96,8 @@ class Admission:
         if (wait := self._allowances.take(key, self._loop.time())) is not None:
             return refusal(429, "this key asks too often", retry_after=wait)
         account.taken = True
+        if key.time is not None:
+            account.until = account.begun + key.time
         member = named_in_body(call)
         account.watch = together(
             Sized(key.body) if key.body is not None and head.length is None else None,

@@ -35,6 +35,12 @@ FAILED = refusal(500, "the door failed over this request; its log says why")
 FULL = refusal(503, "too many connections", retry_after=1.0)
 
 
+def too_long(seconds: float, *, sent: bool) -> Refusal:
+    """Of a request that took longer than its key may; ``sent``: the backend has all of it."""
+    may = "a write may or may not have been done" if sent else "nothing was done"
+    return refusal(504, f"longer than {seconds:g} s, which is what a request of this key may take; {may}")
+
+
 def sent(what: Page | Refusal, *, head_only: bool, close: bool, extra: bytes = b"") -> bytes:
     """Either as an HTTP/1.1 answer. ``extra`` are fields, as lines."""
     if isinstance(what, Page):

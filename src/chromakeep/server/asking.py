@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from math import inf
 
 from chromakeep.server.answer_head import AnswerHead
 from chromakeep.server.backend import Backend, Line
@@ -51,6 +52,7 @@ class _Asked:
 
     method = "GET"
     holding = False
+    until = inf
 
     def __init__(self, most: int) -> None:
         self.answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()

@@ -21,6 +21,10 @@ class Carried(Protocol):
     def holding(self) -> bool:
         """The answer is not taken for now."""
 
+    @property
+    def until(self) -> float:
+        """When nobody waits for the answer any more, by the loop's clock; ``inf``: that cannot be said."""
+
     def answer_begins(self, answer: AnswerHead) -> None: ...
 
     def answer_goes_on(self, payload: bytes, *, last: bool) -> None: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 import struct
 from math import inf
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from chromakeep.server import answers
 from chromakeep.server.bodies import Body, body_of
 from chromakeep.server.cors import Cors, is_preflight
+from chromakeep.server.crowd import first_to_go
 from chromakeep.server.exchange import Exchange
 from chromakeep.server.fields import END, Malformed, whole_lines
 from chromakeep.server.gate import Refusal
@@ -34,13 +36,14 @@ class ClientSide(asyncio.Protocol):
     __slots__ = (
         "_account", "_advancing", "_body", "_body_held", "_body_since", "_buffer", "_deadline", "_eof", "_exchange",
         "_expects", "_full", "_held_at", "_lingering", "_paused", "_received", "_room", "_searched", "_service",
-        "_stalled", "extra", "peer", "transport",
+        "_stalled", "extra", "peer", "since", "transport",
     )  # fmt: skip
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self.transport: asyncio.Transport
         self.peer = ""
+        self.since = 0.0  # when it began to wait for a request or, after the last answer, for its end
         self.extra = b""  # fields of ours, as lines, for whatever answers the running request
         self._buffer = bytearray()  # what has come and is not for now
         self._searched = 0  # of the buffer, for the end of a head
@@ -68,13 +71,25 @@ class ClientSide(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=2 * BUFFER)
         self.peer = str((transport.get_extra_info("peername") or ("",))[0])
         service = self._service
-        full = len(service.clients) >= service.limits.connections
+        full = len(service.clients) >= service.limits.connections and not self._take_a_place()
         service.clients.add(self)
-        self._deadline = service.loop.time() + service.limits.head
+        self.since = service.loop.time()
+        self._deadline = self.since + service.limits.head
         if len(service.clients) > service.limits.connections + TOLD:
             self.transport.abort()
         elif full:
             self._refuse(answers.FULL)
+
+    def _take_a_place(self) -> bool:
+        """That of a connection on which nothing is under way; best of one that has taken all its answers."""
+        waiting = [one for one in self._service.clients if one._exchange is None]
+        taken = [one for one in waiting if not one.transport.get_write_buffer_size()]
+        leaving = first_to_go(taken or waiting)
+        if leaving:
+            leaving._lingering = True
+            self._service.clients.discard(leaving)
+            leaving.transport.abort()
+        return leaving is not None
 
     def data_received(self, data: bytes) -> None:
         if self._lingering:
@@ -358,7 +373,8 @@ class ClientSide(asyncio.Protocol):
             self._last()
             return
         self._body = None
-        self._deadline = inf if self._full else self._service.loop.time() + self._service.limits.idle
+        self.since = self._service.loop.time()
+        self._deadline = inf if self._full else self.since + self._service.limits.idle
         self._advance()
         self._balance()
 
@@ -372,12 +388,13 @@ class ClientSide(asyncio.Protocol):
     def _last(self) -> None:
         """Nothing will follow what has been sent. Close, but not before a client that still sends has read it."""
         self._lingering = True
+        self.since = self._service.loop.time()
         clean = self._body is None and not self._buffer
         self._buffer.clear()
         if clean or self._eof:
             self.close()
             return
-        self._deadline = self._service.loop.time() + self._service.limits.linger
+        self._deadline = self.since + self._service.limits.linger
         if self.transport.can_write_eof():  # TLS has no half of a connection: there ``connection: close`` must do
             self.transport.write_eof()
         self._balance()
@@ -403,7 +420,19 @@ class ClientSide(asyncio.Protocol):
         if self._exchange is None and not self._lingering:
             self.close()
             if not self.transport.can_write_eof():  # over TLS a close waits for the client's, and nothing is under way
-                self._service.loop.call_later(_FAREWELL, self.transport.abort)
+                self._service.loop.call_later(_FAREWELL, self._part, 0)
+
+    def _part(self, free: int) -> None:
+        """End a farewell that the client does not return, but not while it still takes an answer.
+
+        Of what TLS has handed down, the transport beneath keeps what the kernel has no room for, and tells nobody. So
+        there must be room twice, a turn of the loop apart: by then it is the kernel's.
+        """
+        if free == 2:
+            self.transport.abort()
+        elif self in self._service.clients:
+            room = not self.transport.get_write_buffer_size() and _writable(self.transport.get_extra_info("socket"))
+            self._service.loop.call_later(0.001 if room else _FAREWELL, self._part, free + 1 if room else 0)
 
     def expire(self, now: float) -> None:
         """End what has taken too long. Called every so often."""
@@ -426,3 +455,12 @@ class ClientSide(asyncio.Protocol):
         if self._exchange:
             self._exchange.abort()
         self.cut()
+
+
+def _writable(connection: socket.socket) -> bool:
+    """Whether the kernel has room for more; one that is closed has."""
+    if connection.fileno() < 0 or not hasattr(select, "poll"):  # not on Windows
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLOUT)
+    return bool(poll.poll(0))

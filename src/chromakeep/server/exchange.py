@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -34,7 +35,8 @@ class Exchange:
 
     __slots__ = (
         "_account", "_answer", "_client", "_close", "_gate", "_head", "_out", "_relay", "_request",
-        "_retried", "_sent_all", "_service", "_task", "_upstream", "holding", "method", "over", "started", "taking",
+        "_retried", "_sent_all", "_service", "_task", "_timer", "_upstream",
+        "holding", "method", "over", "started", "taking",
     )  # fmt: skip
 
     def __init__(self, service: Service, client: ClientSide, head: RequestHead, account: Account) -> None:
@@ -51,6 +53,7 @@ class Exchange:
         self._relay: Backend | None = None  # connections to the instance that takes this write
         self._upstream: Line | None = None
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of a key whose requests have an end
         self._out = b""  # head of the answer while it waits for the first bytes of its body
         self._answer: AnswerHead | None = None
         self._close = not head.keep
@@ -69,6 +72,8 @@ class Exchange:
         except Exception as error:  # a fault of ours lets nobody in
             self._service.warn(f"door: the guard failed: {type(error).__name__}: {error}")
             ruling = answers.FAILED
+        if self._account.until < inf:
+            self._timer = self._service.loop.call_at(self._account.until, self._late)
         if ruling is None or isinstance(ruling, Refusal | Page):
             self._ruled(ruling)
         else:
@@ -80,6 +85,8 @@ class Exchange:
         self._ruled(refused or await looking())
 
     def _ruled(self, ruling: Ruling) -> None:
+        if self.over:  # ``wait_for`` before 3.12 swallows a cancellation that comes with what it waited for
+            return
         if ruling is not None:
             self._refuse(ruling)
         elif self._relay:
@@ -218,7 +225,10 @@ class Exchange:
     # The gate
 
     async def _admit(self, away: Backend | None = None) -> None:
-        if refused := await self._hold(away):
+        refused = await self._hold(away)
+        if self.over:
+            return
+        if refused:
             self._refuse(refused)
         else:
             self._connect()
@@ -241,6 +251,8 @@ class Exchange:
     async def _acknowledge(self) -> None:
         assert self._gate and self._request
         refusal = await self._ask(self._gate.acknowledge, self._request)
+        if self.over:
+            return
         if refusal:
             self._refuse(refusal)
             return
@@ -272,6 +284,19 @@ class Exchange:
 
     # The end
 
+    @property
+    def until(self) -> float:
+        """When nobody waits for it any more, by the loop's clock."""
+        return self._account.until
+
+    def _late(self) -> None:
+        """Its key's time for it is over. Who works on it ends that where he can."""
+        took, sent = self._account.until - self._account.begun, self._upstream is not None and self._sent_all
+        task, self._task = self._task, None
+        if task:
+            task.cancel()
+        self._fail(answers.too_long(took, sent=sent))
+
     def _fail(self, refusal: Refusal) -> None:
         if self.started:
             self.abort()
@@ -300,7 +325,13 @@ class Exchange:
         )  # its error keeps frames that keep this: a circle with the client in it
         if task:
             task.cancel()
+        self._clear_timer()
         self._drop_upstream()
+
+    def _clear_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
 
     def _drop_upstream(self) -> None:
         upstream, self._upstream = self._upstream, None
@@ -309,4 +340,5 @@ class Exchange:
 
     def _end(self, *, keep: bool) -> None:
         self.over, self.taking = True, False
+        self._clear_timer()
         self._client.answered(keep=keep)

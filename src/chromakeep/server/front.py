@@ -179,7 +179,7 @@ def open_door(front: Front) -> BookedDoor:
         return _refused(why) if (why := duty.closed()) else None
 
     def beating() -> Page:  # Chroma 1.x answers 410 there, and old probes take that for death
-        return Page(b'{"nanosecond heartbeat":%d}' % time.time_ns(), status=200 if duty.readable else 503)
+        return Page(b'{"nanosecond heartbeat":%d}' % time.time_ns(), status=200 if duty.beating else 503)
 
     def healthy() -> Page:
         return Page(b'{"ok":true}')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chromakeep.access.rights import Call
@@ -33,7 +34,7 @@ class Account:
 
     __slots__ = ("begun", "collection", "context", "database", "elsewhere", "identity", "key", "method", "peer",
                  "received", "route", "sent", "span", "state", "status", "taken", "target", "tenant", "trace",
-                 "unplaced", "watch")  # fmt: skip
+                 "unplaced", "until", "watch")  # fmt: skip
 
     def __init__(self, head: RequestHead, peer: str, begun: float) -> None:
         self.begun = begun  # by the loop's clock, in seconds
@@ -43,6 +44,7 @@ class Account:
         self.elsewhere = False  # it goes on to another door, whose guard is asked as well
         self.unplaced = False  # it was let pass for that reason, although nobody here knows the collection
         self.taken = False  # it counts against that key's allowance until it is over
+        self.until = inf  # by the loop's clock: when that key's time for one request is over
         self.route = ""  # the template of its path, such as ``collection.query``; "" where it is none that is known
         self.tenant = self.database = self.collection = ""
         self.trace = b""  # ``traceparent`` as sent

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
+from math import inf
 
 from chromakeep.server import answers
 from chromakeep.server.answer_head import AnswerHead
@@ -20,7 +22,8 @@ PATIENCE = 10.0  # seconds for which a request waits for its turn
 _BUSY = answers.refusal(503, "too many requests at a time; nothing was done", retry_after=1.0)
 
 Answering = Callable[[str, str, bytes, "str | None"], Page]
-"""Method, target, body and content type of a request, in one of several threads; never raises."""
+"""Method, target, body and content type of a request; in one of several threads, within its ``Waiting``. Never
+raises."""
 
 
 class Inside:
@@ -89,6 +92,9 @@ class Inward:
         assert self._head
         body, self._body = bytes(self._body), bytearray()
         kind = next((value.decode("latin-1") for name, value in self._head.fields if name == b"content-type"), None)
+        until = self._exchange.until if self._exchange else inf
+        # The loop's clock may begin elsewhere
+        self._waiting = Waiting(until - self._inside.loop.time() + time.monotonic())
         work = partial(self._inside.answering, self._head.method, self._head.target, body, kind)
         try:
             future = self._future = self._inside.executor.submit(self._work, work)

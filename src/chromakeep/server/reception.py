@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from functools import partial
 from typing import Any
+
+import msgspec
 
 from chromakeep.server import answers
 from chromakeep.server.client_side import TOLD, ClientSide
+from chromakeep.server.crowd import first_to_go
 from chromakeep.server.service import Service
 from chromakeep.server.tls import Certificates
 
@@ -16,6 +20,14 @@ _HANDSHAKE = b"\x16"  # the first byte of every TLS connection, and of no reques
 _AT_ONCE = 64  # connections that are accepted before others have their turn
 _NO_ROOM = 1.0  # seconds of waiting when the process can open no more files
 PLAIN = answers.refusal(400, "this port speaks TLS: write https:// (chromadb: ssl=True)")
+
+
+class _Coming(msgspec.Struct, frozen=True):
+    """A connection that has not come in yet: its address, since when, and who waits for it."""
+
+    peer: str
+    since: float
+    task: asyncio.Task[None]
 
 
 class Reception:
@@ -29,7 +41,7 @@ class Reception:
     def __init__(self, service: Service, certificates: Certificates, sockets: list[socket.socket]) -> None:
         self._service, self._certificates = service, certificates
         self._waiting: set[socket.socket] = set()  # accepted, and not given to the loop yet
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._coming: dict[asyncio.Task[None], _Coming] = {}
         self._listeners = sockets
         self._closed = False
         self._options: dict[str, Any] = {"ssl_handshake_timeout": service.limits.head}
@@ -44,10 +56,10 @@ class Reception:
         self._closed = True
         for listener in self._listeners:
             self._service.loop.remove_reader(listener.fileno())
-        for task in self._tasks:
+        for task in self._coming:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for connection in self._waiting:  # a task that had not begun yet has not closed its own
+        await asyncio.gather(*self._coming, return_exceptions=True)
+        for connection in self._waiting:
             connection.close()
 
     def _listen(self, listener: socket.socket) -> None:
@@ -58,21 +70,31 @@ class Reception:
         loop, service = self._service.loop, self._service
         for _ in range(_AT_ONCE):
             try:
-                connection, _ = listener.accept()
+                connection, address = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError:
                 loop.remove_reader(listener.fileno())
                 loop.call_later(_NO_ROOM, self._listen, listener)
                 return
-            if len(service.clients) + len(self._tasks) > service.limits.connections + TOLD:
-                connection.close()
-                continue
+            if len(service.clients) + len(self._coming) > service.limits.connections + TOLD:
+                leaving = first_to_go(self._coming.values())
+                if leaving is None:
+                    connection.close()
+                    continue
+                self._coming.pop(leaving.task)
+                leaving.task.cancel()
             connection.setblocking(False)
             self._waiting.add(connection)
             task = loop.create_task(self._welcome(connection))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._coming[task] = _Coming(str(address[0]), loop.time(), task)
+            task.add_done_callback(partial(self._came, connection))
+
+    def _came(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        self._coming.pop(task, None)
+        if connection in self._waiting:  # it was sent away before it spoke
+            self._waiting.discard(connection)
+            connection.close()
 
     async def _welcome(self, connection: socket.socket) -> None:
         loop, service = self._service.loop, self._service

@@ -67,6 +67,7 @@ def _patterns(text: str | None) -> tuple[str, ...]:
 @click.option("--rate", type=float, metavar="N", help="At most N requests a second.")
 @click.option("--concurrency", type=int, metavar="N", help="At most N requests at a time.")
 @click.option("--body", type=int, metavar="BYTES", help="No request larger than this.")
+@click.option("--time", "longest", metavar="TIME", help="No request longer than this.")
 def _create(
     call: Call,
     name: str,
@@ -78,6 +79,7 @@ def _create(
     rate: float | None,
     concurrency: int | None,
     body: int | None,
+    longest: str | None,
 ) -> Reply:
     """Make a key and print its token, this once.
 
@@ -97,6 +99,7 @@ def _create(
         rate=rate,
         concurrency=concurrency,
         body=body,
+        time=None if longest is None else durations.seconds(longest),
     )
     output.write(ONCE, sys.stderr)
     return Reply({"key": shown(key, time.time()), "token": token}, token)
