@@ -10,9 +10,10 @@ import time
 from chromakeep.operations.outputs import Stream
 from chromakeep.server.access_log import AccessLog
 from chromakeep.server.auditing import Auditing
+from chromakeep.server.exposition import Exposition
 from chromakeep.server.guard import Account, Ledger
 from chromakeep.server.ledgers import Several
-from chromakeep.server.metrics import MOST_SERIES, Exposition, Metrics
+from chromakeep.server.metrics import MOST_SERIES, Metrics
 from chromakeep.server.request_head import RequestHead
 
 COLLECTION = b"/api/v2/tenants/t/databases/d/collections/0e7c3c3e-8a53-4d5e-9a0e-6d1c3e1f5b11/"

@@ -16,8 +16,9 @@ from chromakeep.operations.duty import Duty, Front
 from chromakeep.operations.gauges import Reading
 from chromakeep.server import Door
 from chromakeep.server.bookkeeping import Bookkeeping
+from chromakeep.server.exposition import Exposition
 from chromakeep.server.families import BOOKS
-from chromakeep.server.metrics import BOUNDS, MOST_SERIES, Exposition, Metrics
+from chromakeep.server.metrics import BOUNDS, MOST_SERIES, Metrics
 from server.accounts import account
 from server.wires import Backend, Wire
 from servers.promtool import PROMTOOL

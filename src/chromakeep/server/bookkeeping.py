@@ -14,10 +14,11 @@ from chromakeep.server.access_log import AccessLog
 from chromakeep.server.answers import refusal
 from chromakeep.server.auditing import Auditing
 from chromakeep.server.door import Door
+from chromakeep.server.exposition import Exposition, library
 from chromakeep.server.gate import Page, Refusal
 from chromakeep.server.guard import Account, Ledger, Plain
 from chromakeep.server.ledgers import several
-from chromakeep.server.metrics import Exposition, Metrics, library
+from chromakeep.server.metrics import Metrics
 from chromakeep.server.request_head import RequestHead
 
 if TYPE_CHECKING:
