@@ -56,9 +56,10 @@ class DutyGate:
         What a collection held when it is deleted goes into the log first, so that one can go back to just before.
         """
         refused = await self._allowed(self._hold) or self._closed()
-        if request.method == "DELETE" or request.path.endswith("/reset"):
+        deletes = request.method == "DELETE" or request.path.endswith("/reset")
+        if deletes:
             self._duty.sighting.deleting()
-        if refused is None and request.method == "DELETE" and self._duty.durability != SNAPSHOTS:
+        if refused is None and deletes and self._duty.durability != SNAPSHOTS:
             with suppress(asyncio.TimeoutError, ChromakeepError):  # a bucket that is away keeps nobody from deleting
                 await asyncio.wait_for(self._shipped(), BEFORE_DELETING)
         return refused
@@ -96,11 +97,13 @@ class DutyGate:
 
     async def _shipped(self) -> None:
         ticket: Future[None] | None
-        while (ticket := self._duty.shipped()) is None:
+        while True:
+            if ticket := self._duty.shipped():
+                with suppress(NotNow):  # the log begins anew
+                    return await asyncio.wrap_future(ticket)
             if (why := self._duty.refusal()) and (self._duty.role == EXCHANGING or not isinstance(why, NotNow)):
                 raise why
             await asyncio.sleep(POLL)
-        await asyncio.wrap_future(ticket)
 
 
 def _refused(error: ChromakeepError) -> Refusal:
