@@ -16,10 +16,13 @@ import pytest
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.purge import complete, hold, holding, release
 from chromakeep.chroma.server import ChromaServer
-from chromakeep.errors import ServerAnswered, StoreUnavailable
+from chromakeep.errors import ServerAnswered, SourceBusy, StoreUnavailable
 from chromakeep.operations import held_queue
 from chromakeep.operations.restore import restore
+from chromakeep.operations.ship import PATIENCE, Shipping
+from chromakeep.operations.tenure import Tenure
 from chromakeep.repository import Repository
+from chromakeep.repository.lease import Lease
 from chromakeep.repository.log import Log
 from chromakeep.server import front
 from chromakeep.store.local import LocalStore
@@ -189,3 +192,38 @@ def test_a_hold_is_told_from_the_next_one(tmp_path: Path) -> None:
         eventually(lambda: queued(tmp_path / "data") < 100, "the purge")
         second = hold(database)
         assert second and second != first and state() == (second, False)
+
+
+def test_the_purge_is_held_again_when_the_reset_has_ended(tmp_path: Path, keep: Path) -> None:
+    """A write of ours between two of its steps had the rest of it fail: "database is locked". So not while commits
+    follow each other; but not for ever, for others may write all the time."""
+    database, holds = tmp_path / "data" / "chroma.sqlite3", list[str | None]()
+    with ChromaServer(tmp_path / "data", env=ENV) as server:
+        ref = create(server.client, "one")
+        tenure = Tenure(Lease.take(Repository.open(LocalStore(keep))))
+        first = hold(database)
+        shipping = Shipping(
+            database,
+            tenure,
+            source="",
+            base="x",
+            held=first,
+            hold=lambda: holds.append(hold(database)),
+            on_broken=list,
+        )
+        try:
+            assert shipping._look(False)
+            release(database)
+            for number in range(PATIENCE):
+                with pytest.raises(SourceBusy):
+                    shipping._look(False)
+                add(server.client, ref, number, 1)
+            assert not holds and shipping._look(False) and len(holds) == 1
+            release(database)
+            with pytest.raises(SourceBusy):
+                shipping._look(False)
+            assert len(holds) == 1
+            shipping._look(False)  # nobody has written since
+            assert len(holds) == 2
+        finally:
+            shipping.close()

@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from chromakeep.changes import Change
+from chromakeep.chroma.catalog import schema_of
 from chromakeep.chroma.purge import complete, holding
 from chromakeep.chroma.tail import Tables, Tail
 from chromakeep.errors import ChromakeepError, LeaseLost, NotNow, SourceBusy, StoreError
@@ -30,6 +31,7 @@ from chromakeep.operations.tenure import Tenure
 from chromakeep.repository.log import Log, Segment
 
 LOOK = 0.2  # seconds between two looks: some commits share a put, which costs more than all else here
+PATIENCE = 4  # looks at which a purge is found not held before it is held all the same
 SLOWEST = 5.0  # seconds between two tries of a put that fails
 
 
@@ -66,6 +68,7 @@ class Shipping:
         self.lease = lease
         self.broken = False  # rows may be gone from the queue that the log has not: nothing leads on from it
         self._held, self._hold, self._on_broken, self._let_go = held, hold, on_broken, False
+        self._unheld: list[int] = []  # states in which the purge was not held, one look after the other
         self.counter = -1  # SQLite's, of the newest state in the log
         self._log = Log(lease.repository.brisk)
         # Clocks of two instances may differ by minutes: the log's times rise all the same.
@@ -201,11 +204,22 @@ class Shipping:
         held = holding(connection)
         if self._let_go or (held is not None and held == self._held):
             return
+        if schema_of(connection) != self.schema:
+            raise SourceBusy("Chroma is making its tables anew")
         if held is None and not self._ending.is_set():
+            self._wait_for_the_end_of_a_reset(connection)
             raise _NotHeld("Chroma may purge its queue")
         if held is None or not complete(connection):
             raise _Broken
         self._held = held
+
+    def _wait_for_the_end_of_a_reset(self, connection: sqlite3.Connection) -> None:
+        """``SourceBusy`` while commits follow each other: a write of ours in the middle would have the rest fail."""
+        (version,) = connection.execute("PRAGMA data_version").fetchone()  # another one after each commit of others
+        self._unheld = [*self._unheld, version]
+        if version not in self._unheld[:-1] and len(self._unheld) <= PATIENCE:
+            raise SourceBusy("Chroma is making its tables anew")
+        self._unheld = []
 
     def _put(self, change: Change) -> None:
         first = self.lease.number == 0

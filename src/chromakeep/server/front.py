@@ -60,8 +60,7 @@ class DutyGate:
         if deletes:
             self._duty.sighting.deleting()
         if refused is None and deletes and self._duty.durability != SNAPSHOTS:
-            with suppress(asyncio.TimeoutError, ChromakeepError):  # a bucket that is away keeps nobody from deleting
-                await asyncio.wait_for(self._shipped(), BEFORE_DELETING)
+            await self._shipped_soon()
         return refused
 
     async def acknowledge(self, request: Request) -> Refusal | None:
@@ -76,6 +75,8 @@ class DutyGate:
                 return refusal(DONE, "the write is done here but not in the bucket yet: it may be lost")
             except ChromakeepError as error:
                 return _undecided(error)
+        elif request.path.endswith("/reset") and self._duty.durability != SNAPSHOTS:
+            await self._shipped_soon()  # by then the purge is held again, before anything is written that it could take
         return await self._allowed(PATIENCE, done=True)
 
     async def _allowed(self, patience: float, *, done: bool = False) -> Refusal | None:
@@ -94,6 +95,10 @@ class DutyGate:
         """Asked last, so that no write is admitted after it was said."""
         why = self._duty.writes.refusal()
         return refusal(503, why.message, retry_after=LATER) if why else None
+
+    async def _shipped_soon(self) -> None:
+        with suppress(asyncio.TimeoutError, ChromakeepError):  # a bucket that is away keeps nobody from deleting
+            await asyncio.wait_for(self._shipped(), BEFORE_DELETING)
 
     async def _shipped(self) -> None:
         ticket: Future[None] | None
