@@ -121,7 +121,7 @@ def bloated(lines: list[bytes]) -> None:
 
 
 def nested(lines: list[bytes]) -> None:
-    body = b'{"number":4,"x":' + b"[" * 5000 + b"]" * 5000 + b',"previous":"' + b"0" * 64 + b'"'
+    body = b'{"number":4,"x":' + b"[" * 30_000 + b"]" * 30_000 + b',"previous":"' + b"0" * 64 + b'"'
     lines[3] = body + b',"hash":"' + hashlib.sha256(body).hexdigest().encode() + b'"}\n'
 
 

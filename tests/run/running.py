@@ -215,16 +215,21 @@ class Running:
 
 @contextmanager
 def running(
-    data: Path, repository: Path | None = None, *, port: int | None = None, **settings: object
+    data: Path,
+    repository: Path | None = None,
+    *,
+    port: int | None = None,
+    options: tuple[str, ...] = (),
+    **settings: object,
 ) -> Iterator[Running]:
-    """A run on ``data`` with a repository in a folder, both made where they are missing."""
+    """A run on ``data`` with a repository in a folder, both made where they are missing; ``options`` go to Chroma."""
     port = port or free_port()
     if repository is not None:
         settings.setdefault("open_repository", lambda: Repository.open(LocalStore(repository)))
         settings.setdefault("create_repository", lambda: Repository.create(LocalStore(repository)))
     made = RunSettings(
         data,
-        arguments=("--host", "127.0.0.1", "--port", str(port)),
+        arguments=("--host", "127.0.0.1", "--port", str(port), *options),
         **settings,  # type: ignore[arg-type]
     )
     one = Running(made, port)
@@ -246,6 +251,7 @@ def process(
     durability: str = "async",
     port: int | None = None,
     more: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
 ) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
     """``chromakeep run`` as a process of its own, its port, and the file its output goes to."""
     port = port or free_port()
@@ -254,7 +260,7 @@ def process(
     command = [
         sys.executable, "-m", "chromakeep", "run", "--data", str(data), "--repository", str(repository),
         "--every", f"{every}s", "--grace", f"{grace}s", "--durability", durability, *more,
-        "--", "--host", "127.0.0.1", "--port", str(port),
+        "--", "--host", "127.0.0.1", "--port", str(port), *options,
     ]  # fmt: skip
     with log.open("ab") as output:
         child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env={**ENV, "PYTHONPATH": str(SRC)})

@@ -14,7 +14,7 @@ import pytest
 from chromakeep.chroma.capture import capture
 from chromakeep.chroma.catalog import Catalog
 from chromakeep.chroma.client import Ref
-from chromakeep.chroma.purge import SINCE, SWITCH, held_after, hold, purge, release
+from chromakeep.chroma.purge import HOLD, SINCE, SWITCH, held_after, hold, purge, release
 from chromakeep.chroma.salvage import salvage_all
 from chromakeep.chroma.server import ChromaServer
 from run.running import ENV, add, create, eventually, held, running
@@ -64,8 +64,8 @@ def test_a_copy_is_never_held_and_a_release_leaves_what_was_there(tmp_path: Path
         add(server.client, create(server.client, "one"), 0, 3)
         server.client.count(create(server.client, "one"))
         before = switch(data)
-        hold(data / "chroma.sqlite3")
-        assert switch(data) == {**before, SWITCH: False, SINCE: 3}
+        found = hold(data / "chroma.sqlite3")
+        assert switch(data) == {**before, SWITCH: False, SINCE: 3, HOLD: found}
         assert switch(capture(data, tmp_path / "copy").path) == before
         assert switch(capture(data, tmp_path / "copy").path) == before  # brought up to date: the same
         assert release(data / "chroma.sqlite3") and not release(data / "chroma.sqlite3")

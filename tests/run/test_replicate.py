@@ -20,6 +20,7 @@ import pytest
 
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.command import find_chroma
+from chromakeep.chroma.purge import hold
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import LeaseLost, RefusedToServe, ServerAnswered, StoreUnavailable, UsageError
 from chromakeep.operations import keep as keep_
@@ -383,7 +384,9 @@ def test_a_client_that_goes_away_does_not_end_the_log(tmp_path: Path, keep: Path
     data, repository = tmp_path / "data", Repository.open(LocalStore(keep))
     with ChromaServer(data, env=ENV) as server:
         ref = create(server.client, "one")
-        shipping = Shipping(data / "chroma.sqlite3", Tenure(Lease.take(repository)), source="", base="x")
+        held = hold(data / "chroma.sqlite3")
+        tenure = Tenure(Lease.take(repository))
+        shipping = Shipping(data / "chroma.sqlite3", tenure, source="", base="x", held=held, hold=int, on_broken=list)
         shipping.shipped().cancel()
         shipping.start()
         add(server.client, ref, 0, 3)

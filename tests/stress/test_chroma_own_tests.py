@@ -42,4 +42,4 @@ def test_a_side_that_ran_nothing_proves_nothing() -> None:
 
 def test_what_is_expected_is_documented() -> None:
     section = DOCUMENTED.read_text().partition("## Chroma's own tests")[2].partition("\n## ")[0]
-    assert all(name.partition("::")[2] in section for name in EXPECTED)
+    assert all(name.partition("::")[2] in section for expected in EXPECTED.values() for name in expected)

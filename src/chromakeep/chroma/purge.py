@@ -6,12 +6,14 @@ only id map of records that no snapshot has yet. While the purge is held, whatev
 snapshot's and the rows since make it again.
 
 Chroma reads the switch, a JSON object in ``embeddings_queue_config``, before every purge, so it may be turned beside a
-running server. A field of ours in that object, which Chroma passes over, says who holds it and since which row.
+running server. Fields of ours in that object, which Chroma passes over, say who holds it and since which row. A reset
+of Chroma makes the table anew, and lets go with that: ``holding`` tells whether it was held all the time.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -21,45 +23,45 @@ from urllib.parse import quote
 
 from chromakeep.errors import DiskFull, SourceBusy, SourceError
 
-SWITCH, KIND, SINCE = "automatically_purge", "_type", "chromakeep_holds_after"
+SWITCH, KIND, SINCE, HOLD = "automatically_purge", "_type", "chromakeep_holds_after", "chromakeep_hold"
 CHUNK = 200  # rows deleted in one transaction: it keeps writers waiting for some milliseconds
 BUSY = 30.0  # seconds to wait for Chroma's own transactions
 _MOST = 1 << 16  # bytes of configuration that are believed
 
 
-def hold(database: Path) -> bool:
-    """Keep Chroma from purging its queue; whether it is held now.
+def hold(database: Path) -> str | None:
+    """Keep Chroma from purging its queue; which hold it is under now (see ``holding``).
 
-    False, and nothing changed, where there is nothing to hold: no database yet, or a queue that Chroma never purges
+    Nothing is changed where there is nothing to hold: None without a database, "" for a queue that Chroma never purges
     (of directories begun before 0.5.6). Holding twice is holding once. One short transaction; raises ``SourceBusy``,
     ``SourceError``.
     """
     if not database.exists():
-        return False
+        return None
     with _reading(database) as connection:
-        if held_after(connection) is not None:
-            return True
+        if (held := holding(connection)) is not None:
+            return held
     with _writing(database) as connection:
-        found = _read(connection)
-        if found is None:
-            return False
-        number, configuration = found
-        if configuration.get(SWITCH) is not True:
-            return False
+        if (held := holding(connection)) is not None:
+            return held
+        number, configuration = _read(connection) or (0, {})
+        held = secrets.token_hex(8)
         (last,) = connection.execute("SELECT coalesce(max(seq_id), 0) FROM embeddings_queue").fetchone()
-        _write(connection, number, {**configuration, SWITCH: False, SINCE: last})
-        return True
+        _write(connection, number, {**configuration, SWITCH: False, SINCE: last, HOLD: held})
+        return held
 
 
-def release(database: Path) -> bool:
-    """Let Chroma purge again, if we held it; whether we did. One short transaction, none if there is nothing to do."""
+def release(database: Path) -> str:
+    """Let Chroma purge again, if we held it; which hold that was, "" for none. One short transaction, none if there is
+    nothing to do."""
     if not database.exists():
-        return False
+        return ""
     with _reading(database) as connection:
         if held_after(connection) is None:
-            return False
+            return ""
     with _writing(database) as connection:
-        return _release(connection)
+        held = holding(connection) or ""
+        return held if _release(connection) else ""
 
 
 def release_copy(database: Path) -> None:
@@ -72,6 +74,21 @@ def release_copy(database: Path) -> None:
         connection.execute("BEGIN")
         _release(connection)
         connection.execute("COMMIT")
+
+
+def holding(connection: sqlite3.Connection) -> str | None:
+    """Which hold the queue is under. Where it is the same as at an earlier look, only ``purge`` has taken rows between
+    the two. "": Chroma never purges it; None: Chroma may."""
+    found = _read(connection)
+    if found is not None and found[1].get(SWITCH) is True:
+        return None
+    return "" if found is None or held_after(connection) is None else str(found[1].get(HOLD, "of an older version"))
+
+
+def complete(connection: sqlite3.Connection) -> bool:
+    """Whether the queue has every row since it was last empty: none of a collection that is there was purged."""
+    count, last = connection.execute("SELECT count(*), coalesce(max(seq_id), 0) FROM embeddings_queue").fetchone()
+    return bool(count == last)
 
 
 def held_after(connection: sqlite3.Connection) -> int | None:
@@ -148,7 +165,7 @@ def _release(connection: sqlite3.Connection) -> bool:
     found = _read(connection)
     if not found or SINCE not in found[1]:
         return False
-    configuration = {name: value for name, value in found[1].items() if name != SINCE}
+    configuration = {name: value for name, value in found[1].items() if name not in (SINCE, HOLD)}
     _write(connection, found[0], {**configuration, SWITCH: True})
     return True
 

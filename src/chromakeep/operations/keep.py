@@ -5,7 +5,6 @@ Between snapshots Chroma's queue keeps every row (``chroma.purge``): with the la
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chromakeep.chroma.catalog import DATABASE, Catalog
-from chromakeep.chroma.purge import hold, purge, release
 from chromakeep.chroma.signature import signature
 from chromakeep.chroma.tail import catalog_of
 from chromakeep.errors import (
@@ -31,7 +29,9 @@ from chromakeep.errors import (
 )
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
+from chromakeep.operations.held_queue import HeldQueue
 from chromakeep.operations.memory import give_back
+from chromakeep.operations.reading_lock import Reading
 from chromakeep.operations.ship import Shipping
 from chromakeep.operations.tenure import Tenure
 from chromakeep.records import Collection
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from chromakeep.repository import Repository
 
 PACE = 2e6  # bytes a second that snapshots may take of a directory whose commits are logged: some 1.5 % of a core
-LOW = 0.1  # of the disk free: then the queue is let go, for a full disk ends the serving
 FIRST_RETRY = 5.0  # seconds after a failed snapshot; doubled each time, never more than ``every`` or a minute
 SETTLE = 10.0  # seconds for what is not in the log yet
 
@@ -73,6 +72,7 @@ class Keeping:
             beside, open_repository, every, stage, observer,
         )  # fmt: skip
         self._repository: Repository | None = None
+        self._queue = HeldQueue(beside.data / DATABASE, observer)
         self._applied: dict[str, int] = {}  # by topic, of the newest snapshot
         self._counter = -1  # SQLite's, of that state
         self._size = 0  # bytes, of that snapshot
@@ -80,9 +80,8 @@ class Keeping:
         self.undecided = False  # the repository does not answer, and so it is not known whether another one writes
         self._overtaken = False
         self._barred = False  # this directory can have no log
-        self._begun_in_vain: tuple[str | None, Mapping[str, int] | None, int] | None = (
-            None  # with what a log is to begin
-        )
+        # with what a log is to begin
+        self._begun_in_vain: tuple[str | None, Mapping[str, int] | None, str | None, int] | None = None
         self._directories = 0  # how many have taken the place of the first one
         self._over = False  # the lease's log has ended: the next one begins under another
         self._asked: list[Future[None]] = []
@@ -102,17 +101,18 @@ class Keeping:
         """Have the next look now."""
         self._wake.set()
 
-    def ship(self, base: str | None, known: Mapping[str, int] | None = None, *, of: int = 0) -> None:
+    def ship(self, base: str | None, known: Mapping[str, int] | None = None, *, held: str | None, of: int = 0) -> None:
         """Begin the log on a snapshot that has all of the directory but what its queue still holds, or (None) on the
-        end of the log before, from which the directory was made: by topic, up to the rows ``known``.
+        end of the log before, from which the directory was made: by topic, up to the rows ``known``. ``held``: the
+        hold that its queue was under since then.
 
         Without effect without a lease, or with a log already. ``of``: of which directory that snapshot is; where
         another one has taken its place since, a snapshot of that one is asked for.
         """
         with self._beginning:
-            self._ship(base, known, of)
+            self._ship(base, known, held, of)
 
-    def _ship(self, base: str | None, known: Mapping[str, int] | None, of: int) -> None:
+    def _ship(self, base: str | None, known: Mapping[str, int] | None, held: str | None, of: int) -> None:
         if self.lease is None or self._barred or self.shipping is not None:
             return
         data = self._beside.data
@@ -125,7 +125,15 @@ class Keeping:
                 if self._over:
                     self._succeed()
                 made = Shipping(
-                    data / DATABASE, self.lease, source=str(data), base=base, known=known, observer=self._observer
+                    data / DATABASE,
+                    self.lease,
+                    source=str(data),
+                    base=base,
+                    known=known,
+                    held=held,
+                    hold=self.hold,
+                    on_broken=self.soon,
+                    observer=self._observer,
                 )
                 if made.schema != schema:
                     # Chroma was upgraded since: what its tables are now does not fit what they were there.
@@ -138,7 +146,7 @@ class Keeping:
                 self.shipping = made
         except (StoreError, SourceBusy) as error:
             self._observer(Noted(f"the log does not begin yet: {error.message}; trying again", "warning"))
-            self._begun_in_vain = base, known, of
+            self._begun_in_vain = base, known, held, of
             return
         except LeaseLost:
             return  # which ``lost`` tells
@@ -231,6 +239,13 @@ class Keeping:
         self.soon()
         return True
 
+    def _see_to_the_log(self) -> None:
+        """Where rows may have been purged that it has not, the next snapshot begins it anew."""
+        with self.access:
+            if self.shipping and self.shipping.broken and not self._ending.is_set():
+                self._observer(Noted("Chroma has purged what the log may not have: it begins anew", "warning"))
+                self.begin_anew()
+
     def settle(self, *, snapshot: bool = False) -> None:
         """Have all that was committed before this call in the repository: in the log, or in a ``snapshot``.
 
@@ -259,20 +274,20 @@ class Keeping:
         self.soon()
         return ticket
 
-    def hold(self) -> None:
-        """Hold Chroma's purge of its queue; beside a running server or without one, as often as one likes."""
-        try:
-            with self.access:  # never beside a capture in this process: its close would drop this one's locks
-                hold(self._beside.data / DATABASE)
-        except ChromakeepError as error:
-            self._observer(Noted(f"the queue is not held: {error.message}; snapshots go on without it", "warning"))
+    def hold(self) -> str | None:
+        """Hold Chroma's purge of its queue; beside a running server or without one, as often as one likes.
+
+        Which hold it is (``chroma.purge``); None where it is not held.
+        """
+        with self.access:  # never beside a capture in this process: its close would drop this one's locks
+            return self._queue.hold()
 
     def release(self) -> None:
         """Leave the directory as Chroma would, without that counting as a change. Nobody may be writing."""
         if self.access.acquire(timeout=1):
             try:
                 before = signature(self._beside.data).to_json()
-                if release(self._beside.data / DATABASE) and before == self._beside.state.captured:
+                if self._queue.release(self.shipping) and before == self._beside.state.captured:
                     self._beside.remember(captured=signature(self._beside.data).to_json())
             finally:
                 self.access.release()
@@ -302,20 +317,7 @@ class Keeping:
         if self.shipping and self.shipping.counter < self._counter:
             return  # the log has not all of that state yet
         if self._applied and not self._ending.is_set():
-            try:
-                purge(self._beside.data / DATABASE, self._applied)
-            except ChromakeepError as error:
-                self._observer(Noted(f"the queue was not purged: {error.message}", "warning"))
-
-    def _relieve(self) -> None:
-        """Where snapshots fail and the disk fills up, rows that no snapshot has are not held any longer."""
-        with suppress(ChromakeepError, OSError), self.access:
-            usage = shutil.disk_usage(self._beside.data)
-            if usage.free < LOW * usage.total and release(self._beside.data / DATABASE):
-                said = (
-                    f"{usage.free / 1e9:.1f} GB of the disk are left and no snapshot succeeds: Chroma's queue is let go"
-                )
-                self._observer(Noted(said, "warning"))
+            self._queue.purge(self._applied)
 
     def _live(self) -> None:
         failures = 0
@@ -344,7 +346,8 @@ class Keeping:
         try:
             if begin := self._begun_in_vain:
                 self._begun_in_vain = None
-                self.ship(*begin[:2], of=begin[2])
+                base, known, held, of = begin
+                self.ship(base, known, held=held, of=of)
             self._snapshot()
         except NotAChromaDirectory:
             pass  # a fresh server has not written yet
@@ -357,7 +360,8 @@ class Keeping:
         if failure:
             again = "" if self._ending.is_set() else ", it will be tried again"
             self._observer(Noted(f"snapshot failed{again}: {failure}", "warning"))
-            self._relieve()
+            with self.access:
+                self._queue.relieve(self.shipping)
         for ticket in asked:
             if failure:
                 ticket.set_exception(failure)
@@ -372,15 +376,17 @@ class Keeping:
             raise NotNow("it is not known yet whether another instance writes to this repository")
         from chromakeep.operations.backup import backup
 
+        self._see_to_the_log()
         before = signature(self._beside.data).to_json()
         if before == self._beside.state.captured:
             return
         if self._repository is None:
             self._repository = self._open()
         self._claim(self._repository)
-        with _Reading(self.access) as reading:
+        with Reading(self.access) as reading:
             if self.replaced:
                 raise NotNow(f"{self._beside.data} is not the directory any more whose log is written")
+            held = self._queue.hold(again=not self._ending.is_set())
             self._purge()
             before = signature(self._beside.data).to_json()
             of = self._directories
@@ -412,10 +418,14 @@ class Keeping:
         self._size = done.total_bytes
         self.newest, self.newest_at = done.snapshot, time.monotonic()
         with self.access:
+            if self._queue.relieved and of == self._directories and not self._ending.is_set():
+                self._queue.relieved = False
+                self.begin_anew()
+                of = self._directories
             if of == self._directories:
                 self.collections = done.collections
                 self._beside.remember(captured=before, snapshot=done.snapshot)
-        self.ship(done.snapshot, of=of)
+        self.ship(done.snapshot, held=held, of=of)
         self._observer(
             Noted(
                 f"snapshot {done.snapshot}: {_megabytes(done.new_bytes)} new of {_megabytes(done.total_bytes)}"
@@ -462,30 +472,6 @@ class Keeping:
                 self.lease.release()  # nobody has to wait for this instance
         behind = shipping is not None and shipping.counter < self._counter
         return shipped or (self.failure is None and not behind)
-
-
-class _Reading:
-    """A lock that is let go when the block ends or earlier."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock, self._held = lock, False
-
-    def __enter__(self) -> _Reading:
-        self.begin()
-        return self
-
-    def begin(self) -> None:
-        """Take it, if it is not held."""
-        self._held = self._held or self._lock.acquire()
-
-    def end(self) -> None:
-        """Let go now."""
-        if self._held:
-            self._held = False
-            self._lock.release()
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
 
 
 def _megabytes(count: int) -> str:

@@ -359,6 +359,7 @@ class _Service:
             return server, None
         self.duty.sighting = Sighting()  # what the checks before this found is how it is
         self._count()
+        held = self.keeping.hold() if self.keeping else None  # also of a directory that the server has only now begun
         self.duty.role = SERVING
         self.changeover.over()
         self.observer(
@@ -368,13 +369,12 @@ class _Service:
             )
         )
         if self.keeping:
-            self.keeping.hold()  # of a directory that the server has only now begun
             self.keeping.start()
             if self.uncovered:
                 self.keeping.soon()
                 self.uncovered = False
             else:
-                self.keeping.ship(self.base, known)
+                self.keeping.ship(self.base, known, held=held)
         reason = self._watch(server)
         self.duty.role = STOPPING if self.stop.is_set() else EXCHANGING if self.changeover.due else STARTING
         if reason and server.returncode is None:

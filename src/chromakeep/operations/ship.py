@@ -3,10 +3,14 @@
 One thread looks whether anything was committed (a ``stat``), reads what it was in one read transaction and puts it as
 one segment; however many writers there were meanwhile, they share it. What cannot be put is tried again for as long as
 it takes; the rest stays in the queue, so memory is bounded by one segment.
+
+It stays there as long as the purge of the queue is held (``chroma.purge``). Where it was not between two looks, as
+after a reset of Chroma, and the queue does not show that no row is gone, the log ends: ``broken``.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -19,13 +23,16 @@ from typing import TypeVar
 import msgspec
 
 from chromakeep.changes import Change
+from chromakeep.chroma.catalog import schema_of
+from chromakeep.chroma.purge import complete, holding
 from chromakeep.chroma.tail import Tables, Tail
-from chromakeep.errors import ChromakeepError, LeaseLost, StoreError
+from chromakeep.errors import ChromakeepError, LeaseLost, NotNow, SourceBusy, StoreError
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository.log import Log, Segment
 
 LOOK = 0.2  # seconds between two looks: some commits share a put, which costs more than all else here
+PATIENCE = 4  # looks at which a purge is found not held before it is held all the same
 SLOWEST = 5.0  # seconds between two tries of a put that fails
 T = TypeVar("T")
 
@@ -41,7 +48,8 @@ class Standing(msgspec.Struct, frozen=True):
 
 class Shipping:
     """Ships into the epoch of ``lease``. ``base`` names the snapshot it builds on, None: ``lease.after``; ``known``
-    gives by topic the last row that this has already.
+    gives by topic the last row that this has already. ``held``: the hold that the purge has been under since then;
+    ``hold`` holds it again, ``on_broken`` is called in the thread that ships.
 
     Nothing is shipped once the lease is lost.
     """
@@ -54,9 +62,15 @@ class Shipping:
         source: str,
         base: str | None,
         known: Mapping[str, int] | None = None,
+        held: str | None,
+        hold: Callable[[], object],
+        on_broken: Callable[[], None],
         observer: Observer = ignore,
     ) -> None:
         self.lease = lease
+        self.broken = False  # rows may be gone from the queue that the log has not: nothing leads on from it
+        self._held, self._hold, self._on_broken, self._let_go = held, hold, on_broken, False
+        self._unheld: list[int] = []  # states in which the purge was not held, one look after the other
         self.counter = -1  # SQLite's, of the newest state in the log
         self._log = Log(lease.repository.brisk)
         # Clocks of two instances may differ by minutes: the log's times rise all the same.
@@ -84,7 +98,7 @@ class Shipping:
         ticket: Future[None] = Future()
         with self._lock:
             if self.lease.lost.is_set() or self._closed.is_set():
-                ticket.set_exception(LeaseLost("this instance does not write to the repository any more"))
+                ticket.set_exception(self._over("this instance does not write to the repository any more"))
                 return ticket
             self._waiting.append(ticket)
         self._wake.set()
@@ -93,6 +107,10 @@ class Shipping:
     def captured(self, catalog: Tables) -> Future[None] | None:
         """Done when the log leads on from a state with this catalog (``Tail.captured``); None where it does already."""
         return self.shipped() if self._tail.captured(catalog) else None
+
+    def let_go(self, held: str) -> None:
+        """The purge, ``held`` until now, is not any longer, on purpose: what becomes of the rows is not asked again."""
+        self._let_go = self._let_go or held == self._held
 
     @property
     def line(self) -> tuple[int, int]:
@@ -149,9 +167,16 @@ class Shipping:
             self.lease.give_up(error)
         except _Ended:
             pass
+        except _Broken:
+            self.broken = True
         finally:
             self._closed.set()
-            self._fail_waiting(LeaseLost("this instance has stopped"))
+            self._fail_waiting(self._over("this instance has stopped"))
+        if self.broken:
+            self._on_broken()
+
+    def _over(self, why: str) -> ChromakeepError:
+        return NotNow("the log begins anew") if self.broken else LeaseLost(why)
 
     def _round(self, *, final: bool = False) -> None:
         with self._lock:
@@ -160,7 +185,7 @@ class Shipping:
             if tickets or final or self._try(self._tail.changed):
                 begun = time.monotonic()
                 self._behind = self._behind or begun
-                while (change := self._try(partial(self._tail.look, final=final))) is not None:
+                while (change := self._try(partial(self._look, final))) is not None:
                     self._try(partial(self._put, change))
                     if not change.more:
                         break
@@ -172,6 +197,35 @@ class Shipping:
             with self._lock:
                 self._waiting = tickets + self._waiting
             raise
+
+    def _look(self, final: bool) -> Change | None:
+        look = partial(self._tail.look, final=final, also=self._see_that_it_was_held)
+        try:
+            return look()
+        except _NotHeld:
+            self._hold()
+            return look()
+
+    def _see_that_it_was_held(self, connection: sqlite3.Connection, _rows: object) -> None:
+        held = holding(connection)
+        if self._let_go or (held is not None and held == self._held):
+            return
+        if schema_of(connection) != self.schema:
+            raise SourceBusy("Chroma is making its tables anew")
+        if held is None and not self._ending.is_set():
+            self._wait_for_the_end_of_a_reset(connection)
+            raise _NotHeld("Chroma may purge its queue")
+        if held is None or not complete(connection):
+            raise _Broken
+        self._held = held
+
+    def _wait_for_the_end_of_a_reset(self, connection: sqlite3.Connection) -> None:
+        """``SourceBusy`` while commits follow each other: a write of ours in the middle would have the rest fail."""
+        (version,) = connection.execute("PRAGMA data_version").fetchone()  # another one after each commit of others
+        self._unheld = [*self._unheld, version]
+        if version not in self._unheld[:-1] and len(self._unheld) <= PATIENCE:
+            raise SourceBusy("Chroma is making its tables anew")
+        self._unheld = []
 
     def _put(self, change: Change) -> None:
         first = self.lease.number == 0
@@ -193,7 +247,7 @@ class Shipping:
         while True:
             try:
                 found = work()
-            except LeaseLost:
+            except (LeaseLost, _Broken):
                 raise
             except Exception as error:  # also a fault of ours must not end the log while writes are acknowledged
                 if self._failing is None:
@@ -217,12 +271,20 @@ class Shipping:
         self._wake.set()
         self._fail_waiting(error)
 
-    def _fail_waiting(self, error: LeaseLost) -> None:
+    def _fail_waiting(self, error: ChromakeepError) -> None:
         with self._lock:
             tickets, self._waiting = self._waiting, []
         for ticket in tickets:
             if ticket.set_running_or_notify_cancel():
                 ticket.set_exception(error)
+
+
+class _NotHeld(SourceBusy):
+    """A row may go before it is seen."""
+
+
+class _Broken(Exception):
+    """A row may have gone that was not seen."""
 
 
 class _Ended(Exception):

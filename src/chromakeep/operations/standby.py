@@ -48,7 +48,7 @@ class Standby:
         beside: Beside,
         *,
         make_server: Callable[[], ChromaServer],
-        hold: Callable[[], None],
+        hold: Callable[[], object],
         observer: Observer = ignore,
     ) -> None:
         self.ready = False  # it has all that was in the log at some moment after its start: reads may pass

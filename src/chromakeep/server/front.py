@@ -56,11 +56,11 @@ class DutyGate:
         What a collection held when it is deleted goes into the log first, so that one can go back to just before.
         """
         refused = await self._allowed(self._hold) or self._closed()
-        if request.method == "DELETE" or request.path.endswith("/reset"):
+        deletes = request.method == "DELETE" or request.path.endswith("/reset")
+        if deletes:
             self._duty.sighting.deleting()
-        if refused is None and request.method == "DELETE" and self._duty.durability != SNAPSHOTS:
-            with suppress(asyncio.TimeoutError, ChromakeepError):  # a bucket that is away keeps nobody from deleting
-                await asyncio.wait_for(self._shipped(), BEFORE_DELETING)
+        if refused is None and deletes and self._duty.durability != SNAPSHOTS:
+            await self._shipped_soon()
         return refused
 
     async def acknowledge(self, request: Request) -> Refusal | None:
@@ -75,6 +75,8 @@ class DutyGate:
                 return refusal(DONE, "the write is done here but not in the bucket yet: it may be lost")
             except ChromakeepError as error:
                 return _undecided(error)
+        elif request.path.endswith("/reset") and self._duty.durability != SNAPSHOTS:
+            await self._shipped_soon()  # by then the purge is held again, before anything is written that it could take
         return await self._allowed(PATIENCE, done=True)
 
     async def _allowed(self, patience: float, *, done: bool = False) -> Refusal | None:
@@ -94,13 +96,19 @@ class DutyGate:
         why = self._duty.writes.refusal()
         return refusal(503, why.message, retry_after=LATER) if why else None
 
+    async def _shipped_soon(self) -> None:
+        with suppress(asyncio.TimeoutError, ChromakeepError):  # a bucket that is away keeps nobody from deleting
+            await asyncio.wait_for(self._shipped(), BEFORE_DELETING)
+
     async def _shipped(self) -> None:
         ticket: Future[None] | None
-        while (ticket := self._duty.shipped()) is None:
+        while True:
+            if ticket := self._duty.shipped():
+                with suppress(NotNow):  # the log begins anew
+                    return await asyncio.wrap_future(ticket)
             if (why := self._duty.refusal()) and (self._duty.role == EXCHANGING or not isinstance(why, NotNow)):
                 raise why
             await asyncio.sleep(POLL)
-        await asyncio.wrap_future(ticket)
 
 
 def _refused(error: ChromakeepError) -> Refusal:
