@@ -142,6 +142,8 @@ class Keeping:
                     return
                 # Before anything is put: who dies in between has not been overtaken by himself.
                 self._beside.remember(epoch=self.lease.epoch)
+                if self._ending.is_set():
+                    made.let_go(held)  # it was, for a clean end; and nobody writes any more
                 made.start()
                 self.shipping = made
         except (StoreError, SourceBusy) as error:

@@ -108,7 +108,7 @@ class Shipping:
         """Done when the log leads on from a state with this catalog (``Tail.captured``); None where it does already."""
         return self.shipped() if self._tail.captured(catalog) else None
 
-    def let_go(self, held: str) -> None:
+    def let_go(self, held: str | None) -> None:
         """The purge, ``held`` until now, is not any longer, on purpose: what becomes of the rows is not asked again."""
         self._let_go = self._let_go or held == self._held
 
