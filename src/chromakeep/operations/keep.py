@@ -5,6 +5,7 @@ Between snapshots Chroma's queue keeps every row (``chroma.purge``): with the la
 
 from __future__ import annotations
 
+import secrets
 import shutil
 import threading
 import time
@@ -35,7 +36,7 @@ from chromakeep.operations.memory import give_back
 from chromakeep.operations.ship import Shipping
 from chromakeep.operations.tenure import Tenure
 from chromakeep.records import Collection
-from chromakeep.repository.lease import Lease, newest
+from chromakeep.repository.lease import Lease, belongs, newest
 from chromakeep.repository.log import Log
 from chromakeep.repository.merging import merge
 
@@ -78,6 +79,7 @@ class Keeping:
         self._size = 0  # bytes, of that snapshot
         self.awaited = False  # the repository was not there yet, and so there is no lease
         self.undecided = False  # the repository does not answer, and so it is not known whether another one writes
+        self._token = secrets.token_hex(8)  # of a lease that is tried for again and again
         self._overtaken = False
         self._barred = False  # this directory can have no log
         self._begun_in_vain: tuple[str | None, Mapping[str, int] | None, int] | None = (
@@ -179,10 +181,11 @@ class Keeping:
         if not self.awaited:
             return
         try:
-            if newest(repository):
+            taken = newest(repository)
+            if taken and not belongs(repository, taken, self._token):
                 raise LeaseLost("another instance began to write to this repository at the same time")
             if repository.config.conditional_put and not self._ending.is_set():  # a last snapshot needs no log
-                self.lease = Tenure(Lease.take(repository, over=0), self._observer)
+                self.lease = Tenure(Lease.take(repository, over=taken, token=self._token), self._observer)
         except LeaseLost:
             self._overtaken = True
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -33,7 +34,7 @@ def reign(
     ``waiting`` is called with the holder at every look while another one reigns.
     """
     seen: Holder | None = None
-    since, told = time.monotonic(), 0
+    since, told, token = time.monotonic(), 0, secrets.token_hex(8)
     epoch = looks = 0
     brisk = repository.brisk
     while not stop.is_set():
@@ -46,8 +47,9 @@ def reign(
             if found != seen:  # before it is judged: the time of another holder is not this one's
                 seen, since = found, time.monotonic()
             lapsed = time.monotonic() - since > lapse
-            if found is None or found.released or found.gone or lapsed or (listed and _ended(brisk, epoch)):
-                return Tenure(Lease.take(repository, address=address, over=epoch), observer)
+            mine = found is not None and found.token == token  # taken at a try of which the rest failed
+            if found is None or found.released or found.gone or mine or lapsed or (listed and _ended(brisk, epoch)):
+                return Tenure(Lease.take(repository, address=address, over=epoch, token=token), observer)
         except LeaseLost:
             looks = 0  # another one was quicker: watch that one
             continue

@@ -78,7 +78,7 @@ class Tenure:
         Raises ``LeaseLost``; ``StoreError``, and then this one goes on.
         """
         with self._renewing:  # a renewal meanwhile would take ourselves for another instance
-            lease = Lease.take(self.repository, address=self._lease.address, over=self.epoch)
+            lease = Lease.take(self.repository, address=self._lease.address, over=self.epoch, token=self._lease.token)
             self.end()
         return Tenure(lease, self._observer)
 
