@@ -384,6 +384,24 @@ def test_an_instance_whose_log_has_not_begun_ends_with_one(
     assert "i7" in found_again(bucket, template[1], tmp_path / "found")
 
 
+def test_a_log_whose_base_is_taken_away_as_it_begins_begins_anew(
+    data: Path, template: tuple[Path, Ref], bucket: Bucket, tmp_path: Path
+) -> None:
+    """By a prune that had not seen its first segment. Nothing is acknowledged by a log that leads on from nothing."""
+
+    def trouble(name: str) -> None:
+        if name == "log/00000001/0000000001":
+            for one in bucket.list("snapshots/"):
+                bucket.delete(one.name)
+
+    bucket.trouble = trouble
+    with kept(data, bucket) as (keeping, _):
+        write(data, template[1], 7)
+        assert keeping.shipping and keeping.shipping.line[0] == 2
+        keeping.shipping.shipped().result(60)
+        assert "i7" in found_again(bucket, template[1], tmp_path / "found")
+
+
 def test_one_that_was_frozen_in_a_sign_of_life_is_not_sure(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """It had looked that nobody has taken over, slept, and then put its beat: that says nothing of the time between."""
     repository, asleep, awake = Repository.create(bucket), threading.Event(), threading.Event()

@@ -127,7 +127,13 @@ class Keeping:
                 if self._over:
                     self._succeed()
                 made = Shipping(
-                    data / DATABASE, self.lease, source=str(data), base=base, known=known, observer=self._observer
+                    data / DATABASE,
+                    self.lease,
+                    source=str(data),
+                    base=base,
+                    known=known,
+                    unfounded=self.soon,
+                    observer=self._observer,
                 )
                 if made.schema != schema:
                     # Chroma was upgraded since: what its tables are now does not fit what they were there.
@@ -205,8 +211,8 @@ class Keeping:
             return None
 
     def begin_anew(self) -> None:
-        """Another directory has taken the place, or will before anything is written: end the log, and let the next
-        snapshot begin another one. ``access`` is held. Raises ``LeaseLost``."""
+        """Another directory has taken the place, or will before anything is written, or the log has nothing to build
+        on: end the log, and let the next snapshot begin another one. ``access`` is held. Raises ``LeaseLost``."""
         self._directories += 1
         self._applied, self._counter, self._size = {}, -1, 0  # of the one before
         self._begun_in_vain, self._barred, self.collections = None, False, ()
@@ -345,6 +351,9 @@ class Keeping:
         with self._beginning:
             asked, self._asked = self._asked, []
         try:
+            if self.shipping and self.shipping.groundless:
+                with self.access:
+                    self.begin_anew()
             if begin := self._begun_in_vain:
                 self._begun_in_vain = None
                 self.ship(*begin[:2], of=begin[2])

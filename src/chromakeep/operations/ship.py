@@ -24,6 +24,7 @@ from chromakeep.errors import ChromakeepError, LeaseLost, StoreError
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository.log import Log, Segment
+from chromakeep.repository.trimming import stands
 
 LOOK = 0.2  # seconds between two looks: some commits share a put, which costs more than all else here
 SLOWEST = 5.0  # seconds between two tries of a put that fails
@@ -54,16 +55,18 @@ class Shipping:
         source: str,
         base: str | None,
         known: Mapping[str, int] | None = None,
+        unfounded: Callable[[], None] = lambda: None,
         observer: Observer = ignore,
     ) -> None:
         self.lease = lease
         self.counter = -1  # SQLite's, of the newest state in the log
+        self.groundless = False  # a prune takes away the base: nothing is shipped, ``unfounded`` is called
         self._log = Log(lease.repository.brisk)
         # Clocks of two instances may differ by minutes: the log's times rise all the same.
         since = Log(lease.repository).last_time(*lease.after) if lease.after else None
         self._tail = Tail(database, dict(known or {}), since=since)
         self.schema = self._tail.schema
-        self._source, self._base, self._observer = source, base, observer
+        self._source, self._base, self._unfounded, self._observer = source, base, unfounded, observer
         self._wake, self._ending, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._waiting: list[Future[None]] = []
         self._lock = threading.Lock()
@@ -152,6 +155,8 @@ class Shipping:
         finally:
             self._closed.set()
             self._fail_waiting(LeaseLost("this instance has stopped"))
+            if self.groundless:
+                self._unfounded()
 
     def _round(self, *, final: bool = False) -> None:
         with self._lock:
@@ -183,6 +188,9 @@ class Shipping:
             source=self._source if first else None,
         )
         self._log.append(self.lease.epoch, self.lease.number + 1, segment)
+        if segment.base is not None and not stands(self._log.repository, segment.base):
+            self.groundless = True
+            raise _Ended
         self.lease.number += 1
         if not change.more:
             self.counter = change.counter
@@ -193,7 +201,7 @@ class Shipping:
         while True:
             try:
                 found = work()
-            except LeaseLost:
+            except (LeaseLost, _Ended):
                 raise
             except Exception as error:  # also a fault of ours must not end the log while writes are acknowledged
                 if self._failing is None:
@@ -226,4 +234,4 @@ class Shipping:
 
 
 class _Ended(Exception):
-    """The time to ship what is left is up."""
+    """The time to ship what is left is up, or there is nothing to build on."""
