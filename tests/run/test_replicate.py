@@ -23,6 +23,7 @@ from chromakeep.chroma.command import find_chroma
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import LeaseLost, RefusedToServe, ServerAnswered, StoreUnavailable, UsageError
 from chromakeep.operations import keep as keep_
+from chromakeep.operations.backup import backup
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.check import check
 from chromakeep.operations.replicate import replicate
@@ -383,7 +384,8 @@ def test_a_client_that_goes_away_does_not_end_the_log(tmp_path: Path, keep: Path
     data, repository = tmp_path / "data", Repository.open(LocalStore(keep))
     with ChromaServer(data, env=ENV) as server:
         ref = create(server.client, "one")
-        shipping = Shipping(data / "chroma.sqlite3", Tenure(Lease.take(repository)), source="", base="x")
+        base = backup(data, repository).snapshot
+        shipping = Shipping(data / "chroma.sqlite3", Tenure(Lease.take(repository)), source="", base=base)
         shipping.shipped().cancel()
         shipping.start()
         add(server.client, ref, 0, 3)
