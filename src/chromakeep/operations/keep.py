@@ -29,10 +29,12 @@ from chromakeep.errors import (
     SourceBroken,
     SourceBusy,
     StoreError,
+    VerificationFailed,
 )
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.memory import give_back
+from chromakeep.operations.reading import Reading
 from chromakeep.operations.ship import Shipping
 from chromakeep.operations.tenure import Tenure
 from chromakeep.records import Collection
@@ -198,7 +200,7 @@ class Keeping:
         self.awaited = False
 
     def _schema_of(self, base: str | None) -> str | None:
-        """The schema of what a log would build on."""
+        """The schema of what a log would build on; None where it cannot be told. Raises ``StoreError``."""
         assert self.lease
         repository, after = self.lease.repository, self.lease.after
         try:
@@ -207,7 +209,7 @@ class Keeping:
                 return found.schema if found else None
             first = Log(repository).read(after[0], 1) if after else None
             return first.schema if first else None
-        except ChromakeepError:
+        except VerificationFailed:
             return None
 
     def begin_anew(self) -> None:
@@ -390,7 +392,7 @@ class Keeping:
         if self._repository is None:
             self._repository = self._open()
         self._claim(self._repository)
-        with _Reading(self.access) as reading:
+        with Reading(self.access) as reading:
             if self.replaced:
                 raise NotNow(f"{self._beside.data} is not the directory any more whose log is written")
             self._purge()
@@ -467,37 +469,16 @@ class Keeping:
         while not self._done.wait(0.05):
             if time.monotonic() > deadline or hurry.is_set():
                 return shipped
+        while (begin := self._begun_in_vain) and time.monotonic() < deadline and not hurry.wait(0.1):
+            self._begun_in_vain = None
+            self.ship(*begin[:2], of=begin[2])
         if self.shipping is not shipping:  # it began on that snapshot: who takes over builds on it, as a standby would
             return self.shipping is not None and self.shipping.finish(deadline - time.monotonic(), hurry)
         if self.lease and not shipping:
             with suppress(ChromakeepError):
                 self.lease.release()  # nobody has to wait for this instance
         behind = shipping is not None and shipping.counter < self._counter
-        return shipped or (self.failure is None and not behind)
-
-
-class _Reading:
-    """A lock that is let go when the block ends or earlier."""
-
-    def __init__(self, lock: threading.Lock) -> None:
-        self._lock, self._held = lock, False
-
-    def __enter__(self) -> _Reading:
-        self.begin()
-        return self
-
-    def begin(self) -> None:
-        """Take it, if it is not held."""
-        self._held = self._held or self._lock.acquire()
-
-    def end(self) -> None:
-        """Let go now."""
-        if self._held:
-            self._held = False
-            self._lock.release()
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
+        return shipped or not (self.failure or behind or self._begun_in_vain)
 
 
 def _megabytes(count: int) -> str:
