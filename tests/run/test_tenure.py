@@ -18,7 +18,7 @@ from chromakeep.operations import tenure
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.duty import SERVING, SYNC, Duty
 from chromakeep.operations.keep import Keeping
-from chromakeep.operations.reign import reign
+from chromakeep.operations.reign import Reigning, reign
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import Lease, holder
@@ -88,6 +88,30 @@ def test_the_address_goes_on_with_every_beat_and_into_the_next_reign(repository:
             assert found.address == "http://a:8000"
     finally:
         after.end()
+
+
+def test_a_fault_of_ours_ends_neither_the_beats_nor_the_waiting_in_silence(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease without a beat is another's soon, and whoever waits for one that nobody takes waits for ever."""
+    faults, renew = iter([MemoryError("no room")]), Lease.renew
+
+    def faulty(lease: Lease, number: int = 0) -> None:
+        for fault in faults:
+            raise fault
+        renew(lease, number)
+
+    monkeypatch.setattr(Lease, "renew", faulty)
+    held = Tenure(Lease.take(repository))
+    eventually(lambda: (found := holder(repository, 1)) and found.beat, "a beat")
+    held.release()
+
+    def no_room() -> Repository:
+        raise MemoryError("no room")
+
+    said: list[Event] = []
+    waiting = Reigning(no_room, stop=threading.Event(), observer=said.append)
+    assert waiting.done.wait(60) and waiting.lease is None and "MemoryError" in str(said)
 
 
 def failing(repository: Repository, call: int, done: bool) -> tuple[Repository, FaultyStore]:

@@ -113,8 +113,9 @@ class Reigning:
                     waiting=self._wait,
                     observer=self._observer,
                 )
-        except ChromakeepError as error:
-            self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
+        except Exception as error:  # also a fault of ours: whoever waits must hear of it
+            what = str(error) if isinstance(error, ChromakeepError) else f"{type(error).__name__}: {error}"
+            self._observer(Noted(f"no log is written, only snapshots are taken: {what}", "warning"))
         self.done.set()
         if self._closed:
             self.close()

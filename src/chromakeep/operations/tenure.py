@@ -98,3 +98,5 @@ class Tenure:
                 self.give_up(error)
             except ChromakeepError:  # whoever puts tells
                 self._refused = time.monotonic()
+            except Exception as error:  # a fault of ours must not end the beats
+                self._observer(Noted(f"the lease was not renewed: {type(error).__name__}: {error}", "warning"))
