@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from chromakeep.errors import LeaseLost, StoreUnavailable
+from chromakeep.errors import LeaseLost, StoreDenied, StoreUnavailable
 from chromakeep.events import Event
 from chromakeep.operations import reign as reign_
 from chromakeep.operations import tenure
@@ -112,6 +112,24 @@ def test_a_fault_of_ours_ends_neither_the_beats_nor_the_waiting_in_silence(
     said: list[Event] = []
     waiting = Reigning(no_room, stop=threading.Event(), observer=said.append)
     assert waiting.done.wait(60) and waiting.lease is None and "MemoryError" in str(said)
+
+
+def test_who_waits_for_another_goes_on_waiting_whatever_fails(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that has run out for a moment is no reason to serve beside the one that writes."""
+    monkeypatch.setattr(reign_, "UNREACHABLE", 0.01)
+    other, stop = Tenure(Lease.take(repository)), threading.Event()
+    store = FaultyStore(repository.store, fail_at=6, error=StoreDenied("expired"))
+    waiting = Reigning(lambda: Repository(store, repository.config, repository.keys), stop=stop)
+    try:
+        eventually(lambda: len(store.calls) > 9 or waiting.done.is_set(), "that it goes on")
+        assert waiting.other and not waiting.done.is_set()
+        other.release()
+        assert waiting.done.wait(60) and waiting.lease and waiting.lease.epoch == 2
+    finally:
+        stop.set()
+        waiting.close()
 
 
 def failing(repository: Repository, call: int, done: bool) -> tuple[Repository, FaultyStore]:

@@ -31,7 +31,8 @@ def reign(
     """Take the lease as soon as nobody else holds it: at once where the last holder has let go or is known to be gone,
     else when it has shown no sign of life for ``lapse`` seconds of this machine's clock. None when ``stop`` is set.
 
-    ``waiting`` is called with the holder at every look while another one reigns.
+    ``waiting`` is called with the holder at every look while another one reigns. Raises what is no want of an answer,
+    unless another one was seen to reign.
     """
     seen: Holder | None = None
     since, told, token = time.monotonic(), 0, secrets.token_hex(8)
@@ -53,9 +54,12 @@ def reign(
         except LeaseLost:
             looks = 0  # another one was quicker: watch that one
             continue
-        except StoreUnavailable as error:
+        except Exception as error:
+            if not (told or isinstance(error, StoreUnavailable)):
+                raise
+            # Where another one writes whatever fails is tried again: to go on without a lease is to write beside it.
             looks = 0
-            observer(Noted(f"the repository cannot be reached: {error.message}; trying again", "warning"))
+            observer(Noted(f"the repository cannot be reached: {error}; trying again", "warning"))
             seen, since = None, time.monotonic()  # nothing was seen meanwhile, so nothing can have lapsed
             stop.wait(UNREACHABLE)
             continue
