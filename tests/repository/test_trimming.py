@@ -18,6 +18,7 @@ from chromakeep.repository.lease import Lease, newest
 from chromakeep.repository.log import Log, Segment, name_of
 from chromakeep.repository.merging import merge
 from chromakeep.repository.route import Route, find, latest
+from chromakeep.repository.sessions import Session
 from chromakeep.repository.snapshots import Snapshot, encode
 from chromakeep.store.base import Store
 from chromakeep.store.memory import MemoryStore
@@ -250,6 +251,55 @@ def test_before_a_new_epoch_has_begun_the_newest_of_each_directory_stays() -> No
     life.base = one
     life.write(1)
     assert states(reached(life.store)) == life.now
+
+
+def test_what_a_writer_has_just_begun_on_stays_or_it_finds_out() -> None:
+    """It begins on a snapshot that is not the newest of its directory any more, while a prune is at any of its steps:
+    either that one leaves the snapshot, or the writer sees that it may go, and begins on a new one."""
+    first, over = 0, False
+    outcomes = set()
+    while not over:
+        between, over = 0, True
+        while True:
+            life = Life()
+            base = life.publish()
+            life.reign(build_on=base)
+            life.publish()
+
+            def begins(store: Store, base: str = base, second: int = life.now + 1) -> bool:
+                repository = Repository.open(store)
+                Log(repository).append(1, 1, Segment((change(second, second, whole=True),), base=base))
+                return trimming.stands(repository, base)
+
+            def prunes(store: Store) -> None:
+                with suppress(RepositoryBusy):
+                    pruned(store, Retention(last=1))
+
+            one, other = Actor(life.store, prunes), Actor(life.store, begins)
+            over &= one.go(first)
+            begun = other.go(between)
+            one.go()
+            other.go()
+            assert one.error is None and other.error is None
+            outcomes.add(other.result)
+            if other.result:
+                assert ended(life.store) == life.now + 1
+            if begun:
+                break
+            between += 1
+        first += 1
+    assert first > 15 and outcomes == {True, False}
+
+
+def test_a_prune_that_is_under_way_spares_what_is_younger() -> None:
+    """Who has found that its base may go is not kept from beginning by a prune that has died meanwhile."""
+    life = Life()
+    base = life.publish()
+    Session.start(life.repository, "prune")
+    assert not trimming.stands(life.repository, base)
+    later = Session.start(life.repository)
+    life.repository.put_sealed("S", f"snapshots/{later.id}", encode(snapshot(later.id, life.now)))
+    assert trimming.stands(life.repository, later.id)
 
 
 def test_leases_and_tombstones_go_when_nobody_can_need_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,11 +72,16 @@ def write(data: Path, ref: Ref, number: int) -> None:
 
 
 class Bucket(MemoryStore):
-    """A store whose puts ask ``trouble`` first, which may raise or wait."""
+    """A store whose puts ask ``trouble`` first, which may raise or wait, and whose reads ``doubt``."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trouble: Callable[[str], None] = lambda name: None
+        self.doubt: Callable[[str], None] = lambda name: None
+
+    def get(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        self.doubt(name)
+        return super().get(name, start=start, length=length)
 
     def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
         self.trouble(name)
@@ -382,6 +387,64 @@ def test_an_instance_whose_log_has_not_begun_ends_with_one(
     first = Log(repository).read(1, 1)
     assert first and first.base == keeping.newest
     assert "i7" in found_again(bucket, template[1], tmp_path / "found")
+
+
+def test_a_log_whose_base_is_taken_away_as_it_begins_begins_anew(
+    data: Path, template: tuple[Path, Ref], bucket: Bucket, tmp_path: Path
+) -> None:
+    """By a prune that had not seen its first segment. Nothing is acknowledged by a log that leads on from nothing."""
+
+    def trouble(name: str) -> None:
+        if name == "log/00000001/0000000001":
+            for one in bucket.list("snapshots/"):
+                bucket.delete(one.name)
+
+    bucket.trouble = trouble
+    with kept(data, bucket) as (keeping, _):
+        write(data, template[1], 7)
+        assert keeping.shipping and keeping.shipping.line[0] == 2
+        keeping.shipping.shipped().result(60)
+        assert "i7" in found_again(bucket, template[1], tmp_path / "found")
+
+
+def unreadable(times: int) -> Callable[[str], None]:
+    """Snapshots cannot be read so many times: what a log builds on is looked at before it begins."""
+    left = iter(range(times))
+
+    def doubt(name: str) -> None:
+        if name.startswith("snapshots/") and next(left, None) is not None:
+            raise StoreUnavailable("away")
+
+    return doubt
+
+
+def test_a_log_whose_base_cannot_be_read_at_once_begins_later(
+    data: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not taken for one of another Chroma, which would need a snapshot anew: nothing has changed since."""
+    monkeypatch.setattr(keep_, "FIRST_RETRY", 0.1)
+    bucket.doubt = unreadable(2)
+    with kept(data, bucket) as (keeping, said):
+        assert keeping.taken == 1 and any("the log does not begin yet" in one for one in said)
+
+
+@pytest.mark.parametrize(("failures", "patience"), [(3, 60.0), (10_000, 3.0)])
+def test_the_end_of_an_instance_whose_log_cannot_begin(
+    data: Path, bucket: Bucket, failures: int, patience: float
+) -> None:
+    """Its last snapshot alone is not all: a standby, which reads the log only, would pass over it."""
+    repository = Repository.create(bucket)
+    with Beside(data) as beside:
+        beside.take(1)
+        keeping = Keeping(beside, lambda: repository, every=LONG, stage=None)
+        keeping.lease = Tenure(Lease.take(repository))
+        keeping.hold()
+        bucket.doubt = unreadable(failures)
+        assert keeping.finish(patience, threading.Event()) == (failures == 3)
+        keeping.end()
+        assert keeping.taken or failures > 3
+    bucket.doubt = unreadable(0)
+    assert Log(repository).end(1) == ((1, True) if failures == 3 else (0, True))
 
 
 def test_one_that_was_frozen_in_a_sign_of_life_is_not_sure(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

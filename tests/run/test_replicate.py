@@ -24,6 +24,7 @@ from chromakeep.chroma.purge import hold
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import LeaseLost, RefusedToServe, ServerAnswered, StoreUnavailable, UsageError
 from chromakeep.operations import keep as keep_
+from chromakeep.operations.backup import backup
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.check import check
 from chromakeep.operations.replicate import replicate
@@ -384,9 +385,9 @@ def test_a_client_that_goes_away_does_not_end_the_log(tmp_path: Path, keep: Path
     data, repository = tmp_path / "data", Repository.open(LocalStore(keep))
     with ChromaServer(data, env=ENV) as server:
         ref = create(server.client, "one")
-        held = hold(data / "chroma.sqlite3")
+        base, held = backup(data, repository).snapshot, hold(data / "chroma.sqlite3")
         tenure = Tenure(Lease.take(repository))
-        shipping = Shipping(data / "chroma.sqlite3", tenure, source="", base="x", held=held, hold=int, on_broken=list)
+        shipping = Shipping(data / "chroma.sqlite3", tenure, source="", base=base, held=held, hold=int, on_broken=list)
         shipping.shipped().cancel()
         shipping.start()
         add(server.client, ref, 0, 3)

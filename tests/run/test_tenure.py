@@ -5,21 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from chromakeep.errors import LeaseLost
+from chromakeep.errors import LeaseLost, StoreDenied, StoreUnavailable
+from chromakeep.events import Event
 from chromakeep.operations import reign as reign_
 from chromakeep.operations import tenure
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.duty import SERVING, SYNC, Duty
 from chromakeep.operations.keep import Keeping
-from chromakeep.operations.reign import reign
+from chromakeep.operations.reign import Reigning, reign
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import Lease, holder
 from chromakeep.store.memory import MemoryStore
+from chromakeep.testing.faults import FaultyStore
 from run.running import eventually
 
 
@@ -84,3 +88,104 @@ def test_the_address_goes_on_with_every_beat_and_into_the_next_reign(repository:
             assert found.address == "http://a:8000"
     finally:
         after.end()
+
+
+def test_a_fault_of_ours_ends_neither_the_beats_nor_the_waiting_in_silence(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease without a beat is another's soon, and whoever waits for one that nobody takes waits for ever."""
+    faults, renew = iter([MemoryError("no room")]), Lease.renew
+
+    def faulty(lease: Lease, number: int = 0) -> None:
+        for fault in faults:
+            raise fault
+        renew(lease, number)
+
+    monkeypatch.setattr(Lease, "renew", faulty)
+    held = Tenure(Lease.take(repository))
+    eventually(lambda: (found := holder(repository, 1)) and found.beat, "a beat")
+    held.release()
+
+    def no_room() -> Repository:
+        raise MemoryError("no room")
+
+    said: list[Event] = []
+    waiting = Reigning(no_room, stop=threading.Event(), observer=said.append)
+    assert waiting.done.wait(60) and waiting.lease is None and "MemoryError" in str(said)
+
+
+def test_who_waits_for_another_goes_on_waiting_whatever_fails(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token that has run out for a moment is no reason to serve beside the one that writes."""
+    monkeypatch.setattr(reign_, "UNREACHABLE", 0.01)
+    other, stop = Tenure(Lease.take(repository)), threading.Event()
+    store = FaultyStore(repository.store, fail_at=6, error=StoreDenied("expired"))
+    waiting = Reigning(lambda: Repository(store, repository.config, repository.keys), stop=stop)
+    try:
+        eventually(lambda: len(store.calls) > 9 or waiting.done.is_set(), "that it goes on")
+        assert waiting.other and not waiting.done.is_set()
+        other.release()
+        assert waiting.done.wait(60) and waiting.lease and waiting.lease.epoch == 2
+    finally:
+        stop.set()
+        waiting.close()
+
+
+def failing(repository: Repository, call: int, done: bool) -> tuple[Repository, FaultyStore]:
+    """The same repository by a way on which one call fails; ``done``: it is done, and not answered."""
+    store = FaultyStore(repository.store, fail_at=call, after=done)
+    return Repository(store, repository.config, repository.keys), store
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_lease_that_was_taken_in_part_is_no_other_instance(
+    repository: Repository, tmp_path: Path, done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store fails at any call while it is taken: by who waits for it, by who makes the repository, and by who goes
+    on with another log. Each tries again, and takes itself for nobody else."""
+    monkeypatch.setattr(reign_, "UNREACHABLE", 0.01)
+    monkeypatch.setattr(tenure, "RENEW", 3600.0)
+    call, over = 0, False
+    while not over:
+        call += 1
+        fresh = Repository.create(MemoryStore())
+        mine, store = failing(fresh, call, done)
+        keeping = Keeping(Beside(tmp_path / "data"), partial(Repository.open, fresh.store), every=60, stage=None)
+        keeping.awaited = True
+        for _ in range(2):
+            with suppress(StoreUnavailable):
+                keeping._claim(mine)
+        assert keeping.lease and not keeping.lost
+        over = len(store.calls) < call
+        keeping.lease.end()
+
+        said: list[Event] = []
+        mine, store = failing(fresh, call, done)
+        keeping.lease._lease.repository = fresh
+        keeping.lease.release()
+        waited = reign(mine, stop=threading.Event(), lapse=3600.0, observer=said.append)
+        assert waited and not [e for e in said if "another instance" in str(e)]
+        over = over and len(store.calls) < call
+        waited.end()
+
+        mine, store = failing(fresh, call, done)
+        first = Tenure(Lease.take(fresh))
+        first._lease.repository = mine
+        after = None
+        for _ in range(2):
+            with suppress(StoreUnavailable):
+                after = after or first.succeeded()
+            first._lease.repository = fresh
+            first._lease.renew()  # what was taken in part is not another's either
+        assert after and after.epoch == first.epoch + 1
+        over = over and len(store.calls) < call
+        after._lease.repository = fresh
+        after._lease.renew()
+        other = Lease.take(fresh)
+        for one in (first, after):
+            one.end()
+            with pytest.raises(LeaseLost):
+                one._lease.renew()
+        assert other.epoch == after.epoch + 1
+    assert call > 5

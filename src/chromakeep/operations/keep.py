@@ -5,6 +5,7 @@ Between snapshots Chroma's queue keeps every row (``chroma.purge``): with the la
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -26,16 +27,17 @@ from chromakeep.errors import (
     SourceBroken,
     SourceBusy,
     StoreError,
+    VerificationFailed,
 )
 from chromakeep.events import Event, Noted, Observer, PhaseStarted, ignore
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.held_queue import HeldQueue
 from chromakeep.operations.memory import give_back
-from chromakeep.operations.reading_lock import Reading
+from chromakeep.operations.reading import Reading
 from chromakeep.operations.ship import Shipping
 from chromakeep.operations.tenure import Tenure
 from chromakeep.records import Collection
-from chromakeep.repository.lease import Lease, newest
+from chromakeep.repository.lease import Lease, belongs, newest
 from chromakeep.repository.log import Log
 from chromakeep.repository.merging import merge
 
@@ -78,10 +80,10 @@ class Keeping:
         self._size = 0  # bytes, of that snapshot
         self.awaited = False  # the repository was not there yet, and so there is no lease
         self.undecided = False  # the repository does not answer, and so it is not known whether another one writes
+        self._token = secrets.token_hex(8)  # of a lease that is tried for again and again
         self._overtaken = False
         self._barred = False  # this directory can have no log
-        # with what a log is to begin
-        self._begun_in_vain: tuple[str | None, Mapping[str, int] | None, str | None, int] | None = None
+        self._begun_in_vain: Callable[[], None] | None = None  # begins the log that could not begin yet
         self._directories = 0  # how many have taken the place of the first one
         self._over = False  # the lease's log has ended: the next one begins under another
         self._asked: list[Future[None]] = []
@@ -148,7 +150,7 @@ class Keeping:
                 self.shipping = made
         except (StoreError, SourceBusy) as error:
             self._observer(Noted(f"the log does not begin yet: {error.message}; trying again", "warning"))
-            self._begun_in_vain = base, known, held, of
+            self._begun_in_vain = partial(self.ship, base, known, held=held, of=of)
             return
         except LeaseLost:
             return  # which ``lost`` tells
@@ -189,17 +191,18 @@ class Keeping:
         if not self.awaited:
             return
         try:
-            if newest(repository):
+            taken = newest(repository)
+            if taken and not belongs(repository, taken, self._token):
                 raise LeaseLost("another instance began to write to this repository at the same time")
             if repository.config.conditional_put and not self._ending.is_set():  # a last snapshot needs no log
-                self.lease = Tenure(Lease.take(repository, over=0), self._observer)
+                self.lease = Tenure(Lease.take(repository, over=taken, token=self._token), self._observer)
         except LeaseLost:
             self._overtaken = True
             raise
         self.awaited = False
 
     def _schema_of(self, base: str | None) -> str | None:
-        """The schema of what a log would build on."""
+        """The schema of what a log would build on; None where it cannot be told. Raises ``StoreError``."""
         assert self.lease
         repository, after = self.lease.repository, self.lease.after
         try:
@@ -208,12 +211,12 @@ class Keeping:
                 return found.schema if found else None
             first = Log(repository).read(after[0], 1) if after else None
             return first.schema if first else None
-        except ChromakeepError:
+        except VerificationFailed:
             return None
 
     def begin_anew(self) -> None:
-        """Another directory has taken the place, or will before anything is written: end the log, and let the next
-        snapshot begin another one. ``access`` is held. Raises ``LeaseLost``."""
+        """Another directory has taken the place, or will before anything is written, or the log has nothing to build
+        on: end the log, and let the next snapshot begin another one. ``access`` is held. Raises ``LeaseLost``."""
         self._directories += 1
         self._applied, self._counter, self._size = {}, -1, 0  # of the one before
         self._begun_in_vain, self._barred, self.collections = None, False, ()
@@ -242,11 +245,14 @@ class Keeping:
         return True
 
     def _see_to_the_log(self) -> None:
-        """Where rows may have been purged that it has not, the next snapshot begins it anew."""
+        """Begin it where it could not yet; where nothing leads on from it, let the next snapshot begin it anew."""
         with self.access:
-            if self.shipping and self.shipping.broken and not self._ending.is_set():
-                self._observer(Noted("Chroma has purged what the log may not have: it begins anew", "warning"))
+            if self.shipping and self.shipping.broken:
+                self._observer(Noted(f"{self.shipping.broken}: the log begins anew", "warning"))
                 self.begin_anew()
+        if begin := self._begun_in_vain:
+            self._begun_in_vain = None
+            begin()
 
     def settle(self, *, snapshot: bool = False) -> None:
         """Have all that was committed before this call in the repository: in the log, or in a ``snapshot``.
@@ -346,10 +352,7 @@ class Keeping:
         with self._beginning:
             asked, self._asked = self._asked, []
         try:
-            if begin := self._begun_in_vain:
-                self._begun_in_vain = None
-                base, known, held, of = begin
-                self.ship(base, known, held=held, of=of)
+            self._see_to_the_log()
             self._snapshot()
         except NotAChromaDirectory:
             pass  # a fresh server has not written yet
@@ -378,7 +381,6 @@ class Keeping:
             raise NotNow("it is not known yet whether another instance writes to this repository")
         from chromakeep.operations.backup import backup
 
-        self._see_to_the_log()
         before = signature(self._beside.data).to_json()
         if before == self._beside.state.captured:
             return
@@ -467,13 +469,15 @@ class Keeping:
         while not self._done.wait(0.05):
             if time.monotonic() > deadline or hurry.is_set():
                 return shipped
+        while self._begun_in_vain and time.monotonic() < deadline and not hurry.wait(0.1):
+            self._see_to_the_log()
         if self.shipping is not shipping:  # it began on that snapshot: who takes over builds on it, as a standby would
             return self.shipping is not None and self.shipping.finish(deadline - time.monotonic(), hurry)
         if self.lease and not shipping:
             with suppress(ChromakeepError):
                 self.lease.release()  # nobody has to wait for this instance
         behind = shipping is not None and shipping.counter < self._counter
-        return shipped or (self.failure is None and not behind)
+        return shipped or not (self.failure or behind or self._begun_in_vain)
 
 
 def _megabytes(count: int) -> str:

@@ -100,7 +100,7 @@ def prune(
     trim = plan(repository, snapshots, _fine(snapshots, keep))
     keep |= dict.fromkeys(trim.needed - keep.keys(), ("log",))
     remove = [s for s in snapshots if s.id not in keep]
-    trimming = Trimming(repository, trim.horizon, [s for s in snapshots if s.id in keep])
+    trimming = Trimming(repository, trim, [s for s in snapshots if s.id in keep])
     done = collect(repository, remove, trimming, wait=wait, dry_run=dry_run)
     if not dry_run:
         _merge(repository, observer)

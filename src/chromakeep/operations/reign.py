@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -30,10 +31,11 @@ def reign(
     """Take the lease as soon as nobody else holds it: at once where the last holder has let go or is known to be gone,
     else when it has shown no sign of life for ``lapse`` seconds of this machine's clock. None when ``stop`` is set.
 
-    ``waiting`` is called with the holder at every look while another one reigns.
+    ``waiting`` is called with the holder at every look while another one reigns. Raises what is no want of an answer,
+    unless another one was seen to reign.
     """
     seen: Holder | None = None
-    since, told = time.monotonic(), 0
+    since, told, token = time.monotonic(), 0, secrets.token_hex(8)
     epoch = looks = 0
     brisk = repository.brisk
     while not stop.is_set():
@@ -46,14 +48,18 @@ def reign(
             if found != seen:  # before it is judged: the time of another holder is not this one's
                 seen, since = found, time.monotonic()
             lapsed = time.monotonic() - since > lapse
-            if found is None or found.released or found.gone or lapsed or (listed and _ended(brisk, epoch)):
-                return Tenure(Lease.take(repository, address=address, over=epoch), observer)
+            mine = found is not None and found.token == token  # taken at a try of which the rest failed
+            if found is None or found.released or found.gone or mine or lapsed or (listed and _ended(brisk, epoch)):
+                return Tenure(Lease.take(repository, address=address, over=epoch, token=token), observer)
         except LeaseLost:
             looks = 0  # another one was quicker: watch that one
             continue
-        except StoreUnavailable as error:
+        except Exception as error:
+            if not (told or isinstance(error, StoreUnavailable)):
+                raise
+            # Where another one writes whatever fails is tried again: to go on without a lease is to write beside it.
             looks = 0
-            observer(Noted(f"the repository cannot be reached: {error.message}; trying again", "warning"))
+            observer(Noted(f"the repository cannot be reached: {error}; trying again", "warning"))
             seen, since = None, time.monotonic()  # nothing was seen meanwhile, so nothing can have lapsed
             stop.wait(UNREACHABLE)
             continue
@@ -111,8 +117,9 @@ class Reigning:
                     waiting=self._wait,
                     observer=self._observer,
                 )
-        except ChromakeepError as error:
-            self._observer(Noted(f"no log is written, only snapshots are taken: {error}", "warning"))
+        except Exception as error:  # also a fault of ours: whoever waits must hear of it
+            what = str(error) if isinstance(error, ChromakeepError) else f"{type(error).__name__}: {error}"
+            self._observer(Noted(f"no log is written, only snapshots are taken: {what}", "warning"))
         self.done.set()
         if self._closed:
             self.close()

@@ -30,6 +30,7 @@ from chromakeep.errors import ChromakeepError, LeaseLost, NotNow, SourceBusy, St
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository.log import Log, Segment
+from chromakeep.repository.trimming import stands
 
 LOOK = 0.2  # seconds between two looks: some commits share a put, which costs more than all else here
 PATIENCE = 4  # looks at which a purge is found not held before it is held all the same
@@ -68,7 +69,7 @@ class Shipping:
         observer: Observer = ignore,
     ) -> None:
         self.lease = lease
-        self.broken = False  # rows may be gone from the queue that the log has not: nothing leads on from it
+        self.broken = ""  # why nothing leads on from this log, if so: rows may have gone that it has not, or its base
         self._held, self._hold, self._on_broken, self._let_go = held, hold, on_broken, False
         self._unheld: list[int] = []  # states in which the purge was not held, one look after the other
         self.counter = -1  # SQLite's, of the newest state in the log
@@ -167,8 +168,8 @@ class Shipping:
             self.lease.give_up(error)
         except _Ended:
             pass
-        except _Broken:
-            self.broken = True
+        except _Broken as error:
+            self.broken = str(error)
         finally:
             self._closed.set()
             self._fail_waiting(self._over("this instance has stopped"))
@@ -216,7 +217,7 @@ class Shipping:
             self._wait_for_the_end_of_a_reset(connection)
             raise _NotHeld("Chroma may purge its queue")
         if held is None or not complete(connection):
-            raise _Broken
+            raise _Broken("Chroma has purged what the log may not have")
         self._held = held
 
     def _wait_for_the_end_of_a_reset(self, connection: sqlite3.Connection) -> None:
@@ -237,6 +238,8 @@ class Shipping:
             source=self._source if first else None,
         )
         self._log.append(self.lease.epoch, self.lease.number + 1, segment)
+        if segment.base is not None and not stands(self._log.repository, segment.base):
+            raise _Broken("a prune takes away the snapshot that the log builds on")
         self.lease.number += 1
         if not change.more:
             self.counter = change.counter
@@ -284,7 +287,7 @@ class _NotHeld(SourceBusy):
 
 
 class _Broken(Exception):
-    """A row may have gone that was not seen."""
+    """Nothing leads on from the log; why."""
 
 
 class _Ended(Exception):

@@ -78,7 +78,7 @@ class Tenure:
         Raises ``LeaseLost``; ``StoreError``, and then this one goes on.
         """
         with self._renewing:  # a renewal meanwhile would take ourselves for another instance
-            lease = Lease.take(self.repository, address=self._lease.address, over=self.epoch)
+            lease = Lease.take(self.repository, address=self._lease.address, over=self.epoch, token=self._lease.token)
             self.end()
         return Tenure(lease, self._observer)
 
@@ -98,3 +98,5 @@ class Tenure:
                 self.give_up(error)
             except ChromakeepError:  # whoever puts tells
                 self._refused = time.monotonic()
+            except Exception as error:  # a fault of ours must not end the beats
+                self._observer(Noted(f"the lease was not renewed: {type(error).__name__}: {error}", "warning"))

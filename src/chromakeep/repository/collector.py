@@ -142,7 +142,7 @@ class _Collection:
 
     def _remove(self, snapshots: Sequence[Snapshot]) -> tuple[int, int]:
         """Snapshots and log; how many objects and bytes of the log went."""
-        self.trimming.declare()
+        self.trimming.declare({s.id for s in snapshots})
         for snapshot in snapshots:
             self.store.delete(f"sessions/{snapshot.id}")  # left there by a writer that died right after its commit
             self.store.delete(f"snapshots/{snapshot.id}")

@@ -40,7 +40,7 @@ class Holder(msgspec.Struct, frozen=True):
     pid: int
     started: str
     world: str = ""
-    token: str = ""  # tells two instances apart that are alike in all else
+    token: str = ""  # of one instance: tells two apart that are alike in all else
     beat: int = 0
     address: str | None = None
     number: int = 0
@@ -83,6 +83,15 @@ def holder(repository: Repository, epoch: int) -> Holder | None:
         return None
 
 
+def belongs(repository: Repository, epoch: int, token: str) -> bool:
+    """Whether an epoch is the instance's with this token, which may have had no answer when it took it."""
+    try:
+        found = holder(repository, epoch)
+    except CorruptObject:
+        return False
+    return found is not None and found.token == token
+
+
 def read_one(repository: Repository, name: str) -> Holder:
     """What one object says. Raises ``CorruptObject``, ``ObjectNotFound``."""
     payload = unseal("H", name, repository.store.get(name), repository.keys)
@@ -106,20 +115,28 @@ class Lease:
         """Where its holder says that it serves."""
         return self._mine.address
 
+    @property
+    def token(self) -> str:
+        """Of its holder."""
+        return self._mine.token
+
     @staticmethod
-    def take(repository: Repository, *, address: str | None = None, over: int | None = None) -> Lease:
+    def take(
+        repository: Repository, *, address: str | None = None, over: int | None = None, token: str | None = None
+    ) -> Lease:
         """Take the next epoch, or the one after ``over``, and end all before it.
 
-        Raises ``LeaseLost`` when another instance was quicker.
+        Raises ``LeaseLost`` when another instance was quicker. Who tries again after a ``StoreError`` gives the same
+        ``token``: the epoch may be its own already.
         """
         brisk = repository.brisk
         epoch = (newest(brisk) if over is None else over) + 1
-        who, token = (socket.gethostname(), os.getpid(), rfc3339(now()), world()), secrets.token_hex(8)
-        mine = Holder(epoch, *who, token, address=address)
+        who = (socket.gethostname(), os.getpid(), rfc3339(now()), world())
+        mine = Holder(epoch, *who, token or secrets.token_hex(8), address=address)
         try:
             _put(brisk, mine, if_absent=True)
         except ObjectExists:
-            if holder(brisk, epoch) != mine:
+            if not belongs(brisk, epoch, mine.token):
                 raise LeaseLost("another instance was quicker to take over") from None
         log, after = Log(brisk), None
         listed = log.survey()
@@ -137,7 +154,9 @@ class Lease:
     def renew(self, number: int = 0) -> None:
         """Show that this instance lives and has put the segment ``number``, and look whether another has taken over:
         then ``LeaseLost``."""
-        if newest(self.repository.brisk) > self.epoch:
+        brisk = self.repository.brisk
+        latest = newest(brisk)
+        if latest > self.epoch and not belongs(brisk, latest, self.token):
             raise LeaseLost(
                 "another instance has taken over this repository", hint="this one must not acknowledge any more"
             )

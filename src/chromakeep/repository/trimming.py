@@ -7,6 +7,9 @@ end now: one that holds more than the log has so far does not count, for if its 
 Before the horizon stay: of the horizon's own epoch and of each that a kept snapshot is of the first segment and the two
 highest objects (on what it builds, where it ends, that it has ended); of any other the highest, for as long as a writer
 could sleep that must find its name taken. If a prune dies it leaves the horizon, and the next one goes on.
+
+A writer that begins on a snapshot puts its first segment, and then looks whether that ``stands``. A prune announces
+itself, and then looks for such segments before it removes: one of the two sees the other.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from chromakeep.repository.horizon import Position
 from chromakeep.repository.log import Log, Piece
 from chromakeep.repository.repository import Repository
 from chromakeep.repository.route import Ground
+from chromakeep.repository.sessions import open_sessions
 from chromakeep.repository.snapshots import Snapshot
 from chromakeep.store.base import ObjectInfo
 
@@ -30,10 +34,12 @@ TOMBSTONE_LIFE = 30 * 86400.0  # seconds
 
 
 class Trim(msgspec.Struct, frozen=True):
-    """Where the log is to begin, and the ids of the snapshots that it needs, wanted or not."""
+    """Where the log is to begin, and the ids of the snapshots that it needs, wanted or not. ``newest``: the highest
+    epoch that it had then, 0 if none."""
 
     horizon: Position
     needed: frozenset[str]
+    newest: int
 
 
 def plan(repository: Repository, snapshots: Sequence[Snapshot], fine: Collection[str]) -> Trim:
@@ -51,14 +57,14 @@ def plan(repository: Repository, snapshots: Sequence[Snapshot], fine: Collection
 
 def _plan(repository: Repository, ground: Ground, snapshots: Sequence[Snapshot], fine: Collection[str]) -> Trim:
     needed = _not_begun(repository, ground, snapshots)
-    origin, newest = None, 0
+    origin, newest, highest = None, 0, max(ground.epochs, default=0)
     for epoch in reversed(ground.epochs):
         if ground.end(epoch)[0]:
             newest = newest or epoch
             if origin := ground.through(epoch, snapshots):
                 break
     if origin is None:
-        return Trim(ground.horizon, frozenset(needed))
+        return Trim(ground.horizon, frozenset(needed), highest)
     # These may come to be what the next epoch builds on.
     bound = ground.bound(newest)
     needed |= {s.id for s in snapshots if s.epoch == newest and bound is not None and s.counter > bound}
@@ -81,7 +87,7 @@ def _plan(repository: Repository, ground: Ground, snapshots: Sequence[Snapshot],
     needed.add(origin[0].id)
     horizon = max(min(begins), ground.horizon) if begins else ground.horizon
     needed |= {base for epoch, base in bases.items() if (epoch, 1) >= horizon}
-    return Trim(horizon, frozenset(needed & {s.id for s in snapshots}))
+    return Trim(horizon, frozenset(needed & {s.id for s in snapshots}), highest)
 
 
 def _not_begun(repository: Repository, ground: Ground, snapshots: Sequence[Snapshot]) -> set[str]:
@@ -92,15 +98,31 @@ def _not_begun(repository: Repository, ground: Ground, snapshots: Sequence[Snaps
     return set({s.source: s.id for s in snapshots}.values())
 
 
+def stands(repository: Repository, base: str) -> bool:
+    """Whether a snapshot on which the first segment of an epoch was just put is there, and no prune may still remove it
+    that has not seen that segment. One that began before the snapshot does not know it."""
+    for identity, info in open_sessions(repository).items():
+        if identity > base and (info is None or info.kind == "prune"):
+            return False
+    return f"snapshots/{base}" in repository.snapshot_names()  # not what was read before
+
+
 class Trimming:
     """The removal of what a plan does not need. ``kept``: the snapshots that stay."""
 
-    def __init__(self, repository: Repository, horizon: Position, kept: Sequence[Snapshot]) -> None:
-        self.repository, self.horizon = repository, horizon
+    def __init__(self, repository: Repository, plan: Trim, kept: Sequence[Snapshot]) -> None:
+        self.repository, self.horizon, self._newest = repository, plan.horizon, plan.newest
         self._marked = {s.epoch for s in kept if s.epoch is not None}
 
-    def declare(self) -> None:
-        """Before anything goes that others may rely on. Where the horizon stays what it was there is nothing to say."""
+    def declare(self, remove: Collection[str]) -> None:
+        """Before anything goes that others may rely on. Where the horizon stays what it was there is nothing to say.
+
+        Raises ``RepositoryBusy`` where a writer has begun since the plan on one of the snapshots ``remove``.
+        """
+        log = Log(self.repository)
+        for epoch in log.epochs():
+            if epoch > self._newest and (first := log.read(epoch, 1)) and first.base in remove:
+                raise RepositoryBusy("a writer has just begun on a snapshot that would go", hint="run it again")
         if self.horizon > max(horizon_.START, horizon_.read(self.repository)):
             horizon_.declare(self.repository, self.horizon)
 

@@ -1,4 +1,4 @@
-"""Reading lock: held while a directory is read that is in use, and not for what is done with the copy."""
+"""Reading: the lock on a directory, for as long as a snapshot reads it."""
 
 from __future__ import annotations
 
