@@ -160,7 +160,7 @@ def test_keys_stay_in_the_place_whatever_is_put_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool
 ) -> None:
     """A directory or a mount point, with data or with nothing but keys; and back again."""
-    monkeypatch.setattr(place, "_fixed", lambda target: fixed)
+    monkeypatch.setattr(place, "is_fixed", lambda target: fixed)
     target = tmp_path / "data"
     target.mkdir()
     keyed(target, "1")
