@@ -161,13 +161,14 @@ class Beside:
     def remember(self, **changes: object) -> None:
         """Change fields of the state, atomically and durably; from any thread."""
         with self._writing:
-            self.state = replace(self.state, **changes)
+            state = replace(self.state, **changes)
             new = self.root / "state.json.new"
             with new.open("wb") as file:
-                file.write(msgspec.json.encode(self.state))
+                file.write(msgspec.json.encode(state))
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self.root / "state.json")
+            self.state = state  # not before: of a swap that could not be written down nothing is done, nor said
             _sync(self.root)
 
     @property
