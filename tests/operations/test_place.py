@@ -226,7 +226,7 @@ def test_keys_stay_in_the_place_whatever_is_put_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fixed: bool
 ) -> None:
     """A directory or a mount point, with data or with nothing but keys; and back again."""
-    monkeypatch.setattr(place, "_fixed", lambda target: fixed)
+    monkeypatch.setattr(place, "is_fixed", lambda target: fixed)
     target = tmp_path / "data"
     target.mkdir()
     keyed(target, "1")
@@ -258,3 +258,24 @@ def test_what_a_run_puts_in_place_leaves_the_keys_too(tmp_path: Path, inside: bo
         keyed(target, "2")
         beside.replace(kept, new)
         assert (text(target), (target / place.KEYS).read_text()) == ("old", "2")
+
+
+def test_a_replacement_that_cannot_be_written_down_has_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a full disk: a run serves on what it had, instead of ending over an exchange that nobody would complete."""
+    target, new = directory(tmp_path / "data", "old"), directory(tmp_path / "fresh", "new")
+    with Beside(target) as beside:
+        beside.take(0)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "replace", failing)
+            with pytest.raises(OSError, match="No space"):
+                beside.replace(new, tmp_path / "data.old-1")
+        assert beside.state.swap is None
+        assert text(target) == "old"
+        assert beside.replace(new, tmp_path / "data.old-1")
+    assert text(target) == "new"
+
+
+def failing(self: Path, to: Path) -> Path:
+    raise OSError(28, "No space left on device")

@@ -204,11 +204,14 @@ class Traced(StateFile):
 
 
 class Target(Server):
-    """A server whose requests leave a trace."""
+    """A server whose requests leave a trace. A new collection gets its name when it is whole."""
 
     def __init__(self, world: World) -> None:
         super().__init__(world.b, limits=Limits(writers=1, records=40))
-        self.world = world
+        self.world, self.atomic = world, True
+
+    def publish(self) -> None:
+        """There is no step for several."""
 
     def collection(self, definition: Definition, **extra: Any) -> MemoryIntake:
         intake: MemoryIntake = self.world.effect(lambda: super(Target, self).collection(definition, **extra))
@@ -229,6 +232,13 @@ class _Intake(MemoryIntake):
             self.mark()  # a server has it now
 
         self._sink.world.effect(request)
+
+    def finish(self) -> None:
+        def renamed() -> None:
+            super(_Intake, self).finish()
+            super(Target, self._sink).publish()
+
+        self._sink.world.effect(renamed)
 
 
 def _copied(memory: Memory) -> Memory:
@@ -745,6 +755,37 @@ def test_a_start_that_begins_anew_takes_what_is_there_for_its_own(tmp_path: Path
         world.start(on_conflict=conflict, rate=2e6)
         assert world.same
         assert world.follow().last_round.quiet  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+@pytest.mark.parametrize("conflict", ["fail", "upsert", "replace"])
+def test_what_somebody_else_creates_between_two_starts_is_not_ours(
+    tmp_path: Path, conflict: str, changed: bool
+) -> None:
+    """A start is killed at any moment, and before the next one a collection of somebody else has one of the names:
+    it is refused, or followed as what was there before is, or put aside; nothing of it is deleted."""
+    for n in range(1, 15):
+        world = World(tmp_path / str(n), directory=False)
+        world.kill_at = n
+        with pytest.raises(Killed):
+            world.start(on_conflict=conflict)
+        world.dead = False
+        if any(each.definition.place == LAWS.place for each in world.b.unfinished.values()):
+            break  # from here on it is found out when ours is to get the name
+        world.b.put(replace(LAWS, id="theirs"), records(7000, 7010))
+        if changed:
+            world.write()
+        if conflict == "fail":
+            with pytest.raises(TargetNotEmpty):
+                world.start(on_conflict=conflict)
+        else:
+            world.start(on_conflict=conflict)
+            world.write(1)
+            world.follow()
+        theirs = world.b.collections[LAWS.place].records
+        assert conflict == "replace" or len([id_ for id_ in theirs if 7000 <= int(id_[3:]) < 7010]) == 10
+    else:
+        raise AssertionError("it was never begun")
 
 
 # -- the env file -----------------------------------------------------------------------------------------------------

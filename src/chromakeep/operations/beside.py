@@ -161,13 +161,14 @@ class Beside:
     def remember(self, **changes: object) -> None:
         """Change fields of the state, atomically and durably; from any thread."""
         with self._writing:
-            self.state = replace(self.state, **changes)
+            state = replace(self.state, **changes)
             new = self.root / "state.json.new"
             with new.open("wb") as file:
-                file.write(msgspec.json.encode(self.state))
+                file.write(msgspec.json.encode(state))
                 file.flush()
                 os.fsync(file.fileno())
             new.replace(self.root / "state.json")
+            self.state = state  # not before: of a swap that could not be written down nothing is done, nor said
             _sync(self.root)
 
     @property
@@ -237,7 +238,7 @@ class Beside:
         new, kept = Path(swap.new), Path(swap.kept)
         if self.inside:  # the keys stay where they are
             (new / KEYS).unlink(missing_ok=True)
-            if not swap.emptied:
+            if not swap.emptied and new.is_dir():  # else somebody has taken it away
                 kept.mkdir(exist_ok=True)
                 for entry in self._entries():
                     entry.rename(kept / entry.name)
@@ -282,6 +283,24 @@ def forget(data: Path) -> None:
             fcntl.flock(beside._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             beside.state = beside._read()
             beside.remember(epoch=0, following=False, swap=None)
+
+
+def move(new: Path, data: Path, kept: Path) -> Path | None:
+    """``Beside.replace`` for whoever has chosen what ``data`` is to be. Raises ``RefusedToServe``."""
+    with Beside(data) as beside:
+        beside.take(0.0)
+        return beside.replace(new, kept, epoch=0, following=False)
+
+
+def complete(data: Path, new: Path) -> bool:
+    """Complete the replacement by ``new`` over which another process was killed; True if there was one. Raises
+    ``RefusedToServe``."""
+    with Beside(data) as beside:
+        swap = beside._read().swap
+        if swap is None or swap.new != str(new):
+            return False
+        beside.take(0.0)
+        return beside.finish_swap()
 
 
 def served(data: Path) -> bool:

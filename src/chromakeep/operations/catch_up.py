@@ -75,7 +75,7 @@ def catch_up(
     for key, (definition, target) in pairs.items():
         if only is not None and key not in only:
             continue
-        if key not in tracked:
+        if key not in tracked or not tracked[key].begun:
             tracked[key] = begin(definition, target, there, options)
             save()
         known = tracked[key]

@@ -1,7 +1,8 @@
 """A data directory as a sink: filled by a Chroma of its own beside the place it is for, and put there when it is whole.
 
 Chroma writes it, so that it is what Chroma would have written; nobody else sees it before. A directory that is there
-already is copied first, exactly, and kept as ``NAME.old-TIME`` when the new one has taken its place.
+already is copied first, exactly, and kept as ``NAME.old-TIME`` when the new one has taken its place. In a mount point,
+which cannot be renamed, all of that lies, hidden.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.directory_source import DirectorySource, state_of
 from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.server import ChromaServer
-from chromakeep.errors import DiskFull, ServerAnswered, ServerFailed, SourceBroken, SourceBusy
+from chromakeep.errors import DiskFull, ServerAnswered, ServerFailed, SourceBroken, SourceBusy, UsageError
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.exchange.files import hold, remove
 from chromakeep.operations import place
@@ -85,15 +86,25 @@ class DirectorySink:
         self.target, self._observer = target.resolve(), observer
         self.kept: Path | None = None
         self._over = over
-        self._work = self.target.parent / f".{self.target.name}.copying"
+        self._fixed = place.is_fixed(self.target)
+        self._work = (self.target if self._fixed else self.target.parent) / f".{self.target.name}.copying"
         self._new = self._work / "data"
         self._env, self._program, self._resume = env, program, resume
         self._server: ChromaServer | None = None
         self._sink: Sink | None = None
         self._lock: int | None = None
+        self._fresh = False  # this process has begun the work
+        self._completed = False  # it has put in place what an earlier one had made
 
     def definitions(self) -> Sequence[Definition]:
-        """What the directory has, or the one that is being filled."""
+        """What the directory has, or the one that is being filled. What an earlier process was putting in place is
+        first put there wholly."""
+        if self._fixed and self._sink is None and self._new.exists():
+            from chromakeep.operations.beside import complete
+
+            if complete(self.target, self._new):
+                self._completed = True
+                was_chosen(self.target)
         if self._resume and self._new.exists():
             return self._open().definitions()
         if place.is_empty(self.target):
@@ -107,14 +118,18 @@ class DirectorySink:
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> Intake:
         """As ``records.Sink``."""
         with room(self._work):
+            self._open()
+            if mark is not None and self._fresh:  # a collection of the target's own has the id that the mark tells
+                raise UsageError("what the copy was writing is not there any more", hint="begin the copy anew")
             return _Filled(self._open().collection(definition, conflict=conflict, mark=mark), self._work)
 
     def finished(self, definition: Definition, mark: Mark, *, existed: bool) -> bool:
         """As of ``copy.Remembers``."""
-        if self._new.exists():
+        if self._new.exists() and not self._fresh:
             inner = self._open()
             return isinstance(inner, Remembers) and inner.finished(definition, mark, existed=existed)
-        return any((each.place, each.id) == (definition.place, mark["id"]) for each in self.definitions())
+        there = any((each.place, each.id) == (definition.place, mark["id"]) for each in self.definitions())
+        return there and (self._completed or not existed)
 
     def reader(self) -> Source:
         """What was written so far, before it is published, or what an earlier process has published; ends the server,
@@ -136,6 +151,7 @@ class DirectorySink:
             raise SourceBroken(f"{self._new}: what Chroma has written is not whole: {found.problems[0].message}")
         before = self._work / STATE
         if before.exists() and before.read_text() != state_of(self.target):
+            shutil.rmtree(self._new)  # or it would be gone on with
             raise SourceBusy(
                 f"{self.target} was written to while the copy was made",
                 hint="stop what writes there, and copy again; the directory is as it was",
@@ -145,7 +161,12 @@ class DirectorySink:
                 with (Path(folder) / name).open("rb") as file:
                     os.fsync(file.fileno())
             place.sync(Path(folder))
-        self.kept = place.install(self._new, self.target)
+        if self._fixed:
+            from chromakeep.operations.beside import move
+
+            self.kept = move(self._new, self.target, place.kept_as(self.target))
+        else:
+            self.kept = place.install(self._new, self.target)
         was_chosen(self.target)
         shutil.rmtree(self._work, ignore_errors=True)
         if self.kept:
@@ -185,6 +206,7 @@ class DirectorySink:
         self._resume = True
 
     def _prepare(self) -> None:
+        self._fresh = True
         (self._work / STATE).unlink(missing_ok=True)
         if place.is_empty(self.target):
             self._new.mkdir()

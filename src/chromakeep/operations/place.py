@@ -24,7 +24,7 @@ KEYS_LOCK = ".chromakeep-keys.lock"
 
 def beside(target: Path, purpose: str) -> Path:
     """A new directory for what is to take ``target``'s place: its sibling, or inside it where it is a mount point."""
-    return temporary(target if _fixed(target) else target.absolute().parent, f".{target.name}.{purpose}-")
+    return temporary(target if is_fixed(target) else target.absolute().parent, f".{target.name}.{purpose}-")
 
 
 def temporary(folder: Path, prefix: str) -> Path:
@@ -57,7 +57,7 @@ def install(new: Path, target: Path) -> Path | None:
     """
     was_empty = is_empty(target)
     old = kept_as(target)
-    fixed = _fixed(target)
+    fixed = is_fixed(target)
     if fixed:
         (new / KEYS).unlink(missing_ok=True)
         if not was_empty:
@@ -124,7 +124,7 @@ def keys_locked(data: Path) -> Iterator[None]:
 def kept_as(target: Path) -> Path:
     """A free name for what stands at ``target`` now."""
     stamp = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}"
-    folder, prefix = (target, "") if _fixed(target) else (target.parent, target.name)
+    folder, prefix = (target, "") if is_fixed(target) else (target.parent, target.name)
     for n in range(1000):
         candidate = folder / f"{prefix}{OLD}{stamp}{f'.{n}' if n else ''}"
         if not candidate.exists():
@@ -134,7 +134,7 @@ def kept_as(target: Path) -> Path:
 
 def newest_old(target: Path) -> Path:
     """What was last kept of ``target``. Raises ``SnapshotNotFound``."""
-    folder, prefix = (target, "") if _fixed(target) else (target.parent, target.name)
+    folder, prefix = (target, "") if is_fixed(target) else (target.parent, target.name)
     pattern = re.compile(re.escape(prefix + OLD) + r"(\d{8}T\d{6})(?:\.(\d+))?")  # as kept_as writes it
     entries = folder.iterdir() if folder.is_dir() else ()
     found = {(m[1], int(m[2] or 0)): p for p in entries if (m := pattern.fullmatch(p.name)) and p.is_dir()}
@@ -169,7 +169,7 @@ def sync(folder: Path) -> None:
             os.close(fd)
 
 
-def _fixed(target: Path) -> bool:
+def is_fixed(target: Path) -> bool:
     """Whether the directory itself cannot be renamed: a mount point, or in a folder that we may not write."""
     return target.is_dir() and (target.is_mount() or not os.access(target.absolute().parent, os.W_OK))
 

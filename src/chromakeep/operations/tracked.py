@@ -53,6 +53,12 @@ class Tracked(msgspec.Struct):
         return self.tenant, self.database, self.name
 
     @property
+    def begun(self) -> bool:
+        """Whether anything of it may be at the target. Else what has its name there now is somebody else's, whatever
+        was there when it was tracked: a new collection gets its name after its intake is noted."""
+        return self.whole or self.intake is not None
+
+    @property
     def shown(self) -> str:
         """Its name at the target."""
         return described(Definition(self.name, tenant=self.tenant, database=self.database))

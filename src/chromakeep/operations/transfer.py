@@ -99,7 +99,7 @@ def start(
             with closing(Target(ends)) as b:
                 _make_work(Path(state.work))
                 file.save()
-                checkpoint = Checkpoint(Path(state.work) / "copy.json", {"from": source, "to": target})
+                checkpoint = _Lasting(Path(state.work) / "copy.json", {"from": source, "to": target})
                 with closing(ends.source(checkpoint.state)) as a:
                     copied = _copy(file, state, a, b, checkpoint, observer)
                     state.seen, state.position = a.state(), _end_of(a)
@@ -111,7 +111,19 @@ def start(
         state.records = sum(each.records for each in state.collections.values())
         file.note("start", began, f"copied {copied:,} records of {len(state.collections)} collections")
         file.enter("copied")
+        checkpoint.end()
         return standing(file.path, state)
+
+
+class _Lasting(Checkpoint):
+    """One that stays until the state file tells what is whole: else that would be taken for somebody else's."""
+
+    def remove(self) -> None:
+        """Not yet."""
+
+    def end(self) -> None:
+        """Now."""
+        super().remove()
 
 
 def _make_work(work: Path) -> None:
@@ -124,16 +136,22 @@ def _make_work(work: Path) -> None:
         ) from None
 
 
-def _copy(file: StateFile, state: State, a: Source, b: Target, checkpoint: Checkpoint, observer: Observer) -> int:
+def _copy(file: StateFile, state: State, a: Source, b: Target, checkpoint: _Lasting, observer: Observer) -> int:
     options, first = state.options, not state.collections
     pairs = chosen(a.definitions(), options)
     if first and not pairs and options.collections is None:
         raise UsageError(f"{state.source} has no collection", hint="is it the right place?")
     existing = {each.place: each for each in b.sink.definitions()}
+    for key in checkpoint.parts.keys() & state.collections.keys():
+        known, part = state.collections[key], checkpoint.parts[key]
+        if part.done:
+            known.whole, known.replaces = True, False
+        elif not known.existed:
+            known.intake = part.intake
     begun = {
         key: begin(definition, target, existing, options)
         for key, (definition, target) in pairs.items()
-        if key not in state.collections
+        if key not in state.collections or not state.collections[key].begun
     }
     plan = Plan(
         options.collections, None, options.rename, options.tenant, options.database, options.on_conflict, options.rate
@@ -144,12 +162,6 @@ def _copy(file: StateFile, state: State, a: Source, b: Target, checkpoint: Check
     file.save()
     if not first and (not checkpoint.begun or checkpoint.state != a.state()):
         # how far it came is of another state, but what is there is ours: what is missing is found by reading
-        for key in checkpoint.parts.keys() & state.collections.keys():
-            known, part = state.collections[key], checkpoint.parts[key]
-            if part.done:
-                known.whole, known.replaces = True, False
-            elif not known.existed:
-                known.intake = part.intake
         done = catch_up(
             a,
             b.sink,
@@ -160,19 +172,18 @@ def _copy(file: StateFile, state: State, a: Source, b: Target, checkpoint: Check
             folder=Path(state.work),
             observer=observer,
         )
-        checkpoint.remove()
+        checkpoint.end()
         return done.read
     there = {definition.name for definition, _ in pairs.values()}
     plan = replace(
         plan,
         collections=tuple(pairs),
         rename={old: new for old, new in options.rename.items() if old in there},
-        conflict="upsert" if not first and options.on_conflict == "fail" else options.on_conflict,
     )
     result = copy(a, b.sink, plan, checkpoint=checkpoint, observer=observer)
     for key, each in zip(pairs, result.collections, strict=True):
         known = state.collections[key]
-        known.whole, known.replaces, known.records = True, False, each.records
+        known.whole, known.replaces, known.records, known.intake = True, False, each.records, None
     return result.records
 
 
