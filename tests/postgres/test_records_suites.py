@@ -43,6 +43,9 @@ class InPostgres:
     def make_sink(self, tmp_path: Path) -> PostgresSink:
         return PostgresSink(Pool(self.url, 2), TENANT, self.database)
 
+    def killed(self, sink: PostgresSink) -> None:
+        sink._stack.close()  # the connection that says that its run is under way
+
     def read_back(self, tmp_path: Path) -> PostgresSource:
         return Shown(self.connect, TENANT, self.database)
 

@@ -1,7 +1,8 @@
 """Two servers that are asked the same: a stock one, and one behind a door. What differs by nature is taken out.
 
 By nature: ids that a server draws itself (of collections and databases), so the order of lists by them; the time; the
-order in which it writes maps, a new one each time; and so which of several keys of metadata that are wrong it tells.
+order in which it writes maps, a new one each time; and so which of several keys of metadata that are wrong it tells;
+the order of records at one distance.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class Side:
             self.names[str(found.id)] = call.arguments["name"]
         if call.method == "list_collections":  # in the order of their ids
             return sorted(map(repr, map(self.plain, found)))
-        return self.plain(found)
+        plain = self.plain(found)
+        return untied(plain) if call.method == "query" and isinstance(plain, dict) else plain
 
     def plain(self, value: Any) -> object:
         """A value without the server's own ids, types told apart (1, 1.0 and True are three values)."""
@@ -75,6 +77,18 @@ class Side:
         if value is None or isinstance(value, bool | int | float):
             return repr(value)
         return type(value).__qualname__, repr(vars(value)) if hasattr(value, "__dict__") else repr(value)
+
+
+def untied(found: dict[str, Any]) -> object:
+    """What a query found, with records at one distance in the order of their ids: an index has none for them."""
+    columns = {name: rows for name, rows in found.items() if isinstance(rows, list) and name != "included"}
+    for number, ids in enumerate(found["ids"]):
+        distances = found["distances"][number] if isinstance(found["distances"], list) else [None] * len(ids)
+        order = sorted(range(len(ids)), key=lambda i: (distances.index(distances[i]), ids[i]))
+        if order != list(range(len(ids))):
+            for rows in columns.values():
+                rows[number] = [rows[number][i] for i in order]
+    return found
 
 
 def ordered(text: str) -> str:

@@ -36,6 +36,10 @@ class HeldQueue:
             self._observer(Noted(f"the queue is not held: {error.message}; snapshots go on without it", "warning"))
             return None
 
+    def anew(self) -> None:
+        """Let it be held again, whatever it was let go for: a server begins, or another directory is there."""
+        self._let_go = False
+
     def release(self, shipping: Shipping | None) -> bool:
         """Let Chroma purge, and tell the log; whether it was held."""
         held = release(self._database)

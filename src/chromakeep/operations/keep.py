@@ -221,6 +221,8 @@ class Keeping:
         self._applied, self._counter, self._size = {}, -1, 0  # of the one before
         self._begun_in_vain, self._barred, self.collections = None, False, ()
         self._beside.remember(captured=None)
+        if not self._ending.is_set():
+            self._queue.anew()
         if self.shipping and self.lease:
             self.shipping.close()
             self.shipping, self._over = None, True
@@ -282,12 +284,15 @@ class Keeping:
         self.soon()
         return ticket
 
-    def hold(self) -> str | None:
-        """Hold Chroma's purge of its queue; beside a running server or without one, as often as one likes.
+    def hold(self, *, anew: bool = False) -> str | None:
+        """Hold Chroma's purge of its queue; beside a running server or without one, as often as one likes; ``anew``:
+        also where it was let go, for a server begins.
 
         Which hold it is (``chroma.purge``); None where it is not held.
         """
         with self.access:  # never beside a capture in this process: its close would drop this one's locks
+            if anew:
+                self._queue.anew()
             return self._queue.hold()
 
     def release(self) -> None:

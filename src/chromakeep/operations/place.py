@@ -76,9 +76,9 @@ def install(new: Path, target: Path) -> Path | None:
                 except OSError:
                     old.rename(target)
                     raise
+        (old / KEYS_LOCK).unlink(missing_ok=True)  # whoever waits for it finds another directory in the place
         if was_empty:
-            for name in (KEYS, KEYS_LOCK):
-                (old / name).unlink(missing_ok=True)
+            (old / KEYS).unlink(missing_ok=True)
             with suppress(OSError):  # hidden files of somebody's: kept
                 old.rmdir()
     else:

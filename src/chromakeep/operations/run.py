@@ -348,7 +348,7 @@ class _Service:
             if self.keeping:
                 if self.keeping.recognise():
                     self.uncovered, self.collections, self.hopeless = True, (), set()
-                self.keeping.hold()
+                self.keeping.hold(anew=True)
             try:
                 server.start(stop=self.stop)
                 self._unless_stopped(partial(self.changeover.prove, server))

@@ -194,6 +194,9 @@ class SinkSuite(PlaceSuite):
         """A new sink into that place, which at first is empty."""
         raise NotImplementedError("a subclass of SinkSuite says how a sink is made")
 
+    def killed(self, sink: Any) -> None:
+        """The process that had this sink is gone: what the system does then, that is what it would close."""
+
     def read_back(self, tmp_path: Path) -> Source | None:
         """A new source of what is visible at that place; None if there is nothing that could be read."""
         raise NotImplementedError("a subclass of SinkSuite says how it is read back")
@@ -409,6 +412,8 @@ class SinkSuite(PlaceSuite):
             put(intake, records.slice(half, 10))
         if closed:
             sink.close()
+        else:
+            self.killed(sink)
         with closing(self.make_sink(tmp_path)) as other:
             intake = other.collection(self.definition(), mark=mark)
             if half < self.many:
