@@ -19,7 +19,7 @@ from chromakeep.repository import Repository
 from chromakeep.repository import lease as lease_
 from chromakeep.repository.lease import Lease, holder, newest
 from chromakeep.repository.lineage import lineage
-from chromakeep.repository.log import FENCED, Log, Segment, name_of, parse_name
+from chromakeep.repository.log import FENCED, Log, Piece, Segment, name_of, parse_name
 from chromakeep.repository.merging import merge
 from chromakeep.repository.pursuit import Pursuit, settled
 from chromakeep.repository.route import Route, latest
@@ -250,8 +250,8 @@ def test_a_taker_that_is_slow_leaves_no_writer_behind(repository: Repository) ->
         log.append(first.epoch, 2, Segment((change(2, 2),)))
 
 
-def test_an_old_listing_ends_no_epoch_in_its_middle(repository: Repository) -> None:
-    """A taker that slept behind its listing, while what it had seen as the end was merged with what came after."""
+def outslept(repository: Repository) -> tuple[Log, list[Piece]]:
+    """A log of twenty segments, and a listing of its first five, which have been merged with what came after since."""
     log = Log(repository)
     for number in range(1, 6):
         log.append(1, number, Segment((change(number, number),), base="s"))
@@ -259,6 +259,12 @@ def test_an_old_listing_ends_no_epoch_in_its_middle(repository: Repository) -> N
     for number in range(6, 21):
         log.append(1, number, Segment((change(number, number),)))
     assert merge(repository, 1, least=2)
+    return log, old
+
+
+def test_an_old_listing_ends_no_epoch_in_its_middle(repository: Repository) -> None:
+    """A taker that slept behind its listing, while what it had seen as the end was merged with what came after."""
+    log, old = outslept(repository)
     assert log.fence(1, old) == 20
     assert log.end(1) == (20, True) and [n for n, _ in log.segments(1)] == list(range(1, 21))
     with pytest.raises(LeaseLost):
@@ -268,13 +274,7 @@ def test_an_old_listing_ends_no_epoch_in_its_middle(repository: Repository) -> N
 def test_a_tombstone_in_the_middle_ends_nothing_for_anybody(repository: Repository) -> None:
     """Two takers slept behind their listings; the first has put its tombstone where a merge had made room, and is
     stopped there, or dead. The second, which finds it, does not take it for the end of what was written since."""
-    log = Log(repository)
-    for number in range(1, 6):
-        log.append(1, number, Segment((change(number, number),), base="s"))
-    old = log.pieces(1)
-    for number in range(6, 21):
-        log.append(1, number, Segment((change(number, number),)))
-    assert merge(repository, 1, least=2)
+    log, old = outslept(repository)
     repository.put_sealed("L", name_of(1, 6), FENCED)
     assert log.fence(1, old) == 20
     assert log.end(1) == (20, True) and [n for n, _ in log.segments(1)] == list(range(1, 21))

@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from chromakeep.chroma.writers import start_time, writers
 from chromakeep.errors import ChromakeepError, RefusedToServe
-from chromakeep.operations.place import KEYS, KEYS_LOCK, exchange, keys_carried
+from chromakeep.operations.place import KEYS, exchange, keys_carried
 
 DATABASE = "chroma.sqlite3"
 _MAX_STATE = 16 << 20
@@ -264,13 +264,12 @@ class Beside:
             if mark.exists() and mark.read_text() == str(kept):
                 new.rename(kept)  # by now the old one
                 return
-            with keys_carried(self.data, new):
+            with keys_carried(self.data, new, kept):
                 if exchange(new, self.data):
                     new.rename(kept)
                 else:
                     self.data.rename(kept)
                     new.rename(self.data)
-            (kept / KEYS_LOCK).unlink(missing_ok=True)  # whoever waits for it finds another directory in the place
             return
         new.rename(self.data)  # over an empty directory too (rename(2))
 

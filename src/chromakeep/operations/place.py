@@ -66,7 +66,7 @@ def install(new: Path, target: Path) -> Path | None:
         _move_contents(new, target, database_first=False)
         new.rmdir()
     elif target.exists():
-        with keys_carried(target, new):
+        with keys_carried(target, new, old):
             new.rename(old)  # first: who dies right after the exchange leaves the old content under its lasting name
             if not exchange(old, target):
                 old.rename(new)
@@ -76,7 +76,6 @@ def install(new: Path, target: Path) -> Path | None:
                 except OSError:
                     old.rename(target)
                     raise
-        (old / KEYS_LOCK).unlink(missing_ok=True)  # whoever waits for it finds another directory in the place
         if was_empty:
             (old / KEYS).unlink(missing_ok=True)
             with suppress(OSError):  # hidden files of somebody's: kept
@@ -88,15 +87,16 @@ def install(new: Path, target: Path) -> Path | None:
 
 
 @contextmanager
-def keys_carried(target: Path, new: Path) -> Iterator[None]:
-    """While ``new`` takes the place of the directory ``target``: the keys that clients have now stay in force, and none
-    is changed meanwhile."""
+def keys_carried(target: Path, new: Path, kept: Path) -> Iterator[None]:
+    """While ``new`` takes the place of the directory ``target``, which is then ``kept``: the keys that clients have now
+    stay in force, and none is changed meanwhile."""
     with keys_locked(target):
         if (target / KEYS).exists():
             write_whole(new / KEYS, (target / KEYS).read_bytes())
         else:
             (new / KEYS).unlink(missing_ok=True)
         yield
+    (kept / KEYS_LOCK).unlink(missing_ok=True)  # whoever waits for it finds another directory in the place
 
 
 @contextmanager

@@ -54,10 +54,9 @@ def reign(
         except LeaseLost:
             looks = 0  # another one was quicker: watch that one
             continue
-        except Exception as error:
+        except Exception as error:  # also a fault of ours: to go on without a lease is to write beside who has it
             if not (told or isinstance(error, StoreUnavailable)):
-                raise
-            # Where another one writes whatever fails is tried again: to go on without a lease is to write beside it.
+                raise  # nobody was seen who writes
             looks = 0
             observer(Noted(f"the repository cannot be reached: {error}; trying again", "warning"))
             seen, since = None, time.monotonic()  # nothing was seen meanwhile, so nothing can have lapsed
