@@ -11,7 +11,37 @@ from chromakeep.testing.faults import Died
 PATIENCE = 60.0  # seconds for an actor to come to its next step
 
 
-class Actor:
+class Stepping:
+    """A store that is told before each call of another one."""
+
+    def __init__(self, inner: Store) -> None:
+        self.inner = inner
+
+    def _step(self) -> None:
+        raise NotImplementedError("a subclass says what is done then")
+
+    def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
+        self._step()
+        self.inner.put(name, data, if_absent=if_absent)
+
+    def get(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        self._step()
+        return self.inner.get(name, start=start, length=length)
+
+    def head(self, name: str) -> ObjectInfo:
+        self._step()
+        return self.inner.head(name)
+
+    def delete(self, name: str) -> None:
+        self._step()
+        self.inner.delete(name)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        self._step()
+        return self.inner.list(prefix)
+
+
+class Actor(Stepping):
     """Runs ``work`` with a store of its own, in a thread, and stops before each step until it is told to go on.
 
     A step is a call of the store, and each further ``page`` of so many objects of a listing: a long one is not of one
@@ -19,7 +49,8 @@ class Actor:
     """
 
     def __init__(self, store: Store, work: Callable[[Store], object], *, page: int = 1000) -> None:
-        self.inner, self.page = store, page
+        super().__init__(store)
+        self.page = page
         self.done, self.dead, self.steps = False, False, 0
         self.result: object = None
         self.error: BaseException | None = None
@@ -65,22 +96,6 @@ class Actor:
             self._allowed -= 1
             self.steps += 1
             self._turn.notify_all()
-
-    def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
-        self._step()
-        self.inner.put(name, data, if_absent=if_absent)
-
-    def get(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
-        self._step()
-        return self.inner.get(name, start=start, length=length)
-
-    def head(self, name: str) -> ObjectInfo:
-        self._step()
-        return self.inner.head(name)
-
-    def delete(self, name: str) -> None:
-        self._step()
-        self.inner.delete(name)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         self._step()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -22,43 +22,24 @@ from chromakeep.repository.index import IndexPart
 from chromakeep.repository.reader import SnapshotReader
 from chromakeep.repository.repository import MERGED
 from chromakeep.repository.sessions import Session
-from chromakeep.store.base import ObjectInfo, Store
+from chromakeep.store.base import Store
 from chromakeep.store.memory import MemoryStore
 from chromakeep.testing.faults import Died, FaultyStore
-from repository.interleaving import Actor
+from repository.interleaving import Actor, Stepping
 from repository.scenes import Scene
 
 
-class Interrupted:
+class Interrupted(Stepping):
     """A store that runs ``other`` once, just before its n-th call: another process that was faster."""
 
     def __init__(self, inner: Store, at: int, other: Callable[[], None]) -> None:
-        self.inner, self.at, self.other, self.calls = inner, at, other, 0
+        super().__init__(inner)
+        self.at, self.other, self.calls = at, other, 0
 
     def _step(self) -> None:
         self.calls += 1
         if self.calls == self.at:
             self.other()
-
-    def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
-        self._step()
-        self.inner.put(name, data, if_absent=if_absent)
-
-    def get(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
-        self._step()
-        return self.inner.get(name, start=start, length=length)
-
-    def head(self, name: str) -> ObjectInfo:
-        self._step()
-        return self.inner.head(name)
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        self._step()
-        return self.inner.list(prefix)
-
-    def delete(self, name: str) -> None:
-        self._step()
-        self.inner.delete(name)
 
 
 KEEP_ONE = Retention(last=1)

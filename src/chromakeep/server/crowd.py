@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Protocol, TypeVar
 
 
-class Waiting(Protocol):
+class Idle(Protocol):
     """A connection on which nothing is under way."""
 
     @property
@@ -19,7 +19,7 @@ class Waiting(Protocol):
         """When that began, by the loop's clock."""
 
 
-W = TypeVar("W", bound=Waiting)
+W = TypeVar("W", bound=Idle)
 
 
 def first_to_go(waiting: Collection[W]) -> W | None:
