@@ -73,7 +73,10 @@ class World:
         if name in self.refs:
             return
         database = self.chance.choice(["default_database", "second"])
-        body = {"name": name, "configuration": {"hnsw": {"sync_threshold": self.chance.choice([4, 15, 1000])}}}
+        # After updates an index of 16 neighbours has no way left to some 2 records in 1,000. With more neighbours than
+        # there are records nothing is ever cut: a record is found by its own vector, or is not there.
+        hnsw = {"sync_threshold": self.chance.choice([4, 15, 1000]), "max_neighbors": 128}
+        body = {"name": name, "configuration": {"hnsw": hnsw}}
         made = self.client.request("POST", f"/tenants/default_tenant/databases/{database}/collections", body)
         self.refs[name] = Ref(made["id"], name, "default_tenant", database)
         self.model[name] = {}
