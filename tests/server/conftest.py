@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.engine import Engine
 from chromakeep.server import Door
+from chromakeep.server import door as door_module
 from server.memory_engine import MemoryEngine
 from server.wires import Backend, Wire
 
@@ -50,6 +52,14 @@ def knock() -> Iterator[Callable[[Door], Wire]]:
     yield make
     for wire in made:
         wire.close()
+
+
+@pytest.fixture
+def deadlines(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """While it is not set no door looks at them: so a short one is not over before a test has done what it is for."""
+    looked_at, expire = threading.Event(), door_module._expire
+    monkeypatch.setattr(door_module, "_expire", lambda service: expire(service) if looked_at.is_set() else None)
+    return looked_at
 
 
 @pytest.fixture(scope="module", params=["memory", "postgres"])

@@ -6,6 +6,7 @@ import socket
 import threading
 from contextlib import suppress
 
+from chromakeep.chroma.server import free_port
 from server.wires import Answer, C, Wire, post
 
 CREATED = b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\n{}"
@@ -25,13 +26,12 @@ class Instance:
     def __init__(self) -> None:
         self.says = CREATED
         self.asked: list[bytes] = []
-        self.port = 0
+        self.port = free_port()  # held also while nobody listens there
         self._listener: socket.socket | None = None
         self._wires: list[Wire] = []
 
     def rise(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", self.port))
-        self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def fall(self) -> None:

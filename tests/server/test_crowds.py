@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from chromakeep.chroma.client import ChromaClient, Ref
-from chromakeep.chroma.server import ChromaServer
+from chromakeep.chroma.command import ServerOptions
+from chromakeep.chroma.server import ChromaServer, free_port
 from chromakeep.errors import ServerAnswered, ServerSilent
 from chromakeep.server import Door, Limits
 from server.test_strictness import CHUNKS, SMUGGLED, H
@@ -89,7 +90,7 @@ def test_slow_clients_keep_nobody_waiting(
     server: ChromaServer, door_with: Callable[..., Door], knock: Knock, owed: str
 ) -> None:
     """Others are served while they are there. A byte now and then buys no time: each gets 408, and nothing is done."""
-    door = door_with(limits=Limits(head=1.0, body=1.0))
+    door = door_with(limits=Limits(head=3.0, body=3.0))  # which is also what a good client has for its head
     crowd = [knock(door) for _ in range(MANY)]
     for wire in crowd:
         wire.send(SLOW[owed])
@@ -154,8 +155,8 @@ def test_a_thousand_connections(door_with: Callable[..., Door], knock: Knock) ->
 def test_a_server_killed_under_load(tmp_path: Path) -> None:
     """Clients hear 502 or 503 in Chroma's words, then are served as before. 201: it is there; 503: it is not."""
     env = dict(os.environ)
-    with ChromaServer(tmp_path / "data", env=env) as first:
-        options = first.options
+    options = ServerOptions(host="127.0.0.1", port=free_port())
+    with ChromaServer(tmp_path / "data", env=env, options=options) as first:
         door = Door("127.0.0.1", 0, ("127.0.0.1", options.port))
         door.start()
         made = ChromaClient("127.0.0.1", door.port).request("POST", f"{DATABASE}/collections", {"name": "load"})

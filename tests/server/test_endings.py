@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 
 import pytest
 
-from chromakeep.server import Door, Limits
+from chromakeep.server import Door, Limits, Page
 from chromakeep.server.upstream import Remote, Upstream
 from server.wires import GET, OK, Backend, Scripted, Wire, post
 
@@ -265,16 +266,20 @@ SLOW = {
 
 @pytest.mark.parametrize("owed", SLOW)
 def test_what_a_client_owes_is_not_waited_for_forever(
-    owed: str, backend: Backend, open_door: Open, knock: Knock
+    owed: str, backend: Backend, open_door: Open, knock: Knock, deadlines: threading.Event
 ) -> None:
     """408 for half a request, and no word to a client that has asked for nothing."""
     sent, limits = SLOW[owed]
     if sent.startswith(GET):
         backend.serve()
-    client = knock(open_door(limits=limits))
+    door = open_door(limits=limits, pages={"/page": lambda: Page(b"page")})
+    client, witness = knock(door), knock(door)
     client.send(sent)
     if sent.startswith(GET):
         assert client.answer().status == 200
+    witness.send(b"GET /page HTTP/1.1\r\nhost: h\r\n\r\n")
+    assert witness.answer().body == b"page"  # by now what was sent has come
+    deadlines.set()
     if owed not in ("nothing", "another request"):
         assert client.answer().status == 408
     assert client.rest() == b""
@@ -293,7 +298,9 @@ def test_a_client_that_does_not_take_its_answer_is_cut(backend: Backend, open_do
         client.rest()
 
 
-def test_a_backend_may_take_its_time(backend: Backend, open_door: Open, knock: Knock) -> None:
+def test_a_backend_may_take_its_time(
+    backend: Backend, open_door: Open, knock: Knock, deadlines: threading.Event
+) -> None:
     """No limit is on the backend's thinking: chromadb's clients have none, and a batch may take minutes."""
     short = Limits(head=0.1, idle=0.1, body=0.1, stall=0.1, linger=0.1)
     door = open_door(limits=short)
@@ -301,6 +308,8 @@ def test_a_backend_may_take_its_time(backend: Backend, open_door: Open, knock: K
     client.send(post())
     wire = backend.accept()
     wire.until()
+    wire.exactly(2)
+    deadlines.set()
     for _ in range(2):
         assert witness.gone()
         witness = knock(door)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from chromakeep.access.keys import Key, Keyring, mint
 from chromakeep.errors import NotNow
-from chromakeep.server import Door
+from chromakeep.server import Door, credentials
 from chromakeep.server.cors import Cors
 from chromakeep.server.gatehouse import Gatehouse
 from chromakeep.server.strangers import Strangers
@@ -77,9 +77,10 @@ def test_a_token_whose_issuer_is_not_known_yet_is_not_wrong(
 
 
 def test_who_was_in_is_not_locked_out_when_keys_are_read_anew(
-    backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire]
+    backend: Backend, open_door: Callable[..., Door], knock: Callable[[Door], Wire], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By one who guesses at that very key through the same proxy. A key that has ended lets nobody in."""
+    monkeypatch.setattr(credentials, "_FIRST", 200.0)  # seconds: this test is over sooner
     key, token = mint("a", "reader")
     rings = [Keyring([key])]
     wire = knock(open_door(guard=Gatehouse(lambda: rings[0], closed=True)))

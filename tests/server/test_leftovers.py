@@ -225,6 +225,6 @@ def test_nothing_is_left(
     try:
         for _ in range(TIMES):
             ending(scene)
-        eventually(lambda: not _left() - before, f"the end of {_left() - before}", 3)
+        eventually(lambda: not _left() - before, f"the end of {_left() - before}", PATIENCE)
     finally:
         scene.door.stop(0)

@@ -23,7 +23,7 @@ from server.wires import OK, Backend, C, Scripted, Wire, post
 
 Open = Callable[..., Door]
 Knock = Callable[[Door], Wire]
-TIME = 2.0  # seconds: long enough for all that a test does before, on a machine with much to do
+TIME = 4.0  # seconds: long enough for all that a test does before, on a machine with much to do
 KEY, TOKEN = mint("brief", "admin", time=TIME)
 PATIENT, OTHER = mint("patient", "admin")
 MINE, THEIRS = (f"authorization: Bearer {token}\r\n" for token in (TOKEN, OTHER))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from chromakeep.chroma.server import free_port
 from chromakeep.server import Door, Limits
 from chromakeep.server import door as door_module
 from chromakeep.server.guard import Account
@@ -216,8 +217,8 @@ def test_an_upload_is_not_read_faster_than_the_backend_takes_it(backend: Backend
 
 
 SLOW = {
-    "nothing": (b"", Limits(head=0.2)),
-    "a head": (b"GET /x HT", Limits(head=0.2, linger=0.1)),
+    "nothing": (b"", Limits(head=3.0)),  # the handshake has as long
+    "a head": (b"GET /x HT", Limits(head=3.0, linger=0.1)),
     "a body": (b"POST /x HTTP/1.1\r\nhost: h\r\ncontent-length: 9\r\n\r\nhalf", Limits(body=0.1, linger=0.1)),
     "another request": (GET, Limits(idle=0.1)),
 }
@@ -318,8 +319,7 @@ def test_the_files_of_a_door_are_read_before_it_listens(backend: Backend, author
     """A failed start leaves no socket behind."""
     tls = authority.tls("gone")
     tls.certificate.unlink()
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+    port = free_port()
     door = Door("127.0.0.1", port, backend.address, tls=tls)
     with pytest.raises(Exception, match="no such file"):
         door.start()

@@ -13,7 +13,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from chromakeep.errors import UsageError
-from chromakeep.events import Event, Noted
+from chromakeep.events import Event, Noted, Observer, ignore
 from chromakeep.server import Door
 from chromakeep.server import tracing as module
 from chromakeep.server.guard import Account
@@ -48,6 +48,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+    monkeypatch.setattr(module, "PATIENCE", 60.0)  # this collector does answer, when it has its turn
     yield found
     server.shutdown()
     server.server_close()
@@ -56,8 +57,8 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 class Told(Tracing):
     """``over`` is released for each request whose end it was told of, which is after the client has its answer."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, observer: Observer = ignore) -> None:
+        super().__init__(observer)
         self.over = threading.Semaphore(0)
 
     def ended(self, account: Account, now: float) -> None:
@@ -159,13 +160,14 @@ def test_a_collector_that_is_away_is_told_in_our_log(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
     told: list[Event] = []
-    tracing = Tracing(told.append)
+    tracing = Told(told.append)
     backend.serve()
     wire = knock(open_door(ledger=tracing))
     for _ in range(2):
         wire.send(b"GET /api/v2 HTTP/1.1\r\nhost: h\r\n\r\n")
         assert wire.answer().status == 200
-        tracing._provider.force_flush(10)
+        assert tracing.over.acquire(timeout=30)  # now there is something to send
+        tracing._provider.force_flush()  # which waits until that has failed
     tracing.close()
     kinds = [event.message[:20] for event in told if isinstance(event, Noted)]
     assert kinds and all(kind.startswith("traces: ") for kind in kinds) and len(kinds) == len(set(kinds))

@@ -13,15 +13,10 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from chromakeep.chroma.server import free_port  # noqa: F401 - for who imports it from here
+
 INSTALLED = Path(os.environ.get("CHROMAKEEP_TEST_SERVERS", Path(__file__).parents[2] / ".servers"))
 """Where tools/servers.sh put them."""
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def listens(port: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,8 @@ from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.command import ServerOptions, command_line, find_chroma
 from chromakeep.chroma.process import Child
 from chromakeep.errors import ServerFailed
+
+_KEPT: list[HeldPort] = []
 
 
 class ChromaServer:
@@ -35,7 +38,8 @@ class ChromaServer:
         inherit: Sequence[int] = (),
     ) -> None:
         self.directory = directory
-        self.options = options or ServerOptions(host="127.0.0.1", port=free_port())
+        self._port = None if options else HeldPort()  # nobody else is given it before Chroma listens there
+        self.options = options or ServerOptions(host="127.0.0.1", port=self._port.number if self._port else 0)
         self.client = ChromaClient(self.options.probe_host, self.options.port)
         self.panicked = threading.Event()
         self._on_line = on_line
@@ -108,7 +112,10 @@ class ChromaServer:
 
     def stop(self, timeout: float = 10.0) -> int:
         """SIGTERM, and SIGKILL after ``timeout`` seconds. Returns the exit status; 0 is a clean end."""
-        return self._child.stop(timeout)
+        status = self._child.stop(timeout)
+        if self._port:
+            self._port.close()
+        return status
 
     def kill(self) -> None:
         """SIGKILL, now."""
@@ -124,11 +131,31 @@ class ChromaServer:
         self.stop()
 
 
+class HeldPort:
+    """A loopback port that was free. On Linux the system gives it to nobody else until it is closed, neither for a
+    connection nor to whoever asks for any port; who names it may listen there, as servers do, which reuse addresses.
+
+    Elsewhere nobody could listen there, so it is only a port that was free a moment ago.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", 0))
+        self.number = int(self._socket.getsockname()[1])
+        if sys.platform != "linux":
+            self.close()
+
+    def close(self) -> None:
+        """Give it back."""
+        self._socket.close()
+
+
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that is held (see ``HeldPort``) for as long as this process lives."""
+    held = HeldPort()
+    _KEPT.append(held)
+    return held.number
 
 
 def port_is_free(host: str, port: int) -> bool:
