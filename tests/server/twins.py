@@ -2,7 +2,7 @@
 
 By nature: ids that a server draws itself (of collections and databases), so the order of lists by them; the time; the
 order in which it writes maps, a new one each time; and so which of several keys of metadata that are wrong it tells;
-the order of records at one distance.
+the order of records at one distance, and which of them are there where a limit cuts them off.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ class Side:
         if call.method == "list_collections":  # in the order of their ids
             return sorted(map(repr, map(self.plain, found)))
         plain = self.plain(found)
-        return untied(plain) if call.method == "query" and isinstance(plain, dict) else plain
+        if call.method == "query" and isinstance(plain, dict):
+            whole = target.query(**{**call.arguments, "n_results": 1000, "include": ["distances"]})
+            untied(plain, self.plain((await whole if inspect.isawaitable(whole) else whole)["distances"]))
+        return plain
 
     def plain(self, value: Any) -> object:
         """A value without the server's own ids, types told apart (1, 1.0 and True are three values)."""
@@ -79,16 +82,16 @@ class Side:
         return type(value).__qualname__, repr(vars(value)) if hasattr(value, "__dict__") else repr(value)
 
 
-def untied(found: dict[str, Any]) -> object:
-    """What a query found, with records at one distance in the order of their ids: an index has none for them."""
-    columns = {name: rows for name, rows in found.items() if isinstance(rows, list) and name != "included"}
+def untied(found: dict[str, Any], distances: Any) -> None:
+    """Put what a query found at one distance into the order of the ids: an index has none for it. Where not all at the
+    last one are there any more, nothing is left of them but that one is. ``distances`` are those of a query for all."""
+    columns = [rows for name, rows in found.items() if isinstance(rows, list) and name not in ("included", "distances")]
     for number, ids in enumerate(found["ids"]):
-        distances = found["distances"][number] if isinstance(found["distances"], list) else [None] * len(ids)
-        order = sorted(range(len(ids)), key=lambda i: (distances.index(distances[i]), ids[i]))
-        if order != list(range(len(ids))):
-            for rows in columns.values():
-                rows[number] = [rows[number][i] for i in order]
-    return found
+        there = distances[number][: len(ids)]
+        order = sorted(range(len(ids)), key=lambda i: (there.index(there[i]), ids[i]))
+        cut = there[-1] if there and distances[number].count(there[-1]) > there.count(there[-1]) else None
+        for rows in columns:
+            rows[number] = [rows[number][i] if there[i] != cut else "one of several" for i in order]
 
 
 def ordered(text: str) -> str:
