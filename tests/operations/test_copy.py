@@ -292,12 +292,15 @@ def test_a_target_that_lies_is_found_out_by_id(how: str, named: str) -> None:
 
 
 def test_a_signal_does_not_wait_for_a_target_that_is_silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it was given counts as nothing; the copy is gone on with."""
+    """What it was given counts as nothing, also when it speaks again later on; the copy is gone on with."""
     source, target, file = place(names=("books",)), Memory(), tmp_path / "c.json"
-    silent = threading.Event()
+    silent, begun = threading.Event(), threading.Event()
+    writers: list[threading.Thread] = []
 
     class Intake(MemoryIntake):
         def write(self, batch: pa.RecordBatch) -> None:
+            writers.append(threading.current_thread())
+            begun.set()
             assert silent.wait(60)
             super().write(batch)
 
@@ -305,16 +308,29 @@ def test_a_signal_does_not_wait_for_a_target_that_is_silent(tmp_path: Path, monk
         def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> MemoryIntake:
             return Intake(self, super().collection(definition, conflict=conflict, mark=mark).mark())
 
+    class Interrupted(MemorySource):
+        def batches(self, definition: Definition, **given: Any) -> Iterator[tuple[pa.RecordBatch, Mark]]:
+            for found in super().batches(definition, **given):
+                yield found
+                assert begun.wait(60)
+                raise KeyboardInterrupt
+
     monkeypatch.setattr(pump, "LEAVE", 0.01)
+    monkeypatch.setattr(pump, "SAVE", -1.0)  # as if all that were long ago
+    monkeypatch.setattr(pump, "DURABLE", -1.0)
     with pytest.raises(KeyboardInterrupt):
         copy(
-            MemorySource(source, fail_at=2, error=KeyboardInterrupt()),
+            Interrupted(source),
             Sink(target, atomic=False),
             Plan(),
             checkpoint=Checkpoint(file, WHOLE),
         )
     assert not silent.is_set() and Checkpoint(file, WHOLE).parts["default_tenant/default_database/books"].records == 0
+    before = file.read_bytes()
     silent.set()
+    (late,) = writers
+    late.join(60)
+    assert not late.is_alive() and file.read_bytes() == before
     run(source, target, checkpoint=Checkpoint(file, WHOLE))
     assert same(source, target)
 
@@ -347,30 +363,33 @@ def test_a_failure_ends_all_of_many_writers() -> None:
 
     thread = threading.Thread(target=copied, daemon=True)
     thread.start()
-    thread.join(20)
+    thread.join(60)
     assert seen
 
 
 def test_memory_is_bounded_by_the_queue() -> None:
     """While the sink takes nothing, the source is asked for no more than the queue and the writers hold."""
-    gate, asked = threading.Event(), []
+    full, released = threading.Event(), threading.Event()
+    asked, early = 0, 0
+    most = AHEAD + 2 + 1  # in the queue, with the writers, and with who waits for room in the queue
 
     class Endless(MemorySource):
         def batches(
             self, definition: Definition, *, after: Mark = None, where: Where | None = None
         ) -> Iterator[tuple[pa.RecordBatch, Mark]]:
+            nonlocal asked, early
             for n in range(60):
-                asked.append(n)
-                if n == AHEAD + 4:
-                    gate.set()
+                asked += 1
+                if asked == most:
+                    full.set()
+                early += asked > most and not released.is_set()
                 yield records(10 * n, 10 * n + 10), n
 
     class Slow(MemoryIntake):
         def write(self, batch: pa.RecordBatch) -> None:
-            gate.wait(0.5)
-            if not gate.is_set():
-                assert len(asked) <= AHEAD + 3
-                gate.set()
+            assert full.wait(60)
+            time.sleep(0.3)  # so long it could be asked for more
+            released.set()
             super().write(batch)
 
     class Sink(MemorySink):
@@ -382,6 +401,7 @@ def test_memory_is_bounded_by_the_queue() -> None:
     target = Memory()
     copy(Endless(place(names=("a",))), Sink(target, atomic=False, limits=Limits(writers=2)), Plan())
     assert len(next(iter(target.collections.values())).records) == 600
+    assert (asked, early) == (60, 0)
 
 
 def test_a_checkpoint_of_something_else_is_not_gone_on_with(tmp_path: Path) -> None:

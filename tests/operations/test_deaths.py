@@ -145,11 +145,10 @@ class Deadly:
     """A store at whose n-th call the process is killed, as by the kernel: no ``finally`` runs."""
 
     def __init__(self, inner: Store, n: int) -> None:
-        self.inner, self.left = inner, n
+        self.inner, self.n, self.calls = inner, n, itertools.count(1)
 
     def __getattr__(self, verb: str) -> object:
-        self.left -= 1
-        if self.left == 0:
+        if next(self.calls) == self.n:  # of several threads, too, each number comes once
             os.kill(os.getpid(), signal.SIGKILL)
         return getattr(self.inner, verb)
 
@@ -166,9 +165,14 @@ def test_a_restore_that_is_killed_at_any_call(plain_world: World, tmp_path: Path
     for n in itertools.count(1):
         child = os.fork()
         if child == 0:
-            restore(plain_world.reopened(Deadly(plain_world.store, n)), newest, target, replace=True)  # type: ignore[arg-type]
+            try:
+                restore(plain_world.reopened(Deadly(plain_world.store, n)), newest, target, replace=True)  # type: ignore[arg-type]
+            except BaseException:
+                os._exit(1)
             os._exit(0)
-        if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+        status = os.waitpid(child, 0)[1]
+        if not os.WIFSIGNALED(status):
+            assert status == 0
             break
         assert everything(target) == before and target.exists() == occupied
     assert n > 5

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from chromakeep.engine import Refused
 from chromakeep.operations.duty import SERVING, SNAPSHOTS, Duty
 from chromakeep.operations.engine_gauges import EngineGauges
@@ -18,7 +20,8 @@ def duty() -> Duty:
     return one
 
 
-def test_it_is_asked_once_for_many_readings(tmp_path: Path) -> None:
+def test_it_is_asked_once_for_many_readings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chromakeep.operations.engine_gauges.LOOK", 3600.0)  # however long this takes
     asked: list[int] = []
 
     def count() -> Counts:

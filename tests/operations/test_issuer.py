@@ -7,7 +7,7 @@ import hmac
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -30,10 +30,10 @@ ED = ed25519.Ed25519PrivateKey.generate()
 
 
 class Provider:
-    """Tells its keys, and counts how often it was asked for them."""
+    """Tells its keys, and counts how often it was asked for them, and where they are."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.asked = self.visits = 0
         self.broken = False
         self.keys = [jwk("rsa", RSA, "RS256"), jwk("ec", EC, "ES256"), jwk("ed", ED, "EdDSA")]
         provider = self
@@ -41,6 +41,7 @@ class Provider:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 if self.path == "/.well-known/openid-configuration":
+                    provider.visits += 1
                     told: Any = {"issuer": provider.issuer, "jwks_uri": f"{provider.issuer}/keys"}
                 else:
                     provider.asked += 1
@@ -194,12 +195,18 @@ def test_keys_that_change(provider: Provider, issuer: Issuer, told: list[Event])
         assert time.monotonic() < deadline
         time.sleep(0.01)
     provider.broken = True
-    asked = provider.asked
-    while not told:
-        issuer.key(token(provider, OTHER, "newer"), time.time())
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+
+    def until(what: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 20
+        while not what():
+            issuer.key(token(provider, OTHER, "newer"), time.time())
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    until(lambda: told)
     assert "cannot be read" in str(told[0])
+    asked, visits = provider.asked, provider.visits  # from here on no look began before it was broken
+    until(lambda: provider.visits > visits + 1)
     assert provider.asked == asked
     assert issuer.key(token(provider), time.time())
 

@@ -24,6 +24,7 @@ from chromakeep.operations import courier, incoming, manifest, place
 from chromakeep.operations.courier import Courier
 from chromakeep.operations.incoming import Incoming
 from chromakeep.operations.manifest import Manifest, SentFile, cut, digest, read
+from servers.process import refused
 
 SEGMENT = "0e7c3c3e-8a53-4d5e-9a0e-6d1c3e1f5b11"
 NAMES = ("chroma.sqlite3", f"{SEGMENT}/data_level0.bin", f"{SEGMENT}/header.bin", f"{SEGMENT}/length.bin")
@@ -442,29 +443,27 @@ def test_a_token_on_an_open_line_is_warned_of() -> None:
 
 
 def test_hope_is_given_up_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody listens: it is tried again, later and later, and the hint says how to go on."""
+    """Nobody listens: it is tried again, later and later, and the hint says how to go on. The clock is one that only
+    waiting moves."""
     said: list[Any] = []
-    with place_taken() as port:
-        one = Courier(f"http://127.0.0.1:{port}", "t", patience=0.5, observer=said.append)
+    now = 0.0
+
+    class Waiting(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            nonlocal now
+            now += timeout or 0.0
+            return False
+
+    monkeypatch.setattr(courier, "time", SimpleNamespace(monotonic=lambda: now))
+    with refused() as port:
+        one = Courier(f"http://127.0.0.1:{port}", "t", patience=5.0, observer=said.append)
+        one._over = Waiting()
         with pytest.raises(ServerSilent, match="does not answer") as caught:
             one.ask("GET")
     assert caught.value.hint and "again" in caught.value.hint
-    assert len(said) > 1
-    assert [event.attempt for event in said] == sorted(event.attempt for event in said)
-
-
-class place_taken:  # noqa: N801
-    """A port of this machine on which nobody answers."""
-
-    def __enter__(self) -> int:
-        import socket
-
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        return int(self._socket.getsockname()[1])
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
+    assert [event.attempt for event in said] == list(range(1, len(said) + 1))
+    assert [event.delay for event in said] == sorted(event.delay for event in said)
+    assert sum(event.delay for event in said[:-1]) <= 5.0 < now == pytest.approx(sum(event.delay for event in said))
 
 
 def test_what_a_receiver_says_is_raised_as_what_it_is() -> None:

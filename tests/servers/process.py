@@ -10,13 +10,22 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from chromakeep.chroma.server import free_port  # noqa: F401 - for who imports it from here
 
 INSTALLED = Path(os.environ.get("CHROMAKEEP_TEST_SERVERS", Path(__file__).parents[2] / ".servers"))
 """Where tools/servers.sh put them."""
+
+
+@contextmanager
+def refused() -> Iterator[int]:
+    """A port of 127.0.0.1 on which nobody answers, and nobody else can meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield int(taken.getsockname()[1])
 
 
 def listens(port: int) -> bool:

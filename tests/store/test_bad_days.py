@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from chromakeep.addresses import parse
 from chromakeep.errors import ObjectExists, StoreDenied, StoreUnavailable
-from chromakeep.events import Event
+from chromakeep.events import Event, Retried
 from chromakeep.store.base import Store
 from chromakeep.store.cloud import CloudStore
 from chromakeep.store.probe import conditional_put_holds
@@ -121,17 +121,25 @@ def test_a_conflict_of_requests_is_no_answer(store: CloudStore, proxy: FaultProx
     assert store.get("new") == b"1"
 
 
-def test_a_slow_store_is_waited_for_as_long_as_was_said(moto: S3Server, proxy: FaultProxy, store: CloudStore) -> None:
-    """A request that takes longer than the timeout is given up, told and tried again."""
-    impatient = CloudStore(store.address, options=moto.options, timeout=1.0)
-    proxy.plan([Fault(delay=3.0)])
-    with pytest.raises(StoreUnavailable, match="did not answer in time"):
-        impatient.get("old")
-    for verb in ("put", "get"):
-        events: list[Event] = []
-        proxy.plan([Fault(delay=3.0)])
-        VERBS[verb](RetryingStore(impatient, observer=events.append))
-        assert events
+def test_a_slow_store_is_waited_for_as_long_as_was_said(moto: S3Server) -> None:
+    """A request that takes longer than the timeout is given up, told and tried again. (Little is sent, for a busy
+    machine has the same timeout; and by a proxy of its own, which may still hold a request that was given up.)"""
+    proxy = FaultProxy(moto.endpoint)
+    try:
+        address = replace(parse(moto.address("slow-days", next(fresh))), options=(("endpoint", proxy.endpoint),))
+        impatient, slow = CloudStore(address, options=moto.options, timeout=1.0), Fault(delay=120.0)
+        patient = RetryingStore(impatient, first_delay=0.1, observer=(events := list[Event]()).append)
+        patient.put("old", b"1")
+        proxy.plan([slow])
+        with pytest.raises(StoreUnavailable, match="did not answer in time"):
+            impatient.get("old")
+        for act in (lambda: patient.put("new", b"1"), lambda: patient.get("old")):
+            events.clear()
+            proxy.plan([slow])
+            act()
+            assert isinstance(events[0], Retried) and "did not answer in time" in events[0].error
+    finally:
+        proxy.stop()
 
 
 @pytest.mark.parametrize("verb", VERBS)

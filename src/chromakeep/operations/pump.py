@@ -49,6 +49,7 @@ class Pump:
         self._queue: Queue[tuple[int, pa.RecordBatch] | None] = Queue(AHEAD)
         self._lock = threading.Lock()
         self._error: BaseException | None = None
+        self._over = False  # whoever writes still is waited for by nobody
         self._pending: deque[_Step] = deque()  # batches that were read, in their order
         self._settled = 0  # batches before the first of these
         self._saved = time.monotonic()
@@ -77,6 +78,7 @@ class Pump:
             failed = self._error or failed
             late = failed or time.monotonic() - self._saved > SAVE
             alone = not any(writer.is_alive() for writer in writers)  # else an intake cannot be asked for its mark
+            self._over = True
             if late and alone and (self._error is None or self.part.records):
                 try:
                     self._save()
@@ -141,6 +143,8 @@ class Pump:
 
     def _accepted(self, number: int, batch: pa.RecordBatch) -> None:
         with self._lock:
+            if self._over:  # another copy may go on from the checkpoint by now
+                return
             self._pending[number - self._settled].accepted = True
             self._settle()
             self.progress(len(batch), batch.nbytes)
