@@ -158,7 +158,7 @@ class Pool:
                     if self._idle:
                         kept = self._idle.pop()
                         break
-                    if self._open < self._size and not full:
+                    if self._open < self._size and not (full and self._open):  # whose are waited for, may be lost
                         self._open += 1
                         kept = None
                         break
