@@ -16,6 +16,7 @@ from chromakeep.engine import Change, CollectionShown, CollectionWanted, Refused
 from chromakeep.postgres import catalog, tenancy
 from chromakeep.postgres.pool import Connection, Pool
 from chromakeep.postgres.refusals import Vanished
+from postgres.instances import eventually
 
 T = TypeVar("T")
 TENANT, DATABASE = "default_tenant", "default_database"
@@ -256,10 +257,8 @@ def test_a_drop_does_not_wait_for_an_index_that_is_being_built(here: Here, pool:
     thread = threading.Thread(target=build)
     thread.start()
     assert began.wait(30)
-    while not here.do(
-        lambda c: c.execute("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'").fetchone()
-    ):
-        pass
+    asleep = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+    eventually(lambda: here.do(lambda c: c.execute(asleep).fetchone()) == (1,), "it is within its statement")
     here.drop("docs")
     thread.join(30)
     assert failed.is_set()
