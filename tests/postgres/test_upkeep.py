@@ -300,10 +300,11 @@ def test_a_filters_index_whose_build_was_killed_is_made_again(pool: Pool, low: N
     assert f"{relation}_metadata_ccnew" in _indexes(grown)
 
 
-def test_who_commits_late_is_in_the_index(pool: Pool, low: None) -> None:
+def test_who_commits_late_is_in_the_index(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch has its places before it is committed: an index over these is built meanwhile, and has them after all."""
-    grown = Grown(pool)
-    _grow(grown, 500)
+    monkeypatch.setattr(segments, "TAIL", 100)
+    grown = Grown(pool, max_neighbors=100)  # all are neighbours of all: so the index finds each for certain
+    _grow(grown, 150)
     held = grown.held
     late = _vectors(1, 77) * 50
     with pool.autocommit() as writer:
