@@ -161,6 +161,19 @@ def test_idle_connections_that_the_server_closed_are_not_used(database_url: str)
     pool.close()
 
 
+def test_one_that_had_hardly_any_time_left_is_not_used_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To give its statements more time is a statement, which could come to its end for somebody who is in no hurry."""
+    pool, session = Pool(database_url, 1), one("SELECT pg_backend_pid()")
+    for hasty, used in ((1.0, True), (100.0, False)):
+        monkeypatch.setattr("chromakeep.postgres.pool.HASTY", hasty)
+        with Waiting(time.monotonic() + 50).for_it():
+            before = pool.run(session, write=False)
+        assert (pool.run(session, write=False) == before) == used
+    pool.close()
+
+
 def test_no_connection_in_time_is_503(database_url: str) -> None:
     pool, taken, done = Pool(database_url, 1, patience=0.05), threading.Event(), threading.Event()
 
