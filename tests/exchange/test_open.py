@@ -112,16 +112,17 @@ def copy(address, batches):
         (definition,) = source.definitions()
         assert sum(len(found) for found, _ in source.batches(definition)) == 500 * batches
 
-copy(sys.argv[1] + "small-" + sys.argv[2], 25)
+copy(sys.argv[1] + "small-" + sys.argv[2], 50)
 before = peak()
-copy(sys.argv[1] + "large-" + sys.argv[2], 75)
+copy(sys.argv[1] + "large-" + sys.argv[2], 100)
 print(peak() - before)
 """
 
 
 @pytest.mark.parametrize("kind", ["x.parquet", "x.jsonl.zst"])
 def test_memory_does_not_grow_with_the_collection(kind: str, tmp_path: Path) -> None:
-    """150 MB through a process that has seen 50: it takes little more, and not 100."""
+    """200 MB through a process that has seen 100: it takes little more, and not 100. (Of 100 there are several row
+    groups, of which the allocator keeps one or two for a moment, as it likes.)"""
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, f"{tmp_path}/", kind], check=True, capture_output=True, text=True
     )

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit, urlunsplit
 
@@ -33,8 +34,13 @@ def fresh(url: str, template: str = "template1", how: str = "") -> str:
     """The URL of a new database of this server. ``how``: more for its CREATE DATABASE."""
     name = f"{_PREFIX}{next(_numbers)}"
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} {how}".encode())
-    return database_of(url, name)
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                connection.execute(f"CREATE DATABASE {name} TEMPLATE {template} {how}".encode())
+                return database_of(url, name)
+            except psycopg.errors.ObjectInUse:  # for 5 s: a session of the template that was closed has not ended yet
+                assert time.monotonic() < deadline
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +90,7 @@ def database_url(postgres_url: str, migrated: str) -> str:
 
 @pytest.fixture(scope="module")
 def pool(database_url: str) -> Iterator[Pool]:
-    """On that database."""
-    opened = Pool(database_url)
+    """On that database. Who waits for a connection waits: for how long is a matter of the machine."""
+    opened = Pool(database_url, patience=120)
     yield opened
     opened.close()

@@ -30,6 +30,7 @@ class World:
     def __init__(self, url: str) -> None:
         self.said: list[Event] = []
         self.engine = PostgresEngine(url, 1, allow_reset=True, observer=self.said.append)
+        self.engine.pool._patience = 60  # a slow machine takes its time to notice who has gone
         self.engine.reset()
         made = self.engine.create_collection(TENANT, DATABASE, CollectionWanted("x"))
         self.target = Target(TENANT, DATABASE, made.id)
@@ -106,9 +107,11 @@ def test_a_write_is_finished_though_its_client_is_gone(world: World, monkeypatch
 
 def test_who_is_answered_is_not_taken_for_gone(world: World) -> None:
     """A connection that was asked by somebody who left afterwards goes on."""
+
+    def session() -> int:
+        return world.engine.pool.run(lambda connection: connection.info.backend_pid, write=False)
+
+    before = session()
     for _ in range(3):
         assert ask(world.door.port, "GET", f"{_PATH}/{world.target.id}/count") == (200, 1)
-    row = world.watch.execute(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'chromakeep'"
-    ).fetchone()
-    assert row == (1,)
+    assert session() == before

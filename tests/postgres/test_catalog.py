@@ -16,6 +16,7 @@ from chromakeep.engine import Change, CollectionShown, CollectionWanted, Refused
 from chromakeep.postgres import catalog, tenancy
 from chromakeep.postgres.pool import Connection, Pool
 from chromakeep.postgres.refusals import Vanished
+from postgres.instances import eventually
 
 T = TypeVar("T")
 TENANT, DATABASE = "default_tenant", "default_database"
@@ -256,12 +257,10 @@ def test_a_drop_does_not_wait_for_an_index_that_is_being_built(here: Here, pool:
     thread = threading.Thread(target=build)
     thread.start()
     assert began.wait(30)
-    while not here.do(
-        lambda c: c.execute("SELECT 1 FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'").fetchone()
-    ):
-        pass
+    asleep = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+    eventually(lambda: here.do(lambda c: c.execute(asleep).fetchone()) == (1,), "it is within its statement")
     here.drop("docs")
-    thread.join(30)
+    thread.join(60)
     assert failed.is_set()
 
 
@@ -283,14 +282,14 @@ def test_a_reset_waits_for_what_is_being_made(here: Here) -> None:
         def make(connection: Connection) -> None:
             catalog.create_collection(connection, TENANT, DATABASE, CollectionWanted("docs"))
             resetting.append(threads.submit(here.do, tenancy.reset))
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while here.do(lambda other: other.execute(waiting).fetchone()) is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
 
         resetting: list[Future[list[str]]] = []
         here.do(make)
-        here.do(catalog.drop_tables, resetting[0].result(30))
+        here.do(catalog.drop_tables, resetting[0].result(60))
     assert here.do(catalog.count_collections, TENANT, DATABASE) == 0
     assert here.do(catalog.orphans) == []
 
@@ -313,14 +312,14 @@ def test_a_drop_meets_a_rename(here: Here) -> None:
         def rename(connection: Connection) -> None:
             catalog.modify(connection, of(shown), Change(name="after"))
             dropping.append(threads.submit(here.refused, catalog.drop_collection, TENANT, DATABASE, "before"))
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while here.do(lambda other: other.execute(waiting).fetchone()) is None:
                 assert time.monotonic() < deadline
                 time.sleep(0.01)
 
         dropping: list[Future[tuple[int, str]]] = []
         here.do(rename)
-        assert dropping[0].result(30)[0] == 404
+        assert dropping[0].result(60)[0] == 404
     assert here.do(catalog.collection, TENANT, DATABASE, "after").id == shown.id
     assert here.do(catalog.orphans) == []
     here.do(lambda connection: connection.execute(f"SELECT FROM {catalog.held(connection, of(shown)).table}"))

@@ -103,7 +103,7 @@ def test_a_dry_run_makes_nothing(database_url: str, address: str, lines: Path, t
             assert made == (None, 1)
     finally:
         with psycopg.connect(database_url, autocommit=True) as connection:
-            connection.execute("DROP DATABASE untouched")
+            connection.execute("DROP DATABASE untouched WITH (FORCE)")  # sessions may not have ended yet
     keep("copy", str(lines), address, cwd=tmp_path)
     (told,) = keep("copy", str(lines), address, "--dry-run", "--on-conflict", "upsert", cwd=tmp_path)["collections"]
     assert told["exists"]
@@ -118,6 +118,20 @@ def test_conflicts_are_dealt_with_as_everywhere(address: str, lines: Path, tmp_p
         assert done["verified"], conflict
     names = [c["name"] for c in keep("check", address, address, cwd=tmp_path)["collections"]]
     assert len(names) == 2 and names[0] == "books" and names[1].startswith("books.old-")
+
+
+def test_what_is_replaced_twice_within_a_second_is_kept_twice(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda *_: "20260801T120000Z")
+    for _ in range(3):
+        with closing(PostgresSink(Pool(database_url, 2))) as target:
+            target.collection(Definition("books"), conflict="replace").finish()
+            target.publish()
+    with psycopg.connect(database_url) as connection:
+        names = [each.name for each in described(connection, None, None)]
+    assert len(set(names)) == 3 and "books" in names
+    assert sum(name.startswith("books.old-20260801T120000Z") for name in names) == 2
 
 
 def test_a_killed_copy_goes_on_and_nothing_of_it_is_seen_before(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
@@ -15,6 +12,7 @@ from chromakeep.postgres.counts import Counted
 from chromakeep.postgres.pool import Pool
 from chromakeep.records import Definition
 from postgres.grown import Grown
+from postgres.instances import eventually
 
 
 @pytest.fixture
@@ -26,15 +24,6 @@ def low(monkeypatch: pytest.MonkeyPatch) -> None:
 def of(pool: Pool, grown: Grown) -> Counted | None:
     name = grown.held.name
     return next((one for one in counts.counts(pool).largest if one.name == name), None)
-
-
-def eventually(happened: Callable[[], bool]) -> None:
-    """The server counts within a second or so."""
-    for _ in range(600):
-        if happened():
-            return
-        threading.Event().wait(0.05)
-    raise AssertionError("it did not happen")
 
 
 def add(grown: Grown, n: int, start: int = 0) -> None:
@@ -53,15 +42,17 @@ def test_small_ones_are_counted_whatever_the_statistics_say(pool: Pool) -> None:
 
 def test_large_ones_are_told_from_statistics(pool: Pool, low: None) -> None:
     grown = Grown(pool)
+    # An ANALYZE between a commit and the moment at which the server counts it would have it counted twice, for a while
+    pool.run(lambda c: c.execute(f"ALTER TABLE {grown.held.table} SET (autovacuum_enabled = off)"), write=True)
     add(grown, 400)
 
     def records() -> int:
         found = of(pool, grown)
         return found.records if found else 0
 
-    eventually(lambda: records() == 400)
+    eventually(lambda: records() == 400, "the server has counted what was added")
     grown.delete([f"r{i}" for i in range(200)])
-    eventually(lambda: records() == 200)
+    eventually(lambda: records() == 200, "the server has counted what was deleted")
     with pool.autocommit() as connection:
         connection.execute(f"VACUUM ANALYZE {grown.held.table}")
     pool.run(lambda c: c.execute("SELECT pg_stat_reset()"), write=True)
@@ -104,7 +95,10 @@ def test_only_what_is_there(pool: Pool) -> None:
         lambda c: arrivals.begin(c, "run", definition, CollectionWanted("arriving"), "vector"),
         write=True,
     )
-    assert counts.counts(pool) == before
+    after = counts.counts(pool)
+    assert after.collections == before.collections
+    # By size they are in the order of what the server has counted, which may go on meanwhile
+    assert sorted(after.largest, key=repr) == sorted(before.largest, key=repr)
     pool.run(lambda c: drop_collection(c, "default_tenant", "default_database", name), write=True)
     assert of_name(pool, name) is None
     assert counts.counts(pool).collections == before.collections - 1

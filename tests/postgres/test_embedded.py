@@ -19,6 +19,7 @@ import pytest
 from chromakeep.errors import RefusedToServe, ServerFailed
 from chromakeep.postgres import embedded, fitting
 from chromakeep.postgres.embedded import Embedded
+from postgres.instances import eventually
 
 SOURCES = Path(embedded.__file__).parents[2]
 # Writes a row as soon as it runs, says so, and waits to be killed.
@@ -105,11 +106,7 @@ def test_one_process_at_a_time_and_a_kill_of_it_takes_the_server_along(server: E
         server.start()
     child.kill()
     child.wait()
-    for _ in range(3000):
-        if gone(number):
-            break
-        signal.sigtimedwait([], 0.01)
-    assert gone(number), "an orphan"
+    eventually(lambda: gone(number), "it has ended, and is no orphan")
     (home / "data" / "postmaster.pid").write_text(f"{os.getpid()}\n{home / 'data'}\n1\n5432\n{home}\n\n")
     server.start()
     assert ask(server, "SELECT count(*) FROM written") == 1
@@ -155,7 +152,6 @@ def test_it_is_found_whatever_the_environment_says_of_another_server(
         "PGDATABASE": "other", "PGUSER": "other", "PGPASSWORD": "other",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(embedded, "BEGINNING", 5.0)
     server.start()
     assert ask(server, "SELECT 1") == 1
 

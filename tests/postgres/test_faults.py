@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[PostgresEngine]:
-    made = PostgresEngine(database_url, 8, allow_reset=True)
+    made = PostgresEngine(database_url, 16, allow_reset=True)  # one for each thread: none waits for one in vain
     made.reset()
     yield made
     made.close()

@@ -176,7 +176,7 @@ def test_postgresql_takes_fewer_connections_than_they_want(world: World) -> None
         world.server.settings["max_connections"] = "100"
         world.server.restart()
     world.verdict(tally, writers)
-    assert tally.slowest < 30
+    assert tally.slowest < 60, "a client has given up one that hung"
 
 
 def taken_up(server: PostgreSQL, first: psycopg.Connection[Any]) -> list[psycopg.Connection[Any]]:

@@ -131,6 +131,8 @@ def test_who_stops_within_a_transaction_holds_others_up_for_a_moment_only(databa
     ended = threading.Event()
 
     def work(connection: Connection) -> None:
+        if calls:  # else it might be ended again where the machine is slow, and then for good
+            connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         connection.execute("UPDATE numbers SET v = v + 1 WHERE n = 20")
         calls.append(1)
         if len(calls) == 1:
@@ -156,6 +158,19 @@ def test_idle_connections_that_the_server_closed_are_not_used(database_url: str)
     calls: list[int] = []
     assert pool.run(lambda c: calls.append(1) or one("SELECT 7")(c), write=True) == 7
     assert len(calls) == 1
+    pool.close()
+
+
+def test_one_that_had_hardly_any_time_left_is_not_used_again(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To give its statements more time is a statement, which could come to its end for somebody who is in no hurry."""
+    pool, session = Pool(database_url, 1), one("SELECT pg_backend_pid()")
+    for hasty, used in ((1.0, True), (100.0, False)):
+        monkeypatch.setattr("chromakeep.postgres.pool.HASTY", hasty)
+        with Waiting(time.monotonic() + 50).for_it():
+            before = pool.run(session, write=False)
+        assert (pool.run(session, write=False) == before) == used
     pool.close()
 
 
@@ -191,14 +206,42 @@ def test_a_server_that_takes_no_more_connections(postgres_url: str, database_url
             other.run(do("SELECT 1"), write=False)
         assert (caught.value.status, caught.value.retry_after) == (503, 1.0)
         pool.close()
-        for _ in range(1000):  # until the server has noticed
+
+        def served() -> bool:
             try:
-                assert other.run(one("SELECT 1"), write=False) == 1
-                break
+                return other.run(one("SELECT 1"), write=False) == 1
             except Refused:
-                threading.Event().wait(0.01)
-        other.run(do("SELECT 1"), write=False)
+                return False
+
+        eventually(served, "the server has noticed")
         other.close()
+
+
+def test_connections_that_are_waited_for_may_be_lost(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server took no more beside the only one, which is gone now: it has room again."""
+    pool, connect, gone = Pool(database_url, 2, patience=30), Pool._connect, threading.Event()
+
+    def crowded(self: Pool) -> Connection:
+        if self._open == 2:
+            raise psycopg.OperationalError("FATAL:  sorry, too many clients already")
+        return connect(self)
+
+    def lost(connection: Connection) -> None:
+        assert gone.wait(60)
+        connection.close()
+        raise Refused(400, "no")
+
+    monkeypatch.setattr(Pool, "_connect", crowded)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(pool.run, lost, write=True)
+        eventually(lambda: pool._open == 1, "there is one")
+        second = threads.submit(pool.run, one("SELECT 1"), write=False)
+        eventually(lambda: pool._changed._waiters, "it is waited for")  # type: ignore[attr-defined]
+        gone.set()
+        with pytest.raises(Refused, match="no"):
+            first.result(60)
+        assert second.result(60) == 1
+    pool.close()
 
 
 def test_nobody_there_is_503_and_only_the_operator_hears_where(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from chromakeep.engine import Refused, Wanted, Written
 from chromakeep.filters import Compare, Every, Matches
 from chromakeep.postgres import packing, trigrams, writing
 from chromakeep.postgres.pool import Pool
+from postgres.instances import eventually
 from postgres.tables import ALL, Records
 
 _numbers = itertools.count(1)
@@ -349,7 +350,7 @@ def test_an_insert_that_meets_another(records: Records) -> None:
     def slow(connection: Any) -> None:
         writing.add(connection, held, Written(["id50"], np.full((1, 2), 5, np.float32), documents=["mine"]))
         waiting.set()
-        assert release.wait(30)
+        assert release.wait(90)
 
     release = threading.Event()
     with ThreadPoolExecutor(2) as threads:
@@ -358,20 +359,16 @@ def test_an_insert_that_meets_another(records: Records) -> None:
         two = threads.submit(records.upsert, ids, documents=["yours"] * 100)
         until_blocked(records)
         release.set()
-        one.result(30)
-        two.result(30)
+        one.result(60)
+        two.result(60)
     assert records.count() == 101
     assert records.shown("id50")[0] == "yours"
 
 
 def until_blocked(records: Records) -> None:
     """Wait until one transaction waits for another one."""
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-    for _ in range(3000):
-        if records.pool.run(lambda c: c.execute(waiting).fetchone(), write=False) != (0,):
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("nobody waits")
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype IN ('transactionid', 'tuple')"
+    eventually(lambda: records.pool.run(lambda c: c.execute(waiting).fetchone(), write=False) != (0,), "one waits")
 
 
 def refused(write: Callable[..., object], *arguments: Any, **members: Any) -> tuple[int, str]:

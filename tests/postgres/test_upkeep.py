@@ -16,6 +16,7 @@ from chromakeep.postgres.pool import Pool
 from chromakeep.postgres.segments import Range, Standing
 from chromakeep.postgres.upkeep import Seen, Upkeep
 from postgres.grown import Grown
+from postgres.instances import eventually
 
 
 def _vectors(n: int, seed: int = 1) -> np.ndarray:
@@ -214,14 +215,14 @@ def test_the_thread_finds_what_has_grown(pool: Pool, low: None) -> None:
     for one in two:
         one.start()
     try:
-        waiting = threading.Event()
-        for _ in range(600):  # the server counts within a second or so
-            if (
+        eventually(
+            lambda: (
                 grown.held.segments
                 and pool.run(lambda c: upkeep.indexing_status(c, grown.held), write=False).progress == 1
-            ):
-                break
-            waiting.wait(0.05)
+            ),
+            "the server has counted, and there is an index",
+            patience=200,  # for the collections of other tests have their turn, too
+        )
         assert len(grown.held.segments) == 1
     finally:
         for one in two:
@@ -235,12 +236,12 @@ def test_a_range_that_is_asked_for_later_gets_its_index(pool: Pool, low: None) -
     grown, kept = Grown(pool), Upkeep(pool)
     _grow(grown, 500)
     pool.run(lambda c: c.execute("SELECT pg_stat_force_next_flush()"), write=True)
-    waiting = threading.Event()
-    for _ in range(600):
+
+    def built() -> object:
         kept.look()
-        if grown.held.segments:
-            break
-        waiting.wait(0.05)
+        return grown.held.segments
+
+    eventually(built, "the server has counted", patience=200)
     kept.look()
     assert not [name for name in _indexes(grown) if "_n_" in name]
     grown.query(_vectors(1), 1, where={"n": {"$gt": 5}})
@@ -299,10 +300,11 @@ def test_a_filters_index_whose_build_was_killed_is_made_again(pool: Pool, low: N
     assert f"{relation}_metadata_ccnew" in _indexes(grown)
 
 
-def test_who_commits_late_is_in_the_index(pool: Pool, low: None) -> None:
+def test_who_commits_late_is_in_the_index(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch has its places before it is committed: an index over these is built meanwhile, and has them after all."""
-    grown = Grown(pool)
-    _grow(grown, 500)
+    monkeypatch.setattr(segments, "TAIL", 100)
+    grown = Grown(pool, max_neighbors=100)  # all are neighbours of all: so the index finds each for certain
+    _grow(grown, 150)
     held = grown.held
     late = _vectors(1, 77) * 50
     with pool.autocommit() as writer:
@@ -331,18 +333,8 @@ def test_who_commits_late_is_in_the_index(pool: Pool, low: None) -> None:
 
 def _wait_for_a_lock(pool: Pool) -> None:
     """Until some build waits for a writer."""
-    waiting = threading.Event()
-    for _ in range(600):
-        row = pool.run(
-            lambda c: c.execute(
-                "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'virtualxid'"
-            ).fetchone(),
-            write=False,
-        )
-        if row is not None and row[0]:
-            return
-        waiting.wait(0.02)
-    raise AssertionError("nothing waited")
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'virtualxid'"
+    eventually(lambda: pool.run(lambda c: c.execute(waiting).fetchone(), write=False) != (0,), "something waits")
 
 
 def test_a_collection_that_goes_meanwhile(pool: Pool, low: None) -> None:

@@ -6,6 +6,7 @@ advisory lock, so that what a killed process left can be told from what is under
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -113,7 +114,7 @@ def publish(connection: Connection, run: str) -> list[tuple[str, str]]:
                     f"a collection {told(name)!r} was made by somebody else meanwhile",
                     hint="copy again, and say --on-conflict skip, upsert or replace",
                 )
-            old = f"{told(name)[:480]}.old-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+            old = _kept_as(connection, place, told(name))
             catalog.modify(connection, Target(told(tenant), told(database), there[0]), Change(name=old))
             kept.append((told(name), old))
         connection.execute(
@@ -121,6 +122,15 @@ def publish(connection: Connection, run: str) -> list[tuple[str, str]]:
         )
         connection.execute("DELETE FROM chromakeep.arriving WHERE collection = %s", (identity,))
     return kept
+
+
+def _kept_as(connection: Connection, place: str, name: str) -> str:
+    """A name that none has for the collection that is replaced: another may have been, within this second."""
+    old = f"{name[:480]}.old-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
+    taken = connection.execute(
+        "SELECT FROM chromakeep.collections WHERE database = %s AND name = %s", (place, as_held(old))
+    ).fetchone()
+    return old if taken is None else f"{old}-{secrets.token_hex(2)}"
 
 
 def _database(connection: Connection, tenant: str, database: str) -> str:

@@ -36,6 +36,7 @@ ATTEMPTS = 12  # of a transaction that deadlocked or was not serializable
 LOST = 3  # of one whose connection was lost before it was committed
 LIFETIME = 3600.0  # seconds of a connection, after which another takes its place; half as much at random
 IDLE = 300.0  # seconds after which one that nobody needs is closed
+HASTY = 0.1  # seconds for a statement, with fewer of which one is not used again: to give it more is a statement, too
 # An instance whose machine is gone says no goodbye, and its session would keep its locks for two hours
 _FOUND_OUT = b"SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3"
 # How often PostgreSQL looks, while it works on a statement, whether we are there yet
@@ -158,7 +159,7 @@ class Pool:
                     if self._idle:
                         kept = self._idle.pop()
                         break
-                    if self._open < self._size and not full:
+                    if self._open < self._size and not (full and self._open):  # whose are waited for, may be lost
                         self._open += 1
                         kept = None
                         break
@@ -201,7 +202,7 @@ class Pool:
         kept.since = now
         with self._changed:
             unneeded = [self._idle.popleft()] if self._idle and self._idle[0].since < now - IDLE else []
-            if self._closed or now > kept.until:
+            if self._closed or now > kept.until or kept.limit < HASTY:
                 unneeded.append(kept)
             else:
                 self._idle.append(kept)
