@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.command import ServerOptions, command_line, find_chroma, parse_options
 from chromakeep.chroma.health import ALIVE, BROKEN, DEAD_INSIDE, HUNG, UNREACHABLE, probe
-from chromakeep.chroma.server import ChromaServer, free_port, port_is_free
+from chromakeep.chroma.server import _HELD, _MOST, ChromaServer, HeldPort, free_port, port_is_free
 from chromakeep.chroma.writers import start_time, writers
 from chromakeep.errors import ServerAnswered, ServerFailed, ServerSilent, UsageError
 
@@ -252,3 +253,31 @@ def test_a_native_program_is_executed_itself(tmp_path: Path) -> None:
 def test_a_missing_program_is_one_clear_line() -> None:
     with pytest.raises(ServerFailed, match="not a program"):
         find_chroma("/nowhere/chroma", {})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a port be held for a server to come")
+def test_a_held_port_is_given_to_nobody_but_a_server(tmp_path: Path) -> None:
+    """Not to who binds without being told to share, nor to who asks for any; and to a server in each of its lives."""
+    held = HeldPort()
+    options = ServerOptions(host="127.0.0.1", port=held.number)
+    assert port_is_free("127.0.0.1", held.number)
+    for _ in range(2):
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", held.number))
+        with ChromaServer(tmp_path / "data", env=ENV, options=options) as server:
+            assert server.client.heartbeat()
+            assert not port_is_free("127.0.0.1", held.number)
+    held.close()
+    held.close()
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of the server may linger
+        other.bind(("127.0.0.1", held.number))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere none is held")
+def test_ports_are_not_given_twice() -> None:
+    """What is asked for before a server of the first one listens is another one; and few are held at a time."""
+    ports = [free_port() for _ in range(3000)]
+    for start in range(len(ports) - _MOST):
+        assert len({*ports[start : start + _MOST]}) == _MOST
+    assert len(_HELD) == _MOST

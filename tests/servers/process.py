@@ -13,15 +13,12 @@ import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from chromakeep.chroma.server import free_port
+
+__all__ = ["INSTALLED", "Process", "answers", "free_port", "listens"]
+
 INSTALLED = Path(os.environ.get("CHROMAKEEP_TEST_SERVERS", Path(__file__).parents[2] / ".servers"))
 """Where tools/servers.sh put them."""
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def listens(port: int) -> bool:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -124,11 +127,39 @@ class ChromaServer:
         self.stop()
 
 
+class HeldPort:
+    """A loopback port, ``number``, that nobody is given who asks the system for any, until ``close``: not before a
+    server listens there, nor between two of its lives.
+
+    Bound, and not listened on: on Linux a server that takes it by its number (with SO_REUSEADDR, as nearly all do) can.
+    Elsewhere it was only free a moment ago.
+    """
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", 0))
+            self.number = int(probe.getsockname()[1])
+            self._descriptor = os.dup(probe.fileno()) if sys.platform == "linux" else None
+
+    def close(self) -> None:
+        """Let go."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+_HELD: deque[HeldPort] = deque()
+_MOST = 64  # ports held at a time
+
+
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody else is given before many more have been asked for here."""
+    held = HeldPort()
+    _HELD.append(held)
+    if len(_HELD) > _MOST:
+        _HELD.popleft().close()
+    return held.number
 
 
 def port_is_free(host: str, port: int) -> bool:

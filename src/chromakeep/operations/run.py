@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from chromakeep.addresses import authority
 from chromakeep.chroma.catalog import DATABASE, collection_count
 from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
-from chromakeep.chroma.server import ChromaServer, free_port, port_is_free
+from chromakeep.chroma.server import ChromaServer, HeldPort, port_is_free
 from chromakeep.chroma.signature import signature
 from chromakeep.errors import (
     LeaseLost,
@@ -151,8 +151,9 @@ class _Service:
         self.changeover = Changeover(beside, self.keeping, observer)
         self.door: Doorway | None = None
         self.front = options  # what clients see
-        if settings.door:
-            self.options = replace(options, host="127.0.0.1", port=free_port())
+        self.behind = HeldPort() if settings.door else None  # the server's, in all its lives
+        if self.behind:
+            self.options = replace(options, host="127.0.0.1", port=self.behind.number)
         self.restarts = 0
         self.hopeless: set[str] = set()  # collections that stay broken whatever was done
         self.collections: tuple[Collection, ...] = ()
@@ -442,10 +443,12 @@ class _Service:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def let_go(self) -> None:
-        """Of the lease, whatever happened."""
+        """Of the lease, whatever happened, and of the port."""
         for one in (self.succession, self.keeping):
             if one:
                 one.end()
+        if self.behind:
+            self.behind.close()
 
     def end(self, server: ChromaServer | None) -> None:
         """Stop the server, take the last snapshot, remember that all is well; within ``grace`` seconds of the stop."""
