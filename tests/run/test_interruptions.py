@@ -30,6 +30,7 @@ from chromakeep.operations.beside import Beside, Process
 from chromakeep.operations.boot import newest_state
 from chromakeep.operations.duty import ASYNC, Duty
 from chromakeep.operations.keep import Keeping
+from chromakeep.operations.place import exchange
 from chromakeep.operations.restore import restore
 from chromakeep.operations.succession import Succession
 from chromakeep.operations.tenure import Tenure
@@ -120,6 +121,12 @@ def bucket() -> Bucket:
     return Bucket()
 
 
+def begun(keeping: Keeping) -> bool:
+    """Whether there is a log with a segment."""
+    shipping = keeping.shipping  # which may be taken away at any moment
+    return shipping is not None and shipping.line[1] > 0
+
+
 @contextmanager
 def kept(data: Path, bucket: Bucket) -> Iterator[tuple[Keeping, list[str]]]:
     """A directory whose log has begun on a snapshot, and what is said."""
@@ -132,7 +139,7 @@ def kept(data: Path, bucket: Bucket) -> Iterator[tuple[Keeping, list[str]]]:
         keeping.hold()
         keeping.start()
         keeping.soon()
-        eventually(lambda: keeping.shipping and keeping.shipping.line[1], "the log")
+        eventually(lambda: begun(keeping), "the log")
         try:
             yield keeping, said
         finally:
@@ -166,6 +173,7 @@ def test_a_bucket_that_is_away_at_the_end(
         bucket.trouble = trouble
         write(data, ref, 7)
         said = keeping.finish(patience, threading.Event())
+        eventually(lambda: keeping.shipping and keeping.shipping._closed.is_set(), "the last try")
         assert said == ("i7" in found_again(bucket, ref, tmp_path / "found")) == (failures == 6)
 
 
@@ -192,9 +200,12 @@ def test_a_disk_that_fails_for_a_moment_does_not_end_the_log(
 
 
 def exchanged(data: Path, template: tuple[Path, Ref]) -> None:
-    """Somebody puts another directory in its place."""
-    data.rename(data.with_name("aside"))
-    shutil.copytree(template[0], data)
+    """Somebody puts another directory in its place, in one step: half of one is nothing that anybody could serve."""
+    aside = data.with_name("aside")
+    shutil.copytree(template[0], aside)
+    if not exchange(aside, data):
+        data.rename(data.with_name("old"))
+        aside.rename(data)
 
 
 def test_what_is_written_to_another_directory_is_not_taken_for_shipped(
@@ -322,7 +333,7 @@ def test_a_lease_that_could_not_be_taken_at_once_is_taken_later(data: Path, buck
         with pytest.raises(StoreUnavailable):
             keeping.snapshot().result(60)
         keeping.snapshot().result(60)
-        eventually(lambda: keeping.shipping and keeping.shipping.line[1], "the log")
+        eventually(lambda: begun(keeping), "the log")
         assert keeping.finish(60, threading.Event())
         keeping.end()
 

@@ -24,7 +24,7 @@ from chromakeep.operations.rescue import Findings, RescueReport, examine, rescue
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
 from chromakeep.store.memory import MemoryStore
-from run.running import ENV, Writer, add, create, eventually, held
+from run.running import ENV, PATIENCE, Writer, add, create, eventually, held
 
 strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 WRITES = "write,writev,pwrite64"
@@ -47,7 +47,7 @@ def killed_writing(data: Path, file: str, nth: int, writer: Writer) -> None:
     )  # fmt: skip
     writer.start()
     try:
-        server.wait(60)
+        server.wait(PATIENCE)
     finally:
         server.kill()
         writer.over.set()
