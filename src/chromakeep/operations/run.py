@@ -463,7 +463,7 @@ class _Service:
         if code == 0:
             with suppress(NotAChromaDirectory):
                 if self.keeping:
-                    self.keeping.release()
+                    self.keeping.release((deadline - time.monotonic()) / 2, self.hurry)
                 self.beside.remember(verified=signature(data).to_json(), server=None)
         elif code == -signal.SIGKILL:
             self.observer(Noted("the server had to be killed: the next start will check the directory", "warning"))
