@@ -32,7 +32,7 @@ DATABASE = "/tenants/default_tenant/databases/default_database"
 SRC = Path(__file__).parents[2] / "src"
 ENV = dict(os.environ)
 PATIENCE = 120.0
-GRACE = 60.0  # seconds that an end may take where that is not what is tested: a machine may have much else to do
+GRACE = 100.0  # seconds that an end may take where that is not what is tested: a machine may have much else to do
 
 
 def eventually(true: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
