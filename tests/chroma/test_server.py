@@ -17,7 +17,7 @@ import pytest
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.command import ServerOptions, command_line, find_chroma, parse_options
 from chromakeep.chroma.health import ALIVE, BROKEN, DEAD_INSIDE, HUNG, UNREACHABLE, probe
-from chromakeep.chroma.server import _HELD, _MOST, ChromaServer, HeldPort, free_port, port_is_free
+from chromakeep.chroma.server import ChromaServer, HeldPort, free_port, port_is_free
 from chromakeep.chroma.writers import start_time, writers
 from chromakeep.errors import ServerAnswered, ServerFailed, ServerSilent, UsageError
 
@@ -276,8 +276,7 @@ def test_a_held_port_is_given_to_nobody_but_a_server(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere none is held")
 def test_ports_are_not_given_twice() -> None:
-    """What is asked for before a server of the first one listens is another one; and few are held at a time."""
-    ports = [free_port() for _ in range(3000)]
-    for start in range(len(ports) - _MOST):
-        assert len({*ports[start : start + _MOST]}) == _MOST
-    assert len(_HELD) == _MOST
+    """What is asked for before a server of the first one listens is another one."""
+    ports = [free_port() for _ in range(200)]
+    for start in range(150):
+        assert len({*ports[start : start + 50]}) == 50

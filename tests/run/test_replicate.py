@@ -39,7 +39,7 @@ from chromakeep.repository.moments import happenings
 from chromakeep.repository.snapshots import encode, now, rfc3339
 from chromakeep.server.front import open_door
 from chromakeep.store.local import LocalStore
-from run.running import DATABASE, ENV, PATIENCE, add, create, eventually, held, kill, process, running
+from run.running import DATABASE, ENV, GRACE, PATIENCE, add, create, eventually, held, kill, process, running
 
 
 class Slow(LocalStore):
@@ -429,7 +429,7 @@ def test_a_restore_beneath_a_replicate_is_what_is_kept_from_then_on(tmp_path: Pa
     def note(event: object) -> None:
         said.append(str(event))
 
-    replicating = partial(replicate, every=LONG, grace=30.0, stop=stop, observer=note)
+    replicating = partial(replicate, every=LONG, grace=GRACE, stop=stop, observer=note)
     with ThreadPoolExecutor(1) as pool:
         try:
             with ChromaServer(data, env=ENV) as server:
@@ -449,7 +449,7 @@ def test_a_restore_beneath_a_replicate_is_what_is_kept_from_then_on(tmp_path: Pa
                 assert server.client.count(ref) == 25
         finally:
             stop.set()
-    result = done.result(60)
+    result = done.result(PATIENCE)
     assert result.epoch == 2 and any("was replaced" in one for one in said)
     restore(repository, None, tmp_path / "newest")
     assert held(tmp_path / "newest", ref).keys() == {f"i{n}" for n in (*range(20), *range(100, 105))}
