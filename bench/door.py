@@ -30,7 +30,8 @@ import numpy as np
 
 from chromakeep.access.keys import Key, Keyring, mint
 from chromakeep.chroma.client import ChromaClient
-from chromakeep.chroma.server import ChromaServer, free_port
+from chromakeep.chroma.ports import free_port
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.server import Door, Limits
 from chromakeep.server.gatehouse import Gatehouse
 from chromakeep.server.metrics import Metrics

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from chromakeep.chroma import connection as connections
 from chromakeep.chroma import wire
 from chromakeep.chroma.connection import ANYTHING, Connection
-from chromakeep.chroma.server import free_port
+from chromakeep.chroma.ports import free_port
 from chromakeep.chroma.tokens import Token
 from chromakeep.chroma.wire import AnswerTooLarge, Reply
 from chromakeep.errors import ChromakeepError, ServerAnswered, ServerFailed, ServerSilent, UsageError

@@ -16,7 +16,8 @@ import pytest
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.command import ServerOptions, command_line, find_chroma, parse_options
 from chromakeep.chroma.health import ALIVE, BROKEN, DEAD_INSIDE, HUNG, UNREACHABLE, probe
-from chromakeep.chroma.server import ChromaServer, free_port, port_is_free
+from chromakeep.chroma.ports import free_port, port_is_free
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.chroma.writers import start_time, writers
 from chromakeep.errors import ServerAnswered, ServerFailed, ServerSilent, UsageError
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from chromakeep.chroma.server import free_port
+from chromakeep.chroma.ports import free_port
 from chromakeep.operations.audit_file import AuditFile
 from chromakeep.operations.audit_shipping import AuditShipping
 from chromakeep.repository import Repository

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from chromakeep.chroma.server import ChromaServer, free_port
+from chromakeep.chroma.ports import free_port
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.cli.failures import understood
 from chromakeep.cli.log import Log
 from chromakeep.cli.output import Reply

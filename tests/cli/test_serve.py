@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import chromadb
 import pytest
 
-from chromakeep.chroma.server import ChromaServer, free_port
+from chromakeep.chroma.ports import free_port
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.operations.serve import Elsewhere
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import chromadb
 import pytest
 
-from chromakeep.chroma.server import free_port
+from chromakeep.chroma.ports import free_port
 from chromakeep.postgres.embedded import Embedded
 from cli.test_serve import asked, until_ready
 from server.test_metrics import checked, values

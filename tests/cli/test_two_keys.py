@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from chromakeep.chroma.server import ChromaServer, free_port
+from chromakeep.chroma.ports import free_port
+from chromakeep.chroma.server import ChromaServer
 from cli.conftest import Cli
 from cli.test_serve import until_ready
 

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from servers.process import Process, free_port
+from chromakeep.chroma.ports import free_port
+from servers.process import Process
 
 SRC = Path(__file__).parents[2] / "src"
 COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"

@@ -16,6 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from chromakeep.chroma.ports import free_port
 from postgres.instances import (
     COLLECTIONS,
     SRC,
@@ -30,7 +31,6 @@ from postgres.instances import (
 )
 from servers.nginx import ENGINE, nginx
 from servers.postgresql import PostgreSQL
-from servers.process import free_port
 
 
 class World:

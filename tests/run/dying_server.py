@@ -12,9 +12,10 @@ import time
 
 program, collection, *arguments = sys.argv[1:]
 port = int(arguments[arguments.index("--port") + 1])
-with socket.socket() as probe_:
-    probe_.bind(("127.0.0.1", 0))
-    behind = probe_.getsockname()[1]
+held = socket.socket()  # bound and not listened on: the server can take it, and nobody is given it
+held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+held.bind(("127.0.0.1", 0))
+behind = held.getsockname()[1]
 arguments[arguments.index("--port") + 1] = str(behind)
 server = subprocess.Popen([program, *arguments])
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from chromakeep.chroma.client import ChromaClient, Ref
+from chromakeep.chroma.ports import free_port
 from chromakeep.chroma.reader import read_collection
-from chromakeep.chroma.server import free_port
 from chromakeep.errors import ChromakeepError, ServerAnswered, ServerFailed
 from chromakeep.events import Event, Noted
 from chromakeep.operations.beside import Beside
@@ -31,7 +31,8 @@ from chromakeep.store.local import LocalStore
 DATABASE = "/tenants/default_tenant/databases/default_database"
 SRC = Path(__file__).parents[2] / "src"
 ENV = dict(os.environ)
-PATIENCE = 60.0
+PATIENCE = 120.0
+GRACE = 100.0  # seconds that an end may take where that is not what is tested: a machine may have much else to do
 
 
 def eventually(true: Callable[[], object], what: str, patience: float = PATIENCE) -> None:
@@ -176,14 +177,14 @@ class Running:
 
     settings: RunSettings
     port: int
-    stop: threading.Event = field(default_factory=threading.Event)
+    stop: threading.Event
     hurry: threading.Event = field(default_factory=threading.Event)
     events: list[Event] = field(default_factory=list)
     result: RunResult | None = None
     error: ChromakeepError | None = None
 
     def __post_init__(self) -> None:
-        self.client = ChromaClient("127.0.0.1", self.port)
+        self.client = ChromaClient("127.0.0.1", self.port, timeout=PATIENCE)
         self.thread = threading.Thread(target=self._run, daemon=True)
         self.thread.start()
 
@@ -220,10 +221,13 @@ def running(
     *,
     port: int | None = None,
     options: tuple[str, ...] = (),
+    stopped: bool = False,
     **settings: object,
 ) -> Iterator[Running]:
-    """A run on ``data`` with a repository in a folder, both made where they are missing; ``options`` go to Chroma."""
+    """A run on ``data`` with a repository in a folder, both made where they are missing; ``options`` go to Chroma.
+    ``stopped``: it is told to stop before it begins."""
     port = port or free_port()
+    settings.setdefault("grace", GRACE)
     if repository is not None:
         settings.setdefault("open_repository", lambda: Repository.open(LocalStore(repository)))
         settings.setdefault("create_repository", lambda: Repository.create(LocalStore(repository)))
@@ -232,7 +236,10 @@ def running(
         arguments=("--host", "127.0.0.1", "--port", str(port), *options),
         **settings,  # type: ignore[arg-type]
     )
-    one = Running(made, port)
+    stop = threading.Event()
+    if stopped:
+        stop.set()
+    one = Running(made, port, stop)
     try:
         yield one
     finally:
@@ -247,7 +254,7 @@ def process(
     repository: Path,
     *,
     every: float = 1.0,
-    grace: float = 10.0,
+    grace: float = GRACE,
     durability: str = "async",
     port: int | None = None,
     more: tuple[str, ...] = (),

@@ -151,7 +151,7 @@ def test_a_server_that_outlived_its_keeper_is_ended(tmp_path: Path) -> None:
     """It holds the lock by inheritance; the next keeper ends it, known by pid and start time, and takes over."""
     with Beside(tmp_path / "data") as first:
         lock = first.take(0)
-        orphan = subprocess.Popen(["sleep", "60"], pass_fds=[lock])
+        orphan = subprocess.Popen(["sleep", "600"], pass_fds=[lock])
         gone = subprocess.Popen(["true"])
         keeper = Process.of(gone.pid)
         gone.wait()
@@ -160,7 +160,7 @@ def test_a_server_that_outlived_its_keeper_is_ended(tmp_path: Path) -> None:
         started = time.monotonic()
         second.take(0.3)
         assert time.monotonic() - started >= 0.3  # it had its time to end by itself
-    assert orphan.wait(5) == -9
+    assert orphan.wait(60) == -9
 
 
 def test_a_foreign_writer_is_refused_by_name(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from chromakeep.chroma.client import ChromaClient
-from chromakeep.chroma.server import free_port
+from chromakeep.chroma.ports import free_port
 from chromakeep.errors import ServerAnswered
 from chromakeep.operations.elsewhere import Forwarding
 from chromakeep.operations.key_places import RepositoryKeys

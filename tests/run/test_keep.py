@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from contextlib import closing
 from pathlib import Path
 
+import pytest
+
+from chromakeep.chroma.purge import holding, release
+from chromakeep.operations import held_queue
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.keep import Keeping
+from chromakeep.operations.tenure import Tenure
 from chromakeep.repository import Repository
+from chromakeep.repository.lease import Lease
+from chromakeep.repository.log import Log
 from chromakeep.store.memory import MemoryStore
 
 CREATE = """
@@ -37,3 +47,62 @@ def test_the_deletion_of_the_last_collection_is_kept_too(tmp_path: Path) -> None
         subprocess.run([sys.executable, "-c", program, str(data)], check=True, timeout=120)
         keep_once(data, repository)
         assert [len(s.collections) for s in repository.snapshots()] == expected
+
+
+def test_a_directory_that_is_read_just_then_is_let_go_all_the_same(tmp_path: Path) -> None:
+    """A snapshot may take a while to copy it, on a machine that has much else to do: else Chroma would never purge its
+    queue again, whoever serves it next. Not in a hurry."""
+    data, repository, hurry = tmp_path / "data", Repository.create(MemoryStore()), threading.Event()
+    subprocess.run([sys.executable, "-c", CREATE, str(data)], check=True, timeout=120)
+    with Beside(data) as beside:
+        beside.take(1)
+        keeping = Keeping(beside, lambda: repository, every=60, stage=None)
+        assert keeping.hold()
+        keeping.access.acquire()
+        hurry.set()
+        keeping.release(60, hurry)
+        assert held(data)
+        threading.Timer(1.5, keeping.access.release).start()
+        keeping.release()
+        assert not held(data)
+        assert not keeping.access.locked()
+
+
+def test_a_look_just_when_the_queue_is_let_go_is_no_end_of_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The purge is not held any more, and the log has not been told that yet: what it took for a reset of Chroma, as
+    the run ended in that very moment, left what was written last out of the log."""
+    data, repository, said = tmp_path / "data", Repository.create(MemoryStore()), list[str]()
+    subprocess.run([sys.executable, "-c", CREATE, str(data)], check=True, timeout=120)
+
+    def in_between(database: Path) -> str:
+        found = release(database)
+        assert keeping.shipping
+        keeping.shipping.shipped()  # a look, if there can be one
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end and not any("the log is not written" in one for one in said):
+            time.sleep(0.005)
+        return found
+
+    monkeypatch.setattr(held_queue, "release", in_between)
+    with Beside(data) as beside:
+        beside.take(1)
+        keeping = Keeping(beside, lambda: repository, every=3600, stage=None, observer=lambda e: said.append(str(e)))
+        keeping.lease = Tenure(Lease.take(repository))
+        keeping.hold()
+        keeping.start()
+        keeping.snapshot().result(60)
+        assert keeping.shipping
+        keeping.shipping.shipped().result(60)
+        keeping.release()
+        assert keeping.finish(60, threading.Event())
+        keeping.end()
+    assert not any("the log is not written" in one for one in said)
+    assert Log(repository).end(1)[1]
+
+
+def held(data: Path) -> bool:
+    """Whether the purge of its queue is."""
+    with closing(sqlite3.connect(data / "chroma.sqlite3")) as db:
+        return bool(holding(db))

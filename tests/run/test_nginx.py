@@ -14,13 +14,13 @@ from urllib.request import urlopen
 import pytest
 
 from chromakeep.chroma.client import ChromaClient, Ref
+from chromakeep.chroma.ports import free_port
 from chromakeep.errors import ServerAnswered
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
 from run.running import add, create, eventually, kill, process
 from server.wires import C
 from servers.nginx import nginx
-from servers.process import free_port
 
 
 def role(port: int) -> str:

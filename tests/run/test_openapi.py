@@ -24,7 +24,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from chromakeep.access.keys import Keyring
-from chromakeep.chroma.server import free_port
+from chromakeep.chroma.ports import free_port
 from chromakeep.operations.duty import Duty, Front
 from chromakeep.operations.manifest import Manifest, SentFile
 from chromakeep.server import receiving, writes_desk

@@ -27,8 +27,8 @@ from msgspec.structs import replace
 from chromakeep.chroma.capture import capture
 from chromakeep.chroma.client import ChromaClient, Ref
 from chromakeep.chroma.inspection import inspect
+from chromakeep.chroma.ports import free_port
 from chromakeep.chroma.reader import read_collection
-from chromakeep.chroma.server import free_port
 from chromakeep.errors import (
     ChromakeepError,
     DiskFull,
@@ -54,7 +54,7 @@ from chromakeep.server.front import open_door
 from chromakeep.server.receiving import ReceivingDesk
 from chromakeep.store.local import LocalStore
 from operations.directories import write_generations
-from run.running import ENV, SRC, Running, add, create, eventually, kill, ready, running
+from run.running import ENV, PATIENCE, SRC, Running, add, create, eventually, kill, ready, running
 from servers.fault_proxy import Link
 
 ROOT = Path(__file__).parents[2]
@@ -239,7 +239,8 @@ def kill_with_its_disk(one: Running, data: Path) -> None:
     os.kill(server.pid, signal.SIGKILL)
     one.stop.set()
     one.hurry.set()
-    one.thread.join(30)
+    one.thread.join(PATIENCE)
+    assert not one.thread.is_alive()
     lose(data)
 
 
@@ -260,20 +261,20 @@ def test_after_a_rollback_a_lost_disk_brings_back_what_was_rolled_back_to(
 
         def held(self: Session, snapshot: Any) -> None:
             committing.set()
-            assert go.wait(30)
+            assert go.wait(PATIENCE)
             real(self, snapshot)
 
         Session.commit = held  # type: ignore[method-assign]
         try:
             keepers[0].soon()
-            assert committing.wait(30)
+            assert committing.wait(PATIENCE)
             rolling = threading.Thread(target=send_back, args=(f"http://127.0.0.1:{one.port}", TOKEN))
             rolling.start()
             eventually(lambda: ids_or_none(one, "mine") == mine(), "the rollback")
         finally:
             Session.commit = real  # type: ignore[method-assign]
             go.set()
-        rolling.join(60)
+        rolling.join(PATIENCE)
         assert not rolling.is_alive()
         add(one.client, ref, 50, 10)
         expected = content(data, tmp_path / "a")
@@ -518,7 +519,7 @@ def test_a_killed_sender_run_again_sends_only_what_is_missing(
         monkeypatch.setattr(Incoming, "put", put)
         command = [sys.executable, "-c", SENDER, source, f"http://127.0.0.1:{one.port}", TOKEN]
         sender = subprocess.Popen(list(map(str, command)), env={**ENV, "PYTHONPATH": str(SRC)})
-        assert held.wait(60)
+        assert held.wait(PATIENCE)
         with pytest.raises(RepositoryBusy, match=f"from .*:{source} is under way here: .* of .* chunks"):
             sent(generations[1], one)
         sender.kill()
@@ -659,9 +660,9 @@ def test_a_receiver_killed_at_any_step_serves_the_old_or_the_new(
 
         sending = threading.Thread(target=work)
         sending.start()
-        child.wait(60)
+        child.wait(PATIENCE)
         assert (tmp_path / "died").exists()
-        sending.join(60)
+        sending.join(PATIENCE)
         assert failure
     with dying(data, keep, "never") as (child, port):
         client = ChromaClient("127.0.0.1", port)
@@ -929,7 +930,7 @@ def test_writes_are_refused_only_while_directories_are_exchanged(
             body = json.dumps({"ids": ["x"], "embeddings": [[1, 1, 1, 1]]}).encode()
             request = urllib.request.Request(path, body, {"content-type": "application/json"})
             try:
-                urllib.request.urlopen(request, timeout=20)
+                urllib.request.urlopen(request, timeout=PATIENCE)
             except HTTPError as error:
                 refused.append(error)
             return exchange(self, *arguments, **more)
@@ -957,7 +958,9 @@ def test_a_standby_receives_nothing(tmp_path: Path, keep: Path, generations: lis
         with pytest.raises(NotNow, match="stands by"):
             sent(generations[0], second, patience=0.5)
         sent(generations[0], first)
-        eventually(lambda: ids_or_none(second, "cosine") == ids_or_none(first, "cosine"), "the standby's new data")
+        new = ids_served(first.client, "cosine")
+        assert new
+        eventually(lambda: ids_or_none(second, "cosine") == new, "the standby's new data")
         first.end()
         second.until("serving on")
         assert content(tmp_path / "second", tmp_path / "a") == content(generations[0], tmp_path / "b")

@@ -15,7 +15,8 @@ import pytest
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.command import find_chroma, interpreter
 from chromakeep.chroma.inspection import inspect
-from chromakeep.chroma.server import ChromaServer, free_port
+from chromakeep.chroma.ports import free_port
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import RefusedToServe, ServerFailed
 from chromakeep.events import Event, Noted
 from chromakeep.operations.backup import backup
@@ -24,7 +25,7 @@ from chromakeep.operations.rescue import Findings, RescueReport, examine, rescue
 from chromakeep.repository import Repository
 from chromakeep.store.local import LocalStore
 from chromakeep.store.memory import MemoryStore
-from run.running import ENV, Writer, add, create, eventually, held
+from run.running import ENV, PATIENCE, Writer, add, create, eventually, held
 
 strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 WRITES = "write,writev,pwrite64"
@@ -47,7 +48,7 @@ def killed_writing(data: Path, file: str, nth: int, writer: Writer) -> None:
     )  # fmt: skip
     writer.start()
     try:
-        server.wait(60)
+        server.wait(PATIENCE)
     finally:
         server.kill()
         writer.over.set()

@@ -38,7 +38,7 @@ class Gated(LocalStore):
 
     def put(self, name: str, data: bytes, *, if_absent: bool = False) -> None:
         if name.startswith("log/"):
-            assert self.go.wait(60)
+            assert self.go.wait(200)
         if name.startswith("snapshots/") and self.full.is_set():
             raise StoreUnavailable("there is no room")
         super().put(name, data, if_absent=if_absent)
@@ -102,8 +102,11 @@ def names(number: int) -> set[str]:
     return {f"i{n}" for n in range(number)}
 
 
-def test_after_a_reset_the_log_has_what_chroma_persists(tmp_path: Path, keep: Path) -> None:
+def test_after_a_reset_the_log_has_what_chroma_persists(
+    tmp_path: Path, keep: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A reset makes all tables anew, and with them the switch that held the purge: it is held again."""
+    monkeypatch.setattr(front, "PATIENCE", 200.0)
     with resettable(tmp_path, keep, "sync") as one, ThreadPoolExecutor(10) as pool:
         one.client.request("POST", "/reset", {})
         ref = create(one.client, "two", sync_threshold=10)
@@ -112,7 +115,7 @@ def test_after_a_reset_the_log_has_what_chroma_persists(tmp_path: Path, keep: Pa
         eventually(lambda: one.client.count(ref) == 100, "the records")
         Gated.go.set()
         for write in writes:
-            write.result(60)
+            write.result(200)
         assert restored(keep, tmp_path / "restored", ref) == names(100)
         assert not one.said("begins anew")
 

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 from contextlib import closing
 from functools import partial
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from chromakeep.chroma.client import ChromaClient
+from chromakeep.chroma.health import Health
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.chroma.writers import start_time
-from chromakeep.errors import PartialFailure, RefusedToServe, ServerAnswered, ServerFailed, UsageError
+from chromakeep.errors import (
+    PartialFailure,
+    RefusedToServe,
+    ServerAnswered,
+    ServerFailed,
+    StoreUnavailable,
+    UsageError,
+)
 from chromakeep.operations.backup import backup
 from chromakeep.operations.beside import Beside
 from chromakeep.operations.restore import restore
+from chromakeep.operations.watch import Watching
 from chromakeep.repository import Repository
+from chromakeep.server.front import open_door
 from chromakeep.store.local import LocalStore
 from run.running import PATIENCE, Writer, add, answers, create, eventually, held, process, ready, running
 
@@ -82,7 +98,8 @@ def test_a_directory_stopped_cleanly_is_not_checked_again(tmp_path: Path, reposi
         one.until("serving on")
         assert not checked(one)
         one.end()
-    (data / "chroma.sqlite3").touch()
+    stamp = (data / "chroma.sqlite3").stat()
+    os.utime(data / "chroma.sqlite3", ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))  # whatever the clock's tick
     with running(data, repository) as one:
         one.until("serving on")
         assert checked(one)
@@ -145,9 +162,8 @@ def test_snapshots_are_taken_while_it_serves(tmp_path: Path, repository: Path) -
         ref = create(one.client, "some")
         add(one.client, ref, 0, 50)
         one.until("snapshot ")
-        eventually(
-            lambda: len(held(newest(repository, tmp_path / f"a{len(list(tmp_path.iterdir()))}"), ref)) == 50, "50"
-        )
+        names = (f"a{n}" for n in count())
+        eventually(lambda: len(held(newest(repository, tmp_path / next(names)), ref)) == 50, "50")
         taken = len(one.said("snapshot "))
         add(one.client, ref, 50, 50)
         one.until("snapshot ", taken + 1)
@@ -180,8 +196,7 @@ def test_a_stop_before_serving_keeps_what_a_killed_run_left(tmp_path: Path, repo
         add(client, ref, 0, 10)
         child.kill()
         child.wait()
-    with running(data, repository) as one:
-        one.stop.set()
+    with running(data, repository, stopped=True) as one:
         assert one.end().snapshots == 1
     assert len(held(newest(repository, tmp_path / "restored"), ref)) == 10
 
@@ -198,6 +213,30 @@ def test_a_dead_server_is_started_again(tmp_path: Path, repository: Path) -> Non
         assert one.said("chroma ended by itself (signal 9)")
         assert one.client.count(ref) == 100
         assert one.end().restarts == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a port be held for a server to come")
+def test_the_port_behind_a_door_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the server listens there, which may be long after the run began, and between its lives: a run whose port
+    another program was given would start its server in vain until it gives up."""
+    start, found = ChromaServer.start, list[int | None]()
+
+    def tried(self: ChromaServer, *arguments: Any, **more: Any) -> None:
+        with socket.socket() as other:
+            try:
+                other.bind(("127.0.0.1", self.options.port))
+                found.append(None)
+            except OSError as error:
+                found.append(error.errno)
+        start(self, *arguments, **more)
+
+    monkeypatch.setattr(ChromaServer, "start", tried)
+    with running(tmp_path / "data", door=open_door, durability="snapshots") as one:
+        one.until("serving on")
+        os.kill(int(one.said("serving on")[0].partition("(process ")[2].partition(",")[0]), signal.SIGKILL)
+        one.until("serving on", 2)
+        assert one.end().restarts == 1
+    assert len(found) >= 2 and set(found) == {errno.EADDRINUSE}
 
 
 def test_a_server_dead_inside_is_healed(tmp_path: Path, repository: Path) -> None:
@@ -280,11 +319,14 @@ def test_a_broken_database_is_replaced_by_the_newest_snapshot(tmp_path: Path, re
 
 def test_a_last_snapshot_that_fails_is_a_failure(tmp_path: Path, repository: Path) -> None:
     """Stopped, but without the last snapshot: exit status 3 and what the newest one is."""
-    with running(tmp_path / "data", repository) as one:
+
+    def unplugged() -> Repository:
+        raise StoreUnavailable("unplugged")
+
+    with running(tmp_path / "data", repository, create_repository=unplugged) as one:
         one.until("serving on")
         add(one.client, create(one.client, "some"), 0, 10)
-        repository.rename(tmp_path / "unplugged")
-        with pytest.raises(PartialFailure, match=r"before all was in the repository.*there is none at all"):
+        with pytest.raises(PartialFailure, match=r"before all was in the repository: unplugged; there is none at all"):
             one.end()
 
 
@@ -320,13 +362,26 @@ def test_a_store_that_hangs_does_not_hold_the_end_up(tmp_path: Path, repository:
         Stalled.released.set()
 
 
-def test_a_server_that_hangs_is_started_again(tmp_path: Path, repository: Path) -> None:
+def test_a_server_that_hangs_is_started_again(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped in its tracks it is alive to the system, but answers nobody."""
-    with running(tmp_path / "data", repository, probe_every=0.2, hung_after=1.0) as one:
+    probing, probe, watches = threading.Lock(), Watching._probe, list[Watching]()
+
+    def noted(self: Watching, suspicious: bool) -> Health:
+        with probing:
+            watches.append(self)
+            return probe(self, suspicious)
+
+    monkeypatch.setattr(Watching, "_probe", noted)
+    with running(tmp_path / "data", repository, probe_every=0.2) as one:
         one.until("serving on")
         ref = create(one.client, "some")
         add(one.client, ref, 0, 10)
-        os.kill(int(one.said("serving on")[0].partition("(process ")[2].partition(",")[0]), signal.SIGSTOP)
+        eventually(lambda: watches, "a probe")
+        with probing:  # in none of its other requests
+            os.kill(int(one.said("serving on")[0].partition("(process ")[2].partition(",")[0]), signal.SIGSTOP)
+            watches[-1]._client.timeout = 1.0  # for this one alone: the next server may be slow
         one.until("serving on", 2)
         assert one.said("chroma hangs in its heartbeat")
         assert one.client.count(ref) == 10
@@ -399,10 +454,9 @@ def test_a_server_left_by_a_killed_run_is_gone_before_the_next_serves(tmp_path: 
         os.kill(server.pid, signal.SIGSTOP)  # it will not end by itself
         child.kill()
         child.wait()
-    with running(data, repository, grace=4.0) as one:
+    with running(data, repository, grace=4.0) as one:  # too short for an end to be sure of its last snapshot
         one.until("serving on")
         assert start_time(server.pid) != server.started
-        one.end()
 
 
 def enough(writer: Writer, wanted: int, child: subprocess.Popen[bytes]) -> bool:

@@ -22,7 +22,7 @@ from chromakeep.repository.log import Log, name_of
 from chromakeep.repository.snapshots import Snapshot
 from chromakeep.server.front import open_door
 from chromakeep.store.local import LocalStore
-from run.running import Running, Writer, add, create, eventually, held, process, running
+from run.running import PATIENCE, Running, Writer, add, create, eventually, held, process, running
 
 LONG = 3600.0  # seconds between snapshots: all else must come from the log
 SYNC: dict[str, Any] = {"every": LONG, "door": open_door, "durability": "sync"}
@@ -187,7 +187,7 @@ def test_of_two_standbys_one_takes_over_and_the_other_follows_it(tmp_path: Path,
             eventually(lambda: not other.thread.is_alive() or other.client.count(ref) == 30, "the other following")
             assert other.thread.is_alive(), (other.error, other.result, other.said(""))
             os.kill(run.pid, signal.SIGCONT)
-            assert run.wait(60) == 20
+            assert run.wait(PATIENCE) == 20
             writing.end()
             serving(other)
             assert len(other.said("standing by")) == 1 and not other.said("restored: ")
@@ -225,7 +225,7 @@ def test_no_read_passes_before_the_standby_is_complete(
     bring = standby.Follower.bring
 
     def slow(self: Any, *args: Any) -> None:
-        assert go.wait(60)
+        assert go.wait(PATIENCE)
         bring(self, *args)
 
     monkeypatch.setattr(standby.Follower, "bring", slow)

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
-from chromakeep.errors import LeaseLost, StoreDenied, StoreUnavailable
+from chromakeep.errors import LeaseLost, RepositoryNotFound, StoreDenied, StoreUnavailable
 from chromakeep.events import Event
 from chromakeep.operations import reign as reign_
 from chromakeep.operations import tenure
@@ -22,9 +23,10 @@ from chromakeep.operations.reign import Reigning, reign
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import Lease, holder
+from chromakeep.store.local import LocalStore
 from chromakeep.store.memory import MemoryStore
 from chromakeep.testing.faults import FaultyStore
-from run.running import eventually
+from run.running import PATIENCE, eventually, running
 
 
 @pytest.fixture
@@ -38,12 +40,12 @@ def test_it_does_not_lapse_while_its_holder_prepares(repository: Repository) -> 
     """A restore may take longer than a lease lives: nobody takes over meanwhile, and at once when the beats end."""
     held, stop = Tenure(Lease.take(repository)), threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(reign, repository, stop=stop, lapse=1.0)
+        waiting = pool.submit(reign, repository, stop=stop, lapse=5.0)  # longer than a machine stands still
         try:
-            time.sleep(3)
+            time.sleep(11)
             assert not waiting.done() and held.sure
             held.end()
-            next_ = waiting.result(30)
+            next_ = waiting.result(60)
             assert next_ and next_.epoch == 2
             next_.end()
         finally:
@@ -189,3 +191,23 @@ def test_a_lease_that_was_taken_in_part_is_no_other_instance(
                 one._lease.renew()
         assert other.epoch == after.epoch + 1
     assert call > 5
+
+
+def test_two_that_begin_at_once_where_nothing_is_do_not_both_go_on(tmp_path: Path) -> None:
+    """No repository yet: whoever is second to make it stops."""
+    (tmp_path / "repository").mkdir()
+    store, both = LocalStore(tmp_path / "repository"), Barrier(2, timeout=PATIENCE)
+
+    def opened() -> Repository:
+        """One that finds none goes on when the other has found none either."""
+        try:
+            return Repository.open(store)
+        except RepositoryNotFound:
+            both.wait()
+            raise
+
+    settings = {"open_repository": opened, "create_repository": partial(Repository.create, store), "every": 3600.0}
+    with running(tmp_path / "one", **settings) as one, running(tmp_path / "two", **settings) as two:
+        eventually(lambda: not (one.thread.is_alive() and two.thread.is_alive()), "one of them stops")
+        assert one.thread.is_alive() or two.thread.is_alive()
+        assert isinstance(one.error or two.error, LeaseLost)

@@ -6,7 +6,7 @@ import socket
 import threading
 from contextlib import suppress
 
-from chromakeep.chroma.server import free_port
+from chromakeep.chroma.ports import free_port
 from server.wires import Answer, C, Wire, post
 
 CREATED = b"HTTP/1.1 201 Created\r\ncontent-length: 2\r\n\r\n{}"

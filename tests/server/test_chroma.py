@@ -16,7 +16,8 @@ import pytest
 
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.command import ServerOptions
-from chromakeep.chroma.server import ChromaServer, free_port
+from chromakeep.chroma.ports import free_port
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import ServerAnswered
 from chromakeep.server import Door, Refusal, Request
 from server.wires import Scripted, Wire

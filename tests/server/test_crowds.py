@@ -13,7 +13,8 @@ import pytest
 
 from chromakeep.chroma.client import ChromaClient, Ref
 from chromakeep.chroma.command import ServerOptions
-from chromakeep.chroma.server import ChromaServer, free_port
+from chromakeep.chroma.ports import free_port
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import ServerAnswered, ServerSilent
 from chromakeep.server import Door, Limits
 from server.test_strictness import CHUNKS, SMUGGLED, H

@@ -13,7 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from chromakeep.access.keys import Keyring, mint
-from chromakeep.chroma.server import free_port
+from chromakeep.chroma.ports import free_port
 from chromakeep.errors import NotNow, UsageError
 from chromakeep.events import ignore
 from chromakeep.operations.elsewhere import Elsewhere, Forwarding, door_at

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from chromakeep.chroma.server import free_port
+from chromakeep.chroma.ports import free_port
 from chromakeep.server import Door, Limits
 from chromakeep.server import door as door_module
 from chromakeep.server.guard import Account

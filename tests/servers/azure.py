@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
 
-from servers.process import INSTALLED, Process, answers, free_port
+from chromakeep.chroma.ports import free_port
+from servers.process import INSTALLED, Process, answers
 
 ACCOUNT, KEY = "testaccount", base64.b64encode(b"a key for tests only, not a secret").decode()
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from chromakeep.chroma.ports import free_port
 from servers.nginx import SHIPPED, readdressed
-from servers.process import Process, free_port, listens
+from servers.process import Process, listens
 
 PROGRAM = shutil.which("caddy")
 

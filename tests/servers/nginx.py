@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from servers.process import Process, free_port, listens
+from chromakeep.chroma.ports import free_port
+from servers.process import Process, listens
 
 DEPLOY = Path(__file__).parents[2] / "docs" / "deploy"
 SHIPPED, ENGINE = DEPLOY / "nginx.conf", DEPLOY / "nginx-engine.conf"

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict
 
+from chromakeep.chroma.ports import free_port
 from servers.postgresql import USER
-from servers.process import Process, free_port, listens
+from servers.process import Process, listens
 
 PROGRAM = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 CONFIGURATION = """

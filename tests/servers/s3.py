@@ -16,7 +16,8 @@ from typing import Any, Literal
 import obstore
 from obstore.store import S3Store
 
-from servers.process import INSTALLED, Process, answers, free_port, listens
+from chromakeep.chroma.ports import free_port
+from servers.process import INSTALLED, Process, answers, listens
 
 
 @dataclass

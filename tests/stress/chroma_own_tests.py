@@ -37,10 +37,10 @@ from xml.etree import ElementTree
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2] / "src")]
 
 from chromakeep.chroma.command import ServerOptions  # noqa: E402
+from chromakeep.chroma.ports import free_port  # noqa: E402
 from chromakeep.chroma.server import ChromaServer  # noqa: E402
 from postgres.instances import Instance, eventually  # noqa: E402
 from run.running import kill, process, ready  # noqa: E402
-from servers.process import free_port  # noqa: E402
 
 FILES = (
     "test_api.py", "test_client.py", "test_multithreaded.py", "api", "client", "configurations",

@@ -41,8 +41,8 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
 from chromakeep.chroma.client import ChromaClient, Ref  # noqa: E402
+from chromakeep.chroma.ports import free_port  # noqa: E402
 from chromakeep.chroma.reader import read_collection  # noqa: E402
-from chromakeep.chroma.server import free_port  # noqa: E402
 from chromakeep.errors import ServerAnswered, ServerFailed  # noqa: E402
 from chromakeep.operations.restore import restore  # noqa: E402
 from chromakeep.operations.tenure import LAPSE  # noqa: E402

@@ -30,10 +30,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
+from chromakeep.chroma.ports import free_port  # noqa: E402
 from postgres.instances import Instance, Tally, Writer, ask, create, eventually, stop  # noqa: E402
 from servers.nginx import ENGINE, nginx  # noqa: E402
 from servers.postgresql import PostgreSQL  # noqa: E402
-from servers.process import free_port  # noqa: E402
 
 Scene = Callable[["World"], str]
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +10,9 @@ from types import TracebackType
 
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.command import ServerOptions, command_line, find_chroma
+from chromakeep.chroma.ports import HeldPort, port_is_free
 from chromakeep.chroma.process import Child
 from chromakeep.errors import ServerFailed
-
-_KEPT: list[HeldPort] = []
 
 
 class ChromaServer:
@@ -129,48 +125,3 @@ class ChromaServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-
-
-class HeldPort:
-    """A loopback port that was free. On Linux the system gives it to nobody else until it is closed, neither for a
-    connection nor to whoever asks for any port; who names it may listen there, as servers do, which reuse addresses.
-
-    Elsewhere nobody could listen there, so it is only a port that was free a moment ago.
-    """
-
-    def __init__(self) -> None:
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(("127.0.0.1", 0))
-        self.number = int(self._socket.getsockname()[1])
-        if sys.platform != "linux":
-            self.close()
-
-    def close(self) -> None:
-        """Give it back."""
-        self._socket.close()
-
-
-def free_port() -> int:
-    """A loopback port that is held (see ``HeldPort``) for as long as this process lives."""
-    held = HeldPort()
-    _KEPT.append(held)
-    return held.number
-
-
-def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there. Raises ``ServerFailed`` for an address that is not this machine's."""
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = addresses[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen(1)
-    except socket.gaierror as error:
-        raise ServerFailed(f"cannot listen on {host!r}: {error.strerror}", hint="0.0.0.0 is every interface") from None
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            return False
-        raise ServerFailed(f"cannot listen on {host}:{port}: {error.strerror}") from None
-    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from chromakeep.chroma.purge import hold, purge, release
@@ -42,10 +42,11 @@ class HeldQueue:
 
     def release(self, shipping: Shipping | None) -> bool:
         """Let Chroma purge, and tell the log; whether it was held."""
-        held = release(self._database)
-        self._let_go = self._let_go or bool(held)
-        if shipping:
-            shipping.let_go(held)
+        with shipping.still if shipping else nullcontext():  # a look in between would take it for a reset
+            held = release(self._database)
+            self._let_go = self._let_go or bool(held)
+            if shipping:
+                shipping.let_go(held)
         return bool(held)
 
     def relieve(self, shipping: Shipping | None) -> None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 PACE = 2e6  # bytes a second that snapshots may take of a directory whose commits are logged: some 1.5 % of a core
 FIRST_RETRY = 5.0  # seconds after a failed snapshot; doubled each time, never more than ``every`` or a minute
 SETTLE = 10.0  # seconds for what is not in the log yet
+RELEASE = 30.0  # seconds that a snapshot may read a directory that is to be left as Chroma would
 
 
 class Keeping:
@@ -295,15 +296,19 @@ class Keeping:
                 self._queue.anew()
             return self._queue.hold()
 
-    def release(self) -> None:
-        """Leave the directory as Chroma would, without that counting as a change. Nobody may be writing."""
-        if self.access.acquire(timeout=1):
-            try:
-                before = signature(self._beside.data).to_json()
-                if self._queue.release(self.shipping) and before == self._beside.state.captured:
-                    self._beside.remember(captured=signature(self._beside.data).to_json())
-            finally:
-                self.access.release()
+    def release(self, patience: float = RELEASE, hurry: threading.Event | None = None) -> None:
+        """Leave the directory as Chroma would, without that counting as a change. Nobody may be writing. Not where a
+        snapshot reads it for longer than that."""
+        deadline = time.monotonic() + patience
+        while not self.access.acquire(timeout=0.05):
+            if time.monotonic() > deadline or (hurry and hurry.is_set()):
+                return
+        try:
+            before = signature(self._beside.data).to_json()
+            if self._queue.release(self.shipping) and before == self._beside.state.captured:
+                self._beside.remember(captured=signature(self._beside.data).to_json())
+        finally:
+            self.access.release()
 
     def _ready(self, copy: Path) -> None:
         """Before a snapshot is there: see to it that the log leads on from it."""

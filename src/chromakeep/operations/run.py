@@ -17,7 +17,8 @@ from msgspec.structs import replace
 from chromakeep.addresses import authority
 from chromakeep.chroma.catalog import DATABASE, collection_count
 from chromakeep.chroma.command import ServerOptions, find_chroma, parse_options
-from chromakeep.chroma.server import ChromaServer, free_port, port_is_free
+from chromakeep.chroma.ports import HeldPort, port_is_free
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.chroma.signature import signature
 from chromakeep.errors import (
     LeaseLost,
@@ -151,8 +152,9 @@ class _Service:
         self.changeover = Changeover(beside, self.keeping, observer)
         self.door: Doorway | None = None
         self.front = options  # what clients see
-        if settings.door:
-            self.options = replace(options, host="127.0.0.1", port=free_port())
+        self.behind = HeldPort() if settings.door else None  # the server's, in all its lives
+        if self.behind:
+            self.options = replace(options, host="127.0.0.1", port=self.behind.number)
         self.restarts = 0
         self.hopeless: set[str] = set()  # collections that stay broken whatever was done
         self.collections: tuple[Collection, ...] = ()
@@ -442,10 +444,12 @@ class _Service:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def let_go(self) -> None:
-        """Of the lease, whatever happened."""
+        """Of the lease, whatever happened, and of the port."""
         for one in (self.succession, self.keeping):
             if one:
                 one.end()
+        if self.behind:
+            self.behind.close()
 
     def end(self, server: ChromaServer | None) -> None:
         """Stop the server, take the last snapshot, remember that all is well; within ``grace`` seconds of the stop."""
@@ -460,7 +464,7 @@ class _Service:
         if code == 0:
             with suppress(NotAChromaDirectory):
                 if self.keeping:
-                    self.keeping.release()
+                    self.keeping.release((deadline - time.monotonic()) / 2, self.hurry)
                 self.beside.remember(verified=signature(data).to_json(), server=None)
         elif code == -signal.SIGKILL:
             self.observer(Noted("the server had to be killed: the next start will check the directory", "warning"))

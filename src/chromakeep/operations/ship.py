@@ -82,6 +82,7 @@ class Shipping:
         self._wake, self._ending, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._waiting: list[Future[None]] = []
         self._lock = threading.Lock()
+        self.still = threading.Lock()  # while it is held nobody looks: whoever lets the purge go tells it in one step
         self._behind: float | None = None  # monotonic; when something not yet shipped was first seen
         self._failing: float | None = None
         self._until = 0.0  # monotonic; how long the store is tried again at the end
@@ -200,7 +201,11 @@ class Shipping:
             raise
 
     def _look(self, final: bool) -> Change | None:
-        look = partial(self._tail.look, final=final, also=self._see_that_it_was_held)
+
+        def look() -> Change | None:
+            with self.still:  # not while the purge is held again, for which others may have to end first
+                return self._tail.look(final=final, also=self._see_that_it_was_held)
+
         try:
             return look()
         except _NotHeld:
