@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from chromakeep.chroma.server import free_port
 from cli.documentation import documented, same_fields
-from cli.test_run import free_port
 
 if TYPE_CHECKING:
     from cli.conftest import Cli

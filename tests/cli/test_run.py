@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from chromakeep.chroma.server import free_port
 from chromakeep.cli.doors import forwarding_of
 from chromakeep.cli.settings import Settings
 from chromakeep.errors import UsageError
@@ -30,12 +31,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent.parent
 COLLECTIONS = "/api/v2/tenants/default_tenant/databases/default_database/collections"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(cli: Cli, port: int, *arguments: str) -> subprocess.Popen[str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,8 @@ from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.command import ServerOptions, command_line, find_chroma
 from chromakeep.chroma.process import Child
 from chromakeep.errors import ServerFailed
+
+_HELD: deque[socket.socket] = deque(maxlen=64)  # the ports that were given last
 
 
 class ChromaServer:
@@ -125,10 +129,21 @@ class ChromaServer:
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that is free, and that the system gives to nobody else until a server of ours has it.
+
+    A server binds it a second or more after it was chosen. In that time another process that asks for any port, as
+    the next server does, must not get this one: of two servers one would end, or its starter take the other for it.
+    """
+    held = socket.socket()
+    if sys.platform.startswith("linux"):
+        # There who binds the very port may share it, with this option on both sides and as long as nobody listens.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _HELD.append(held)
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+    with held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
 
 
 def port_is_free(host: str, port: int) -> bool:
