@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from chromakeep.chroma.api import Api, tenant_path
 from chromakeep.chroma.connection import Connection
 from chromakeep.chroma.tokens import Token
+from chromakeep.chroma.wire import Reply
 from chromakeep.records import Definition
+from servers.middle import Asked
 
 TENANT = "suite"
 
@@ -18,6 +21,20 @@ TENANT = "suite"
 def cloud_key(value: str | None) -> Token:
     """A token as it is given to who asks Chroma Cloud."""
     return Token(("CHROMA_API_KEY",), value, "CHROMA_API_KEY") if value else Token(("CHROMA_API_KEY",))
+
+
+def impatient(connection: Connection, when: Callable[[Asked], bool]) -> None:
+    """Of these requests no answer is waited for longer than 0.3 s. All others have the time that they have: what a busy
+    machine takes for them is nobody's timeout."""
+    exchange = connection._wire.exchange
+
+    def hurried(
+        method: str, path: str, body: bytes | None, headers: Mapping[str, str], *, timeout: float, what: str
+    ) -> Reply:
+        timeout = 0.3 if when(Asked(method, path, headers, body or b"")) else timeout
+        return exchange(method, path, body, headers, timeout=timeout, what=what)
+
+    connection._wire.exchange = hurried  # type: ignore[method-assign]
 
 
 class AtServer:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from chromakeep.chroma import capture as capture_
 from chromakeep.chroma.capture import capture
 from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.locking import LiveDatabase, open_in_this_process
@@ -343,12 +344,26 @@ class TestDeadWriters:
 class TestPersists:
     """HNSW files, which Chroma rewrites in place and outside of SQLite's locks."""
 
-    def test_one_under_way_is_waited_for(self, source: Path, into: Path) -> None:
+    def test_one_under_way_is_waited_for(self, source: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """While a persist writes, no copy is taken; when its pickle is done, the new files are."""
+        monkeypatch.setattr(capture_, "QUIET", 600.0)  # however long this writer waits for its turn, it lives
+        attempts, attempt = threading.Semaphore(0), capture_._Capturing._attempt
+
+        def counted(capturing: capture_._Capturing, deadline: float) -> None:
+            attempts.release()
+            attempt(capturing, deadline)
+
+        monkeypatch.setattr(capture_._Capturing, "_attempt", counted)
         folder, level0 = segment(source), (segment(source) / LEVEL0).read_bytes()
         pickle, changed = (folder / PICKLE).read_bytes(), bytearray(level0)
         changed[132:136] = b"\0\0\x80?"
         began = threading.Event()
+
+        def looked_at() -> None:
+            """Since the last time one attempt has begun and ended, and another one has begun."""
+            while attempts.acquire(blocking=False):
+                pass
+            assert attempts.acquire(timeout=60) and attempts.acquire(timeout=60)
 
         def persist() -> None:
             with (folder / LEVEL0).open("r+b") as file:
@@ -357,19 +372,20 @@ class TestPersists:
                     file.write(changed if n == 9 else os.urandom(len(changed)))
                     file.flush()
                     began.set()
-                    time.sleep(0.05)
+                    looked_at()
             with (folder / PICKLE).open("wb") as file:  # truncates, as Chroma does
                 file.write(pickle[:-5])
                 file.flush()
-                time.sleep(0.2)
+                time.sleep(0.2)  # until its time is so old that it could be believed
+                looked_at()
                 file.write(pickle[-5:])
 
         thread = threading.Thread(target=persist)
         thread.start()
         began.wait()
-        done = capture(source, into)
+        done = capture(source, into, timeout=200)
         thread.join()
-        assert done.attempts > 10
+        assert done.attempts > 20
         assert files(into)[f"{folder.name}/{LEVEL0}"] == bytes(changed)
         assert files(into)[f"{folder.name}/{PICKLE}"] == pickle
 

@@ -29,6 +29,7 @@ from chromakeep.chroma.tokens import Token
 from chromakeep.chroma.wire import AnswerTooLarge, Reply
 from chromakeep.errors import ChromakeepError, ServerAnswered, ServerFailed, ServerSilent, UsageError
 from chromakeep.events import Event, Retried
+from run.running import eventually
 from servers.middle import Answer, Asked, Middle, of_json, told
 
 TOKEN = "ck-very-secret"
@@ -179,22 +180,39 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not caught.value.timed_out and events
 
 
-def test_a_server_that_comes_up_is_waited_for(middle: Middle) -> None:
+def test_a_server_that_comes_up_is_waited_for() -> None:
     """The connection is refused at first."""
-    port = free_port()
-    middle.stop()
-    threading.Timer(0.3, lambda: late.append(_serve_once(port))).start()
-    late: list[socket.socket] = []
-    with closing(Connection(f"http://127.0.0.1:{port}")) as connection:
-        assert get(connection) == {}
-    late[0].close()
+    events: list[Event] = []
+    with socket.socket() as late:
+        late.bind(("127.0.0.1", 0))  # nobody else's from now on, and nobody listens
+
+        def told_of(event: Event) -> None:
+            events.append(event)
+            if len(events) == 2:
+                _serve(late)
+
+        with closing(Connection(_url(late), observer=told_of)) as connection:
+            assert get(connection) == {}
+    assert len(events) == 2
 
 
-def _serve_once(
-    port: int, answer: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", pause: float = 0
-) -> socket.socket:
+def _url(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _serving(answer: bytes, pause: float = 0) -> socket.socket:
+    """A listener that ``_serve`` answers at."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    _serve(listener, answer, pause)
+    return listener
+
+
+def _serve(
+    listener: socket.socket, answer: bytes = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", pause: float = 0
+) -> None:
     """Answer each connection with these bytes, ``pause`` seconds between one and the next if there is one."""
-    listener = socket.create_server(("127.0.0.1", port))
+    listener.listen()
 
     def serve() -> None:
         while True:
@@ -212,20 +230,24 @@ def _serve_once(
                     continue
 
     threading.Thread(target=serve, daemon=True).start()
-    return listener
 
 
 def test_who_would_rather_ask_for_less_is_told_at_once(middle: Middle) -> None:
     """Not patient: a timeout is raised after one try."""
 
+    over = threading.Event()
+
     def slow(asked: Asked) -> Answer:
-        time.sleep(0.5)
+        over.wait(60)
         return FINE
 
     middle.answer = slow
     with closing(Connection(middle.url, timeout=0.1)) as connection, pytest.raises(ServerSilent) as caught:
         get(connection, patient=False)
-    assert caught.value.timed_out and len(middle.asked) == 1
+    assert caught.value.timed_out
+    eventually(lambda: middle.asked, "the request is read, if only when nobody waits for its answer any more")
+    over.set()
+    assert len(middle.asked) == middle.connections == 1
 
 
 def test_stop_ends_waiting(middle: Middle) -> None:
@@ -349,8 +371,8 @@ def test_an_answer_too_large_is_not_read(middle: Middle, monkeypatch: pytest.Mon
 )
 def test_bytes_that_are_no_answer(answer: bytes) -> None:
     """A server that lies about lengths, speaks another protocol, or says nothing."""
-    with closing(_serve_once(port := free_port(), answer)):
-        assert isinstance(failing(f"http://127.0.0.1:{port}", timeout=0.5), ServerSilent)
+    with closing(_serving(answer)) as listener:
+        assert isinstance(failing(_url(listener), timeout=0.5), ServerSilent)
 
 
 def test_an_answer_byte_by_byte_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,8 +381,8 @@ def test_an_answer_byte_by_byte_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "_PIECE", 1)
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b" " * 1000
     with (
-        closing(_serve_once(port := free_port(), answer, pause=0.01)),
-        closing(Connection(f"http://127.0.0.1:{port}", timeout=0.1)) as connection,
+        closing(_serving(answer, pause=0.01)) as listener,
+        closing(Connection(_url(listener), timeout=0.1)) as connection,
         pytest.raises(ServerSilent) as caught,
     ):
         get(connection, patient=False)
@@ -371,8 +393,8 @@ def test_a_body_that_is_refused_unread() -> None:
     """A server that answers 413 and closes, without reading a body: its answer is heard."""
     answer = b"HTTP/1.1 413 Payload Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     with (
-        closing(_serve_once(port := free_port(), answer)),
-        closing(Connection(f"http://127.0.0.1:{port}", patience=0.3)) as connection,
+        closing(_serving(answer)) as listener,
+        closing(Connection(_url(listener), patience=0.3)) as connection,
         pytest.raises((ServerAnswered, ServerSilent)),
     ):
         get(connection, body=b"x" * (20 << 20))
@@ -416,6 +438,8 @@ def test_tls(middle: Middle, certificate: Path) -> None:
     """A certificate that nobody trusts is refused, one that is trusted is not; plain HTTP is no TLS."""
     inner = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     inner.load_cert_chain(certificate)
+    with closing(Connection(middle.url)) as connection:
+        get(connection)  # the loop that accepts has begun: it must not find the socket on its way into its wrapping
     middle._server.socket = inner.wrap_socket(middle._server.socket, server_side=True)
     url = middle.url.replace("http://", "https://")
     assert "not trusted" in failing(url).message

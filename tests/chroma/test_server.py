@@ -81,16 +81,16 @@ def test_a_write_of_nothing_changes_no_record(server: ChromaServer) -> None:
 def test_a_dead_compactor_is_seen_behind_a_live_heartbeat(server: ChromaServer) -> None:
     """A poisoned write kills all writes while heartbeat and warm reads answer; the panic and a probe tell."""
     healthy, hit = create(server, "healthy", 3), create(server, "hit", 3)
-    assert probe(server.client, [healthy], timeout=10, suspicious=True).state == ALIVE
+    assert probe(server.client, [healthy], timeout=60, suspicious=True).state == ALIVE
     assert not server.panicked.is_set()
     poison(server, hit)
     server.client.heartbeat()
-    assert server.panicked.wait(5)
-    assert probe(server.client, [healthy], timeout=10).state == ALIVE  # a warm read does not need the compactor
-    assert probe(server.client, [healthy], timeout=10, suspicious=True).state == DEAD_INSIDE
+    assert server.panicked.wait(60)
+    assert probe(server.client, [healthy], timeout=60).state == ALIVE  # a warm read does not need the compactor
+    assert probe(server.client, [healthy], timeout=60, suspicious=True).state == DEAD_INSIDE
     server.stop()
     with ChromaServer(server.directory, env=ENV) as again:
-        found = probe(again.client, [healthy, hit], timeout=10)
+        found = probe(again.client, [healthy, hit], timeout=60)
         assert (found.state, found.collections) == (DEAD_INSIDE, ("hit",))  # the first read names it
 
 
@@ -101,7 +101,7 @@ def test_one_broken_collection_is_not_a_dead_server(tmp_path: Path) -> None:
     pickle = next((tmp_path / "data").glob("*/index_metadata.pickle"))
     os.truncate(pickle, 20)
     with ChromaServer(tmp_path / "data", env=ENV) as server:
-        found = probe(server.client, [hit, whole], timeout=10, suspicious=True)
+        found = probe(server.client, [hit, whole], timeout=60, suspicious=True)
         assert (found.state, found.collections) == (BROKEN, ("hit",))
         assert "pickle" in found.message
 
@@ -139,7 +139,7 @@ time.sleep(60)
     assert start_time(pid) is not None
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while start_time(pid) is not None:
         assert time.monotonic() < deadline, "the server outlived its parent"
         time.sleep(0.02)
@@ -156,7 +156,7 @@ def test_lines_are_passed_on_and_the_exit_is_noticed(tmp_path: Path) -> None:
     with ChromaServer(tmp_path / "data", env=ENV, on_line=watch) as server:
         server.client.heartbeat()
         os.kill(server.pid, signal.SIGTERM)
-        assert server.exited.wait(20)
+        assert server.exited.wait(60)
         assert server.returncode == 0
     assert any("Saving data to" in line for line in lines)
 

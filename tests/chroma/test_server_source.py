@@ -6,7 +6,6 @@ import hashlib
 import json
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -17,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from chroma.at_server import TENANT, AtServer, cloud_key
+from chroma.at_server import TENANT, AtServer, cloud_key, impatient
 from chromakeep.chroma import connection as connections
 from chromakeep.chroma import fetch, wire
 from chromakeep.chroma.api import Api, tenant_path
@@ -47,7 +46,6 @@ from servers.middle import Answer, Asked, Middle, forwarder, of_json, told
 @pytest.fixture(autouse=True)
 def no_time_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_FIRST_DELAY", 0.02)
-    monkeypatch.setattr(fetch, "_PAUSE", 0.005)
 
 
 class TestServerSource(AtServer, SourceSuite):
@@ -238,9 +236,12 @@ def test_what_is_deleted_after_it_was_listed_is_absent(place: Place) -> None:
     assert [*found, *rest] == sorted([*found, *rest], key=lambda id_: int(id_[2:]))
 
 
-def test_a_record_that_is_deleted_while_it_is_read(place: Place, middle: Middle) -> None:
+def test_a_record_that_is_deleted_while_it_is_read(
+    place: Place, middle: Middle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Chroma 1.5 then answers the whole request with an error, as it has the metadata and not the vector any more: it
     is asked again. A record that never has a vector is named."""
+    monkeypatch.setattr(fetch, "_PAUSE", 0.005)  # here alone: a real server has the time that it needs
     place.add(names(20))
     forward = forwarder(place.url)
     left = iter(range(2))
@@ -436,8 +437,8 @@ def test_faults_on_the_way(place: Place) -> None:
     place.add(records.column("id").to_pylist(), embeddings=np.ones((300, 3)).tolist())
     proxy = FaultProxy(place.url)
     events: list[Event] = []
-    late = Fault(delay=0.6)
-    with closing(place.source(proxy.endpoint, timeout=0.4, patience=20, observer=events.append)) as source:
+    late = Fault(delay=3.0)
+    with closing(place.source(proxy.endpoint, timeout=2.0, patience=120, observer=events.append)) as source:
         (definition,) = source.definitions()
         for fault in (
             Fault(lost=True),
@@ -468,33 +469,42 @@ def test_records_that_are_large_come_in_small_portions(
 def test_a_server_too_slow_for_so_many_is_asked_for_fewer(place: Place, middle: Middle) -> None:
     """A timeout is answered by halves, for records and for the list of ids."""
     place.add(names(120))
-    forward = forwarder(place.url)
+    forward, over = forwarder(place.url), threading.Event()
+
+    def many(asked: Asked) -> bool:
+        return asked.verb == "get" and (len(asked.json.get("ids") or ()) > 10 or asked.json["limit"] > 50)
 
     def slow(asked: Asked) -> Answer:
-        if asked.verb == "get" and (len(asked.json.get("ids") or ()) > 10 or asked.json["limit"] > 50):
-            time.sleep(2)
+        if many(asked):
+            over.wait(60)
         return forward(asked)
 
     middle.answer = slow
-    with closing(place.source(middle.url, timeout=0.5, page=400)) as source:
-        source.connection.slow = 0.5
+    with closing(place.source(middle.url, page=400)) as source:
+        impatient(source.connection, many)
         assert all_of(source) == names(120)
+    over.set()
 
 
 def test_a_server_that_hangs_is_given_up(place: Place, middle: Middle) -> None:
     """After a few timeouts, however few it was asked for."""
     place.add(names(3000))
-    forward = forwarder(place.url)
+    forward, over = forwarder(place.url), threading.Event()
+
+    def of_records(asked: Asked) -> bool:
+        return asked.verb == "get" and "ids" in asked.json
 
     def hung(asked: Asked) -> Answer:
-        if asked.verb == "get" and "ids" in asked.json:
-            time.sleep(0.5)
+        if of_records(asked):
+            over.wait(60)
         return forward(asked)
 
     middle.answer = hung
-    with closing(place.source(middle.url, timeout=0.1)) as source, pytest.raises(ServerSilent):
+    with closing(place.source(middle.url)) as source, pytest.raises(ServerSilent):
+        impatient(source.connection, of_records)
         all_of(source)
-    assert sum(asked.verb == "get" and "ids" in asked.json for asked in middle.asked) < 12
+    over.set()
+    assert sum(map(of_records, middle.asked)) < 12
 
 
 def capped(url: str, key: str, most: int) -> Callable[[Asked], Answer]:

@@ -179,7 +179,7 @@ def test_a_signal_ends_a_command_and_leaves_nothing(cli: Cli, kept: Path, number
     with pipe.open("wb"):  # opens as soon as the other side reads
         time.sleep(0.1)
         running.send_signal(number)
-        _, told = running.communicate(timeout=30)
+        _, told = running.communicate(timeout=60)
     assert running.returncode == status
     assert b"Traceback" not in told
     assert not list(cli.cwd.glob("to*"))

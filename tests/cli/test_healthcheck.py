@@ -127,9 +127,9 @@ def test_a_chroma_without_a_door(cli: Cli, backend: Backend, open_door: Open) ->
 
 def test_why_not(cli: Cli, backend: Backend) -> None:
     """Nobody there, no answer in time, one that drips, one that is no HTTP, and one that would be a page of text."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        nobody = free.getsockname()[1]
-    assert "connection refused" in cli("healthcheck", f"http://127.0.0.1:{nobody}").stdout
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # and it is nobody else's
+        assert "connection refused" in cli("healthcheck", f"http://127.0.0.1:{nobody.getsockname()[1]}").stdout
     silent = f"http://127.0.0.1:{backend.address[1]}"
     over = threading.Event()
 
@@ -144,6 +144,7 @@ def test_why_not(cli: Cli, backend: Backend) -> None:
     dripping.start()
     done = cli("healthcheck", silent, "--timeout", "300ms")
     over.set()
+    dripping.join(60)  # it has taken its connection, and takes none of those below
     assert (done.returncode, "no answer within 0.3 s" in done.stdout) == (1, True)
 
     for sent in (

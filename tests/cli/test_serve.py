@@ -81,7 +81,7 @@ def test_a_door_before_a_server_that_is_not_ours(cli: Cli, tmp_path: Path, where
                 time.sleep(0.05)
             assert asked(port, "/healthz") == 200
             running.send_signal(signal.SIGTERM)
-            assert running.wait(30) == 0
+            assert running.wait(60) == 0
             assert running.stdout and "stopped" in running.stdout.read()
         finally:
             running.kill()
@@ -114,7 +114,7 @@ def test_a_log_that_nobody_takes_ends_nothing(cli: Cli, tmp_path: Path, stderr: 
             assert time.monotonic() < deadline
             time.sleep(0.05)
         running.send_signal(signal.SIGTERM if stderr == "/dev/full" else signal.SIGHUP)  # the terminal is gone, too
-        assert running.wait(30) == 0
+        assert running.wait(60) == 0
     finally:
         running.kill()
         running.wait()
@@ -166,7 +166,7 @@ def test_writes_stay_refused_over_a_restart(cli: Cli, tmp_path: Path) -> None:
             answer = json.loads(connection.getresponse().read())
             connection.close()
             running.send_signal(signal.SIGTERM)
-            assert running.wait(30) == 0
+            assert running.wait(60) == 0
             return bool(answer["allow"])
         finally:
             running.kill()
@@ -193,7 +193,7 @@ def test_a_page_of_the_web_needs_a_key_or_a_word(cli: Cli, tmp_path: Path, words
         assert page == (silent if words else 403)
     finally:
         running.terminate()
-        assert running.wait(30) == 0
+        assert running.wait(60) == 0
 
 
 def test_a_server_at_an_address_of_ipv6_and_a_certificate_of_its_own(cli: Cli, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_server_at_an_address_of_ipv6_and_a_certificate_of_its_own(cli: Cli, t
             asking.close()
         finally:
             running.terminate()
-            assert running.wait(30) == 0
+            assert running.wait(60) == 0
             running.stderr.close()
     assert heads and all(f"host: [::1]:{behind}\r\n".encode() in head.lower() for head in heads)
     assert list(scratch.iterdir()) == []

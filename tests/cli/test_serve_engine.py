@@ -148,6 +148,7 @@ def test_two_instances_on_one_database(cli: Cli, tmp_path: Path) -> None:
                 time.sleep(0.05)
             assert asked(two, "/api/v2/tenants/default_tenant") == 503
             server.start()
+            deadline = time.monotonic() + 60
             while asked(two, "/readyz") != 200:
                 assert time.monotonic() < deadline
                 time.sleep(0.05)

@@ -93,7 +93,7 @@ def test_a_live_directory_moves_to_a_server(cli: Cli, server: ChromaServer, writ
         return answer
 
     copying = subprocess.Popen(
-        cli.command("transfer", "start", "chroma", to, "--rename", "laws=rules", "--rate", "300"),
+        cli.command("transfer", "start", "chroma", to, "--rename", "laws=rules", "--rate", "10"),
         cwd=cli.cwd,
         env=cli.environ,
     )
