@@ -47,6 +47,17 @@ def test_what_inspect_says(way: Way, made: Path) -> None:
     assert inspect(made).collections[0].count == 300
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it reads /proc")
+def test_a_process_of_its_own_is_not_told_the_password(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads what others wrote, and opens no repository."""
+    monkeypatch.setenv("CHROMAKEEP_PASSWORD", "correct horse")
+    with Spawned(made, quick_check=True) as beside:
+        environment = Path(f"/proc/{beside.pid}/environ").read_bytes()
+        assert b"PYTHONPATH" in environment and b"CHROMAKEEP" not in environment and b"horse" not in environment
+        beside.go(ALL)
+        assert beside.result() == inspect(made)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_problems_come_through(way: Way, made: Path, tmp_path: Path) -> None:
     """A damaged directory is described in the same words."""

@@ -209,8 +209,10 @@ class Spawned(Apart):
         command = [sys.executable, "-m", __name__, str(path.absolute()), "quick check" if quick_check else ""]
         command += [str(scratch.absolute())] if scratch else []
         paths = os.pathsep.join(p for p in sys.path if p)  # this program may have found itself anywhere
+        # What is ours in the environment may be a password, and who reads files of strangers needs none.
+        env = {name: value for name, value in os.environ.items() if not name.startswith("CHROMAKEEP_")}
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**env, "PYTHONPATH": paths}
         )
         assert self._process.stdin and self._process.stdout
         self._ask, self._answer = self._process.stdin.fileno(), self._process.stdout.fileno()
