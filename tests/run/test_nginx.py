@@ -157,12 +157,16 @@ def test_a_read_gets_the_404_of_those_that_are_left(tmp_path: Path, statuses: li
     with ExitStack() as stack:
         ports = [stack.enter_context(instance(status)) if status else free_port() for status in statuses]
         balanced, _ = stack.enter_context(nginx(tmp_path, ports))
-        client = http.client.HTTPConnection("127.0.0.1", balanced, timeout=60)
+        client, heard = http.client.HTTPConnection("127.0.0.1", balanced, timeout=60), 0
         for turn in range(12):
             body = b"x%d" % turn
             method, path = ("GET", C) if turn % 2 else ("POST", f"{C}/query")
             client.request(method, path, body)
             answer = client.getresponse()
             said = answer.read()
-            assert answer.status == expected
+            # On a slow machine the second for which nginx leaves one out may be over for who refuses and not for the
+            # dead one: then the refusal, which says to come again, is the last that it hears.
+            assert answer.status == expected or (answer.status in statuses and answer.status == 503)
+            heard += answer.status == expected
             assert expected == 502 or said == body, "the instance's own answer to the whole request"
+        assert heard
