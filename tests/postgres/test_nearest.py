@@ -102,6 +102,20 @@ def test_changed_and_deleted_records(pool: Pool, monkeypatch: pytest.MonkeyPatch
     assert found.scores is not None and found.scores[0] == 0
 
 
+def test_updates_lose_no_record(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they do in Chroma, whose index each of them rewires."""
+    monkeypatch.setattr(segments, "TAIL", 10)
+    grown, vectors, chance = Grown(pool), _vectors(30), np.random.default_rng(5)
+    grown.add(vectors)
+    grown.settle()
+    assert grown.held.segments
+    for turn in range(20):
+        changed = chance.choice(30, 8, replace=False)
+        vectors[changed] = _vectors(8, 100 + turn)
+        grown.update([f"r{n}" for n in changed], vectors[changed])
+        assert [found.ids for found in grown.query(vectors, 1)] == [[f"r{n}"] for n in range(30)]
+
+
 @pytest.mark.parametrize("indexed", [False, True])
 def test_zeros_under_cosine(pool: Pool, indexed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are at a distance of 1 from all; pgvector's index has them not."""
