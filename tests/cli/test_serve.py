@@ -88,6 +88,11 @@ def test_a_door_before_a_server_that_is_not_ours(cli: Cli, tmp_path: Path, where
             running.wait()
 
 
+def _without_nohup() -> None:
+    """What runs the tests may ignore SIGHUP, as nohup does; then so would what it starts."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("stderr", ["/dev/full", "closed pipe"])
 def test_a_log_that_nobody_takes_ends_nothing(cli: Cli, tmp_path: Path, stderr: str) -> None:
     """Events are told from all threads, that of the door and that of the keys among them: none ends by telling."""
@@ -102,6 +107,7 @@ def test_a_log_that_nobody_takes_ends_nothing(cli: Cli, tmp_path: Path, stderr: 
             cwd=cli.cwd,
             env=cli.environ,
             stderr=full if stderr == "/dev/full" else write,
+            preexec_fn=_without_nohup,  # noqa: PLW1509 - which does nothing else
         )
     os.close(write)
     try:
