@@ -55,30 +55,48 @@ class Known(NamedTuple):
     collections: dict[str, dict[str, Any]]
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A folder, not to be changed, that whichever of pytest's processes needs it first makes; others wait for it."""
+    import fcntl
+
+    base = factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else factory.getbasetemp()
+    folder, making = base / name, base / f"{name}.making"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            shutil.rmtree(making, ignore_errors=True)
+            making.mkdir()
+            make(making)
+            making.rename(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def random_directories(tmp_path_factory: pytest.TempPathFactory) -> list[Known]:
     """Fourteen directories of random operations, thresholds, spaces, dimensions and metadata types."""
-    root = tmp_path_factory.mktemp("random")
-    made = [root / str(seed) for seed in range(14)]
-    directories.run("make_random", *made)
-    copies = [path.with_name(f"{path.name}-opened") for path in made]
-    for path, copy in zip(made, copies, strict=True):
-        shutil.copytree(path, copy)
-    directories.run("read_all", root / "found", *copies)
-    found = pickle.loads((root / "found").read_bytes())
-    return [Known(path, found[str(copy)]) for path, copy in zip(made, copies, strict=True)]
+    names = [str(seed) for seed in range(14)]
+
+    def make(root: Path) -> None:
+        made, copies = [root / name for name in names], [root / f"{name}-opened" for name in names]
+        directories.run("make_random", *made)
+        for path, copy in zip(made, copies, strict=True):
+            shutil.copytree(path, copy)
+        directories.run("read_all", root / "found", *copies)
+
+    root = once(tmp_path_factory, "random", make)
+    found = {Path(opened).name: known for opened, known in pickle.loads((root / "found").read_bytes()).items()}
+    return [Known(root / name, found[f"{name}-opened"]) for name in names]
 
 
 @pytest.fixture(scope="session")
 def torn_scene(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path]:
     """By space and kind of operations: ``queued`` and ``after``, directories around a persist; not to be changed."""
-    root = tmp_path_factory.mktemp("torn")
 
     def make(space: str, operations: str) -> Path:
-        scene = root / f"{space}-{operations}"
-        if not scene.exists():
-            directories.run("make_torn_scene", scene, space, operations)
-        return scene
+        def scene(root: Path) -> None:
+            directories.run("make_torn_scene", root, space, operations)
+
+        return once(tmp_path_factory, f"torn-{space}-{operations}", scene)
 
     return make
 
