@@ -113,7 +113,7 @@ class Silent(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         taken.set()
-        over.wait(60)
+        over.wait(120)
         self.send_response(200)
         self.send_header("content-length", "0")
         self.end_headers()
@@ -135,15 +135,16 @@ def test_a_collector_that_does_not_answer_keeps_no_end(
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "60")
     monkeypatch.setattr(module, "PATIENCE", 0.2)
-    tracing = Tracing()
+    tracing = Told()
     backend.serve()
     wire = knock(open_door(ledger=tracing))
     wire.send(b"GET /api/v2 HTTP/1.1\r\nhost: h\r\n\r\n")
     assert wire.answer().status == 200
+    assert tracing.over.acquire(timeout=30)  # now there is something to send
     ended = threading.Thread(target=tracing.close, daemon=True)
     ended.start()
-    assert taken.wait(20)
-    ended.join(20)
+    assert taken.wait(60)
+    ended.join(60)
     assert not ended.is_alive() and not over.is_set()
     over.set()
     server.shutdown()
