@@ -7,22 +7,16 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from chromakeep.chroma.ports import free_port
+
 BIN = Path(sys.executable).parent
 BASE = "/api/v2/tenants/default_tenant/databases/default_database/collections"
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _ask(port: int, method: str, path: str, body: object = None) -> object:

@@ -36,6 +36,7 @@ import numpy as np
 import psycopg
 from numpy.typing import NDArray
 
+from chromakeep.chroma.ports import free_port
 from chromakeep.postgres.embedded import Embedded
 from chromakeep.postgres.segments import LOOSE
 
@@ -421,7 +422,7 @@ class Instances:
 
 def ours_at(url: str, work: Path, stack: ExitStack) -> Client:
     """Another instance on that PostgreSQL."""
-    port = boot.free_port()
+    port = free_port()
     data = work / f"ours-{port}"
     data.mkdir()
     command: list[str | Path] = [boot.BIN / "chromakeep", "serve", "--engine", url, "--data", data, "--open"]
@@ -469,7 +470,7 @@ def main() -> None:
         if "instances" in chosen:
             lines += Instances([ours, ours_at(url, work, stack)], data, arguments.seconds).run()
         if chosen != ["instances"]:
-            port = boot.free_port()
+            port = free_port()
             command: list[str | Path] = [boot.BIN / "chroma", "run", "--path", work / "stock", "--port", str(port)]
             stock = stack.enter_context(server(command, port, work / "stock.log"))
             lines += beside(Bench(stock, ours, data, arguments.seconds, url), chosen, arguments.records, work)

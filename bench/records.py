@@ -24,9 +24,10 @@ from pathlib import Path
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # before what is imported here starts a process
 
 from bench import Row, report
-from boot import free_port
 from directories import pair
 from tools import measure, peak_memory
+
+from chromakeep.chroma.ports import free_port
 
 KEEP = [sys.executable, "-m", "chromakeep"]
 

@@ -27,6 +27,8 @@ import writers
 from bench import Row, report
 from directories import ROOT, gigabyte, pair
 
+from chromakeep.chroma.ports import free_port
+
 sys.path.insert(0, str(ROOT / "tests"))
 from chromakeep.errors import RepositoryNotFound
 from chromakeep.repository import Repository
@@ -66,7 +68,7 @@ class Bucket:
 @contextmanager
 def serving(data: Path, *arguments: str) -> Iterator[tuple[int, int]]:
     """``chromakeep run`` with these arguments, or plain ``chroma run`` without any: port and process id."""
-    port = boot.free_port()
+    port = free_port()
     if arguments:
         command = [boot.BIN / "chromakeep", "run", "--data", data, "--port", str(port), *arguments]
     else:

@@ -26,8 +26,10 @@ from pathlib import Path
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # before what is imported here starts a process
 
 from bench import Row, report
-from boot import BIN, forget, free_port
+from boot import BIN, forget
 from directories import pair
+
+from chromakeep.chroma.ports import free_port
 
 BAR = 10.0  # seconds; users report 30 minutes by API and 2 minutes by tar chunks that they split by hand
 SECRET = {"CHROMAKEEP_RECEIVE_TOKEN": "bench-0123456789abcdef"}

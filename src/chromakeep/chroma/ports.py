@@ -39,16 +39,13 @@ class HeldPort:
         self.close()
 
 
-_HELD: deque[HeldPort] = deque()
-_MOST = 64  # ports held at a time
+_HELD: deque[HeldPort] = deque(maxlen=64)
 
 
 def free_port() -> int:
     """A loopback port that nobody else is given before many more have been asked for here."""
     held = HeldPort()
-    _HELD.append(held)
-    if len(_HELD) > _MOST:
-        _HELD.popleft().close()
+    _HELD.append(held)  # which lets go of the oldest
     return held.number
 
 
