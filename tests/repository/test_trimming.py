@@ -13,7 +13,7 @@ from chromakeep.errors import CorruptObject, LeaseLost, MissingObject, Repositor
 from chromakeep.operations.check import check
 from chromakeep.operations.prune import PruneReport, Retention, prune
 from chromakeep.operations.unlock import unlock
-from chromakeep.repository import Repository, collector, horizon, merging, trimming
+from chromakeep.repository import Repository, collector, horizon, merging, sessions, trimming
 from chromakeep.repository.lease import Lease, newest
 from chromakeep.repository.log import Log, Segment, name_of
 from chromakeep.repository.merging import merge
@@ -291,12 +291,15 @@ def test_what_a_writer_has_just_begun_on_stays_or_it_finds_out() -> None:
     assert first > 15 and outcomes == {True, False}
 
 
-def test_a_prune_that_is_under_way_spares_what_is_younger() -> None:
+def test_a_prune_that_is_under_way_spares_what_is_younger(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has found that its base may go is not kept from beginning by a prune that has died meanwhile."""
     life = Life()
     base = life.publish()
     Session.start(life.repository, "prune")
     assert not trimming.stands(life.repository, base)
+    # Of two that begin within one millisecond either may be the younger by its name.
+    later_by = sessions.now() + timedelta(seconds=1)
+    monkeypatch.setattr(sessions, "now", lambda: later_by)
     later = Session.start(life.repository)
     life.repository.put_sealed("S", f"snapshots/{later.id}", encode(snapshot(later.id, life.now)))
     assert trimming.stands(life.repository, later.id)
