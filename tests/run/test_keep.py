@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from chromakeep.chroma.purge import holding, release
+from chromakeep.chroma.purge import hold, holding, release
+from chromakeep.errors import SourceBusy
+from chromakeep.events import ignore
 from chromakeep.operations import held_queue
 from chromakeep.operations.beside import Beside
+from chromakeep.operations.held_queue import HeldQueue
 from chromakeep.operations.keep import Keeping
+from chromakeep.operations.ship import Shipping
 from chromakeep.operations.tenure import Tenure
 from chromakeep.repository import Repository
 from chromakeep.repository.lease import Lease
@@ -100,6 +104,64 @@ def test_a_look_just_when_the_queue_is_let_go_is_no_end_of_the_log(
         keeping.end()
     assert not any("the log is not written" in one for one in said)
     assert Log(repository).end(1)[1]
+
+
+def test_a_queue_that_was_let_go_for_an_exchange_that_failed_is_watched_again(tmp_path: Path) -> None:
+    """The server that begins again goes on with the same log. Where that still took the purge for let go on purpose, it
+    did not see that a reset of Chroma had let go, and of what was acknowledged since Chroma purged what it had not."""
+    data, repository = tmp_path / "data", Repository.create(MemoryStore())
+    subprocess.run([sys.executable, "-c", CREATE, str(data)], check=True, timeout=120)
+    with Beside(data) as beside:
+        beside.take(1)
+        keeping = Keeping(beside, lambda: repository, every=3600, stage=None)
+        keeping.lease = Tenure(Lease.take(repository))
+        keeping.hold()
+        keeping.start()
+        keeping.snapshot().result(60)
+        assert keeping.shipping
+        keeping.release()
+        keeping.shipping.shipped().result(60)
+        assert not held(data)
+        keeping.hold(anew=True)
+        release(data / "chroma.sqlite3")  # as a reset does
+        keeping.shipping.shipped().result(60)
+        assert held(data)
+        assert keeping.finish(60, threading.Event())
+        keeping.end()
+    assert Log(repository).end(1)[1]
+
+
+def test_a_queue_that_chroma_never_purges_is_not_let_go(tmp_path: Path) -> None:
+    """A full disk changes nothing about it. A reset does, for the next one is purged: which the log must see."""
+    data, repository, holds = tmp_path / "data", Repository.create(MemoryStore()), list[str | None]()
+    database = data / "chroma.sqlite3"
+    subprocess.run([sys.executable, "-c", CREATE, str(data)], check=True, timeout=120)
+
+    def configure(statement: str) -> None:
+        with closing(sqlite3.connect(database)) as db, db:
+            db.execute(statement)
+
+    configure("DELETE FROM embeddings_queue_config")
+    queue = HeldQueue(database, ignore)
+    shipping = Shipping(
+        database,
+        Tenure(Lease.take(repository)),
+        source="",
+        base="x",
+        held=queue.hold(),
+        hold=lambda: holds.append(hold(database)),
+        on_broken=list,
+    )
+    try:
+        assert shipping._look(False) and queue.hold() == ""
+        assert not queue.release(shipping)
+        configure("INSERT INTO embeddings_queue_config (config_json_str) VALUES ('{\"automatically_purge\":true}')")
+        with pytest.raises(SourceBusy):
+            shipping._look(False)
+        shipping._look(False)
+        assert len(holds) == 1 and holds[0]
+    finally:
+        shipping.close()
 
 
 def held(data: Path) -> bool:

@@ -37,15 +37,25 @@ class HeldQueue:
             return None
 
     def anew(self) -> None:
-        """Let it be held again, whatever it was let go for: a server begins, or another directory is there."""
+        """Let it be held again, whatever it was let go for: another directory is there."""
         self._let_go = False
+
+    def begin(self, shipping: Shipping | None) -> str | None:
+        """A server begins: hold it, whatever it was let go for, and tell the log. What was let go since the last one
+        ended lost nothing, but what went with the disk full: from then on only a snapshot makes the log whole."""
+        with shipping.still if shipping else nullcontext():
+            self.anew()
+            held = self.hold()
+            if shipping and not self.relieved:
+                shipping.held_again(held)
+        return held
 
     def release(self, shipping: Shipping | None) -> bool:
         """Let Chroma purge, and tell the log; whether it was held."""
         with shipping.still if shipping else nullcontext():  # a look in between would take it for a reset
             held = release(self._database)
             self._let_go = self._let_go or bool(held)
-            if shipping:
+            if shipping and held:  # one that Chroma never purges is as it was
                 shipping.let_go(held)
         return bool(held)
 

@@ -292,9 +292,7 @@ class Keeping:
         Which hold it is (``chroma.purge``); None where it is not held.
         """
         with self.access:  # never beside a capture in this process: its close would drop this one's locks
-            if anew:
-                self._queue.anew()
-            return self._queue.hold()
+            return self._queue.begin(self.shipping) if anew else self._queue.hold()
 
     def release(self, patience: float = RELEASE, hurry: threading.Event | None = None) -> None:
         """Leave the directory as Chroma would, without that counting as a change. Nobody may be writing. Not where a

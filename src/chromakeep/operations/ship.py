@@ -114,6 +114,11 @@ class Shipping:
         """The purge, ``held`` until now, is not any longer, on purpose: what becomes of the rows is not asked again."""
         self._let_go = self._let_go or held == self._held
 
+    def held_again(self, held: str | None) -> None:
+        """What was let go is ``held`` again (None: by nobody), and nobody has written in between."""
+        if self._let_go:
+            self._held, self._let_go = held, False
+
     @property
     def line(self) -> tuple[int, int]:
         """Epoch and number of the last segment."""
