@@ -73,6 +73,7 @@ class State(msgspec.Struct, frozen=True):
     epoch: int = 0  # of the log that this directory was last written to
     following: bool = False  # the directory is a standby's: it holds nothing that the repository has not, or half of it
     received: Received | None = None
+    sighted: int = 0  # collections that were here (``Sighting``)
     restored_at: float = 0.0  # seconds since 1970: a restore into it was last found exact; 0: never
 
 

@@ -65,6 +65,11 @@ class Changeover:
         """Whether the server must end for a change."""
         return self._change is not None and not (self._change.made or self._change.failure)
 
+    @property
+    def made(self) -> bool:
+        """Whether another directory has just taken the place."""
+        return self._change is not None and self._change.made
+
     def between(self, server: ChromaServer, reason: str) -> bool:
         """After a life that ended for a ``reason``: make the change that is due, or take back one whose server did not
         come up.

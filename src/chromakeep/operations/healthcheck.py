@@ -38,6 +38,8 @@ class _Told(msgspec.Struct):
     role: str | None = None
     lets_nobody_in: str | None = None
     refuses_writes: str | None = None
+    missing: str | None = None
+    trouble: str | None = None
     message: str | None = None
 
 
@@ -145,7 +147,7 @@ def _said(error: Exception) -> str:
 def _reason(status: int, body: bytes) -> str:
     try:
         told = msgspec.json.decode(body, type=_Told)
-        why = told.lets_nobody_in or told.refuses_writes or told.message
+        why = told.lets_nobody_in or told.missing or told.trouble or told.refuses_writes or told.message
         what = why or (told.role and f"this instance is {told.role}") or ""
     except msgspec.DecodeError:
         what = ""

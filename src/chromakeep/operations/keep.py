@@ -71,6 +71,7 @@ class Keeping:
         self.newest_at: float | None = None  # monotonic; None: none in this run
         self.failure: ChromakeepError | None = None  # of the last attempt
         self.collections: tuple[Collection, ...] = ()
+        self.missing: Callable[[], str | None] = lambda: None  # what was here and is not, which is no state to keep
         self._beside, self._open, self._every, self._stage, self._observer = (
             beside, open_repository, every, stage, observer,
         )  # fmt: skip
@@ -387,6 +388,8 @@ class Keeping:
             raise LeaseLost("another instance writes to this repository")
         if self.undecided:
             raise NotNow("it is not known yet whether another instance writes to this repository")
+        if missing := self.missing():
+            raise NotNow(missing)
         from chromakeep.operations.backup import backup
 
         before = signature(self._beside.data).to_json()

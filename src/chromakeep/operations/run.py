@@ -48,7 +48,7 @@ from chromakeep.operations.memory import give_back
 from chromakeep.operations.platform import advise
 from chromakeep.operations.rescue import Findings, examine, rescue
 from chromakeep.operations.run_settings import RunResult, RunSettings
-from chromakeep.operations.sighting import Sighting
+from chromakeep.operations.sighting import sighting_of
 from chromakeep.operations.succession import START_AGAIN, Succession
 from chromakeep.operations.watch import Watching
 from chromakeep.operations.writes import Writes
@@ -145,6 +145,7 @@ class _Service:
         self.env, self.observer, self.stop, self.hurry = env, observer, stop, hurry
         self.keeping = self._new_keeping() if settings.open_repository else None
         self.duty = Duty(settings.durability if self.keeping else SNAPSHOTS, self.keeping)
+        self.duty.sighting = sighting_of(beside, self.keeping, observer)
         self.duty.writes = Writes(beside.root)
         if why := self.duty.writes.refusal():
             observer(Noted(f"{why.message}, since {self.duty.writes.said.since}", "warning"))
@@ -230,6 +231,7 @@ class _Service:
             if self.stop.is_set():
                 raise NotNow("told to stop")  # to nobody: what follows would be done behind the caller's back
             if self.succession and self.succession.server:
+                self.duty.sighting.forget()
                 return Booted(FOLLOWED, contents(self.beside.data), time.monotonic() - began)
             after = lease.after if lease else None
             stale = after is not None and 0 < self.beside.state.epoch < after[0]
@@ -239,6 +241,7 @@ class _Service:
             booted = boot(self.beside, self.settings.open_repository, stale=stale, observer=self.observer)
             self.uncovered = True
             if (way := booted.way) and booted.outcome == RESTORED:
+                self.duty.sighting.forget()
                 self.beside.remember(restored_at=time.time())
                 ends = way.legs[-1].epoch if way.legs else None
                 self.base, self.uncovered = None if ends else way.snapshot.id, after is not None and ends != after[0]
@@ -309,6 +312,8 @@ class _Service:
                 self.end(server)
                 return
             if self.changeover.between(server, reason):
+                if self.changeover.made:
+                    self.duty.sighting.forget()
                 self.uncovered, self.collections, self.hopeless = True, (), set()
                 continue
             now = time.monotonic()
@@ -359,7 +364,6 @@ class _Service:
             self.beside.remember(server=Process.of(server.pid))
         if self.stop.is_set():
             return server, None
-        self.duty.sighting = Sighting()  # what the checks before this found is how it is
         self._count()
         held = self.keeping.hold() if self.keeping else None  # also of a directory that the server has only now begun
         self.duty.role = SERVING
@@ -461,6 +465,7 @@ class _Service:
             return
         code = self._stop(server, self.settings.grace * 0.4) if server else None
         data = self.beside.data
+        self._count()
         if code == 0:
             with suppress(NotAChromaDirectory):
                 if self.keeping:

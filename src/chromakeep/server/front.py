@@ -58,7 +58,7 @@ class DutyGate:
         refused = await self._allowed(self._hold) or self._closed()
         deletes = request.method == "DELETE" or request.path.endswith("/reset")
         if deletes:
-            self._duty.sighting.deleting()
+            await asyncio.to_thread(self._duty.sighting.deleting)  # which may write it down
         if refused is None and deletes and self._duty.durability != SNAPSHOTS:
             await self._shipped_soon()
         return refused
