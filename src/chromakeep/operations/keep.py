@@ -225,9 +225,10 @@ class Keeping:
         self._beside.remember(captured=None)
         if not self._ending.is_set():
             self._queue.anew()
-        if self.shipping and self.lease:
-            self.shipping.close()
-            self.shipping, self._over = None, True
+        shipping, self.shipping = self.shipping, None
+        if shipping and self.lease:
+            shipping.close()
+            self._over = True
             with suppress(StoreError):  # then when the next one begins
                 self._succeed()
 

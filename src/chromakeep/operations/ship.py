@@ -83,6 +83,7 @@ class Shipping:
         self._waiting: list[Future[None]] = []
         self._lock = threading.Lock()
         self.still = threading.Lock()  # while it is held nobody looks: whoever lets the purge go tells it in one step
+        self._letting_go, self._gone = threading.Lock(), False  # of the database: its descriptor may be another file's
         self._behind: float | None = None  # monotonic; when something not yet shipped was first seen
         self._failing: float | None = None
         self._until = 0.0  # monotonic; how long the store is tried again at the end
@@ -126,8 +127,9 @@ class Shipping:
 
     @property
     def replaced(self) -> bool:
-        """As ``Tail.replaced``."""
-        return self._tail.replaced
+        """As ``Tail.replaced``; False of one that is closed, from which nothing leads anywhere."""
+        with self._letting_go:
+            return not self._gone and self._tail.replaced
 
     @property
     def standing(self) -> Standing:
@@ -159,7 +161,9 @@ class Shipping:
         self._wake.set()
         if self._thread.ident is not None:
             self._closed.wait(SLOWEST)
-        self._tail.close()
+        with self._letting_go:
+            self._gone = True
+            self._tail.close()
 
     # -- the threads ---------------------------------------------------------------------------------------------
 

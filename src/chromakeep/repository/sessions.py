@@ -50,9 +50,10 @@ class Session:
     def start(repository: Repository, kind: str = "backup") -> Session:
         """Announce a session. Everything that is read from the repository afterwards is protected by it.
 
-        Its name comes after that of each snapshot there is, whatever the clocks of their writers said.
+        Its name comes after that of each snapshot and session there is, whatever the clocks of their writers said.
         """
-        moment = max([now(), *(after(name) for name in repository.snapshot_names()[-1:])])
+        begun = max((o.name for o in repository.store.list("sessions/")), default="")
+        moment = max([now(), after(begun), *(after(name) for name in repository.snapshot_names()[-1:])])
         identity = f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}Z-{secrets.token_hex(8)}"
         info = SessionInfo(identity, kind, socket.gethostname(), os.getpid(), rfc3339(moment))
         _mine.add(identity)
@@ -86,9 +87,9 @@ class Session:
 
 
 def after(name: str) -> datetime:
-    """The first moment that a later snapshot may be named by."""
+    """The first moment that a later snapshot or session may be named by."""
     with suppress(ValueError, OverflowError):
-        stamp = name.removeprefix("snapshots/").partition("Z-")[0]
+        stamp = name.rpartition("/")[2].partition("Z-")[0]
         return datetime.strptime(f"{stamp}000+0000", "%Y%m%dT%H%M%S%f%z") + timedelta(milliseconds=1)
     return datetime.fromtimestamp(0, timezone.utc)  # no name of ours
 
