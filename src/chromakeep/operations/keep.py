@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chromakeep.chroma.catalog import DATABASE, Catalog
+from chromakeep.chroma.catalog import DATABASE, Catalog, collection_count
 from chromakeep.chroma.signature import signature
 from chromakeep.chroma.tail import catalog_of
 from chromakeep.errors import (
@@ -71,7 +71,8 @@ class Keeping:
         self.newest_at: float | None = None  # monotonic; None: none in this run
         self.failure: ChromakeepError | None = None  # of the last attempt
         self.collections: tuple[Collection, ...] = ()
-        self.missing: Callable[[], str | None] = lambda: None  # what was here and is not, which is no state to keep
+        # What was here and is not, which is no state to keep; asked with how many collections a capture has of it.
+        self.missing: Callable[[int | None], str | None] = lambda count: None
         self._beside, self._open, self._every, self._stage, self._observer = (
             beside, open_repository, every, stage, observer,
         )  # fmt: skip
@@ -311,7 +312,9 @@ class Keeping:
             self.access.release()
 
     def _ready(self, copy: Path) -> None:
-        """Before a snapshot is there: see to it that the log leads on from it."""
+        """Before a snapshot is there: see to it that nothing is missing in it, and that the log leads on from it."""
+        if missing := self.missing(collection_count(copy / DATABASE)):
+            raise NotNow(missing)
         shipping = None if self._ending.is_set() else self.shipping  # at the end nobody writes
         ticket = shipping.captured(catalog_of(copy / DATABASE)) if shipping else None
         if ticket:
@@ -389,7 +392,7 @@ class Keeping:
             raise LeaseLost("another instance writes to this repository")
         if self.undecided:
             raise NotNow("it is not known yet whether another instance writes to this repository")
-        if missing := self.missing():
+        if missing := self.missing(None):
             raise NotNow(missing)
         from chromakeep.operations.backup import backup
 

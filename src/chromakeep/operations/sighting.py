@@ -92,6 +92,12 @@ class Sighting:
 def sighting_of(beside: Beside, keeping: Keeping | None, observer: Observer) -> Sighting:
     """That of a run: written down beside the directory, and no snapshot is taken while something is missing."""
     made = Sighting(beside.state.sighted, lambda count: beside.remember(sighted=count), observer=observer)
+
+    def missing(count: int | None) -> str | None:
+        if count == 0:  # before anybody has looked
+            made.seen(0)
+        return made.gone
+
     if keeping:
-        made.found, keeping.missing = keeping.soon, lambda: made.gone
+        made.found, keeping.missing = keeping.soon, missing
     return made
