@@ -123,6 +123,16 @@ def test_a_member_that_stands_there_twice_is_refused(call: str, body: str, paddi
     assert page.status == 422 and b"duplicate field `" in page.body
 
 
+def test_a_number_that_is_ignored_may_be_of_any_length() -> None:
+    long = "1" * 5000
+    engine = MemoryEngine()
+    path = made(engine)
+    assert answer(engine, "POST", f"{path}/get", f'{{"limit":1,"unknown":{{"limit":{long}}}}}'.encode()).status == 200
+    assert answer(engine, "POST", f"{D}/collections", f'{{"name":"long","unknown":{long}}}'.encode()).status == 200
+    twice = f'{{"name":"twice","unknown":{long},"name":"twice"}}'.encode()
+    assert answer(engine, "POST", f"{D}/collections", twice).status == 422
+
+
 def test_members_are_told_from_keys_of_metadata_and_texts() -> None:
     metadata = b'{"ids":1,"documents":"\\"ids\\":"}'
     body = b'{"ids":["a"],"documents":["\\"ids\\":"],"metadatas":[%b],"unknown":[{"ids":2}]}' % metadata
