@@ -14,10 +14,11 @@ import pytest
 
 from chromakeep.batches import schema, vectors_of
 from chromakeep.errors import ChromakeepError, SourceError, UnsupportedFormat, UsageError
+from chromakeep.exchange import reading
 from chromakeep.exchange.exact import exact, texts
 from chromakeep.exchange.open import source_of
 from chromakeep.exchange.parquet import ParquetFileSource
-from chromakeep.exchange.reading import OLD_ARROW
+from chromakeep.exchange.reading import OLD_ARROW, Part
 from chromakeep.testing.specimens import ordinary
 from exchange.scenes import SAMPLE, at, read, written
 
@@ -77,6 +78,17 @@ def test_vectors_of_any_list_of_numbers(kind: pa.DataType, bare: bool, tmp_path:
     _, (found,) = read(foreign(tmp_path, id=IDS, embedding=column))
     assert found.schema == schema(2)
     assert found.column("embedding").to_pylist() == vectors
+
+
+def test_an_old_arrow_reads_words_and_lists_that_are_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a null among lists of fixed size for damage, whatever stands beside them: they are read as others are,
+    and what the file holds as a dictionary stays one."""
+    monkeypatch.setattr(reading, "OLD_ARROW", True)
+    address = foreign(tmp_path, id=IDS, embedding=pa.array(VECTORS, pa.list_(pa.float32(), 2)))
+    assert read(address)[1][0].column("embedding").to_pylist() == VECTORS
+    with closing(Part(tmp_path / "books.parquet")) as part:
+        (batch,) = part._read(0, ["id", "embedding"])
+    assert pa.types.is_dictionary(batch.column("id").type) and pa.types.is_list(batch.column("embedding").type)
 
 
 def test_integers_are_vectors_where_they_are_exact(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import threading
@@ -183,6 +185,48 @@ def test_a_key_that_is_made_while_a_directory_is_put_in_place(
     assert text(target) == "new" and keys.read().find(made[0], time.time())
     assert [key.name for key in keys.read().keys] == (["first"] if holds else []) + ["second"]
     create(keys, "third", "reader")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_keys_and_directories_are_changed_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As on Windows: a restore does not fail at its very end of what it can do without."""
+
+    def flock(lock: object, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    target = directory(tmp_path / "data", "old")
+    keys = DirectoryKeys(target)
+    _, token = create(keys, "app", "reader")
+    assert place.install(directory(tmp_path / "fresh", "new"), target)
+    assert text(target) == "new" and keys.read().find(token, time.time())
+    rollback(target)
+    assert text(target) == "old" and keys.read().find(token, time.time())
+    assert not [*tmp_path.rglob("*.chromakeep-keys.lock")]
+
+
+def test_a_directory_in_which_nothing_may_be_written_is_replaced_with_its_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's, in a folder of ours. Its keys are not changed without the lock that others hold."""
+    target = directory(tmp_path / "data", "old")
+    keys = DirectoryKeys(target)
+    _, token = create(keys, "app", "reader")
+    (target / place.KEYS_LOCK).unlink()
+    real = Path.open
+
+    def denied(self: Path, *how: Any, **more: Any) -> Any:
+        if self == target / place.KEYS_LOCK:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(self, *how, **more)
+
+    monkeypatch.setattr(Path, "open", denied)
+    with pytest.raises(PermissionError):
+        revoke(keys, "app")
+    assert place.install(directory(tmp_path / "fresh", "new"), target)
+    assert text(target) == "new" and keys.read().find(token, time.time())
 
 
 @pytest.mark.parametrize("inside", [False, True])

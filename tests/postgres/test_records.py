@@ -15,6 +15,7 @@ import pytest
 from chromakeep.engine import Refused, Wanted, Written
 from chromakeep.filters import Compare, Every, Matches
 from chromakeep.postgres import packing, trigrams, writing
+from chromakeep.postgres.batch import gathered
 from chromakeep.postgres.pool import Pool
 from postgres.instances import eventually
 from postgres.tables import ALL, Records
@@ -145,6 +146,17 @@ def test_update_changes_what_is_given(records: Records) -> None:
     records.update(["a"])
     assert records.shown("a") == ("new", "u", {"k": 1}, [0, 1])
     assert records.ids(Matches("$contains", "new")) == ["a"]
+
+
+def test_an_id_that_comes_very_often_is_one_record() -> None:
+    """With what each of them says. To copy what has been gathered for each one more would take minutes."""
+    n = 300_000
+    metadatas = [{"n": i, f"k{i}": None} if i % 2 else None for i in range(n)]
+    documents = [None if i % 2 else str(i) for i in range(n)]
+    batch = gathered(Written(["a"] * n, documents=documents, metadatas=metadatas), 0, n, first=False)
+    assert (batch.ids, batch.order, batch.documents) == (["a"], [0], [str(n - 2)])
+    assert batch.metadatas == [{"n": n - 1} | {f"k{i}": None for i in range(1, n, 2)}]
+    assert metadatas[1] == {"n": 1, "k1": None}
 
 
 def test_ids_that_come_twice(records: Records) -> None:

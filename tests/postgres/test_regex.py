@@ -183,6 +183,16 @@ def test_what_is_too_large_is_refused(both: tuple[Stock, Records], pattern: str)
     assert isinstance(ours(both[1], pattern), str)
 
 
+@pytest.mark.parametrize(("form", "most"), [("(?x){}", 9_996), ("[{}a]", 64)])
+def test_what_would_take_long_to_read_is_refused(form: str, most: int) -> None:
+    """However little there is to be looked for: the one is read character by character, and each operation on classes
+    takes as long as they are large."""
+    unit = " " if "x" in form else "a&&"
+    assert regex.translated(form.format(unit * most))
+    with pytest.raises(Refused, match="too large"):
+        regex.translated(form.format(unit * (most + 1)))
+
+
 def test_a_zero_byte_is_one_character(pool: Pool) -> None:
     records = Records(pool, "zero-bytes")
     records.add(["a", "b", "c"], documents=["x\0y", "xzy", "x\U0010fffey"])
@@ -218,5 +228,6 @@ def test_sets_of_characters() -> None:
     assert characters.intersection(some, characters.complement(some)) == ()
     assert characters.difference(characters.ALL, ()) == characters.ALL
     word = characters.perl("w")
+    assert characters.perl("W") == characters.complement(word)
     assert all(any(low <= ord(c) <= high for low, high in word) for c in "aZ0_é中\u0300\u200dⒶ")
     assert characters.folded(((ord("k"), ord("k")),)) == ((75, 75), (107, 107), (0x212A, 0x212A))

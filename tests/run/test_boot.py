@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from chromakeep.chroma.signature import signature
 from chromakeep.errors import RefusedToServe
-from chromakeep.operations.beside import Beside, Process, Swap
+from chromakeep.operations.beside import Beside, Process, Swap, served
 from chromakeep.operations.boot import DATA, EMPTY, HEADLESS, Evidence, decide, look
 from chromakeep.operations.platform import describe, ignored_variables
 
@@ -161,6 +162,31 @@ def test_a_server_that_outlived_its_keeper_is_ended(tmp_path: Path) -> None:
         second.take(0.3)
         assert time.monotonic() - started >= 0.3  # it had its time to end by itself
     assert orphan.wait(60) == -9
+
+
+def test_a_run_that_was_killed_when_the_disk_was_full_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be written until what it has left half done is gone; then it is told that it serves no longer."""
+    data = tmp_path / "data"
+    with Beside(data) as first:
+        first.take(0)
+        first.remember(keeper=Process(1, 1), server=Process(7, 7))
+        assert served(data)
+        copy = first.scratch("copy")
+        copy.mkdir()
+    replaced = Path.replace
+
+    def replace(self: Path, to: Path) -> Path:
+        if copy.exists():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replaced(self, to)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with Beside(data) as second:
+        second.take(0)
+        second.tidy()
+        assert second.state.server is None and not copy.exists() and not served(data)
 
 
 def test_a_foreign_writer_is_refused_by_name(tmp_path: Path) -> None:

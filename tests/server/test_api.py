@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import random
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -17,6 +19,7 @@ from chromadb.execution.expression import K, Knn, Search
 from chromakeep.engine import Engine, Indexed, Refused, Target
 from chromakeep.server import Door
 from chromakeep.server.api import LARGEST, answer
+from chromakeep.server.api.configuration import is_cmek
 from chromakeep.server.api.names import fault_of_name
 from chromakeep.server.api.records import added, fault_of_base64, updated
 from server.memory_engine import MemoryEngine
@@ -77,6 +80,28 @@ def test_hostile_bodies_are_refused(body: bytes) -> None:
     assert answer(engine, "POST", f"{D}/collections", body).status in (400, 422)
 
 
+def test_names_of_a_customers_key_are_those_that_an_expression_says() -> None:
+    said = re.compile(r"projects/.+/locations/.+/keyRings/.+/cryptoKeys/.+")
+    pieces = ("projects/", "/locations/", "/keyRings/", "/cryptoKeys/", "/", "a", "\n", "a/locations/b")
+    chance = random.Random(1)
+
+    def some(most: int) -> str:
+        return "".join(chance.choices(pieces, k=chance.randrange(most)))
+
+    names = [some(12) for _ in range(10_000)]
+    names += [f"projects/{some(3)}/locations/{some(3)}/keyRings/a/cryptoKeys/{some(3)}" for _ in range(10_000)]
+    assert [is_cmek(name) for name in names] == [bool(said.fullmatch(name)) for name in names]
+    assert {is_cmek(name) for name in names} == {True, False}
+
+
+def test_the_name_of_a_customers_key_is_read_in_one_pass() -> None:
+    """An expression would be at it for years, and no other thread would run."""
+    name = "projects/a" + "/locations/x" * 100_000 + "/keyRings/x" * 100_000
+    schema = {"defaults": {}, "keys": {}, "cmek": {"gcp": name}}
+    status, answered = ask(MemoryEngine(), "POST", f"{D}/collections", {"name": "abc", "schema": schema})
+    assert status == 400 and "CMEK does not match expected pattern" in answered["message"]
+
+
 @pytest.mark.parametrize("padding", ["", "x" * 70_000])  # what is larger is not read again to say where
 @pytest.mark.parametrize(
     ("call", "body"),
@@ -96,6 +121,16 @@ def test_a_member_that_stands_there_twice_is_refused(call: str, body: str, paddi
     path = made(engine)
     page = answer(engine, "POST", f"{path}/{call}", f'{{"unknown":"{padding}",{body}}}'.encode())
     assert page.status == 422 and b"duplicate field `" in page.body
+
+
+def test_a_number_that_is_ignored_may_be_of_any_length() -> None:
+    long = "1" * 5000
+    engine = MemoryEngine()
+    path = made(engine)
+    assert answer(engine, "POST", f"{path}/get", f'{{"limit":1,"unknown":{{"limit":{long}}}}}'.encode()).status == 200
+    assert answer(engine, "POST", f"{D}/collections", f'{{"name":"long","unknown":{long}}}'.encode()).status == 200
+    twice = f'{{"name":"twice","unknown":{long},"name":"twice"}}'.encode()
+    assert answer(engine, "POST", f"{D}/collections", twice).status == 422
 
 
 def test_members_are_told_from_keys_of_metadata_and_texts() -> None:

@@ -51,12 +51,14 @@ class Part:
                 self._chunks = footer.chunks_of(footer.read_footer(file))
             words = {chunk.path for group in self._chunks for chunk in group if chunk.words}
             self._words = sorted(words.intersection(COLUMNS))
+            options: dict[str, Any] = {}
             if OLD_ARROW and any(pa.types.is_fixed_size_list(kind) for kind in self.schema.types):
-                self._file.close()
-                self._file = _opened(path, metadata=_without_sizes(path))
+                options["metadata"] = _without_sizes(path)
             if self._words:  # which stay so until they are divided
+                options["read_dictionary"] = self._words
+            if options:
                 self._file.close()
-                self._file = _opened(path, read_dictionary=self._words)
+                self._file = _opened(path, **options)
         names = self.schema.names
         for name in COLUMNS:
             if names.count(name) > 1 or (name not in names and name in ("id", "embedding")):

@@ -145,9 +145,7 @@ class Beside:
                     hint="stop that process first, or let its clients talk to the server of `chromakeep run`",
                 )
             time.sleep(0.05)
-        self.state = self._read()
-        if self.state.server:
-            self.remember(server=None)  # it is gone
+        self.state = replace(self._read(), server=None)  # it is gone
         return self._lock
 
     # -- the state ---------------------------------------------------------------------------------------------------
@@ -196,6 +194,8 @@ class Beside:
             pid = path.name.partition("restoring-")[2].partition("-")[0]
             if not pid.isdigit() or int(pid) == os.getpid() or start_time(int(pid)) is None:
                 shutil.rmtree(path, ignore_errors=True)
+        if self._read().server:  # others are told that there is none: only now, what was left may have filled the disk
+            self.remember(server=None)
 
     # -- the swap ----------------------------------------------------------------------------------------------------
 

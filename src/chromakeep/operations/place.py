@@ -89,8 +89,9 @@ def install(new: Path, target: Path) -> Path | None:
 @contextmanager
 def keys_carried(target: Path, new: Path, kept: Path) -> Iterator[None]:
     """While ``new`` takes the place of the directory ``target``, which is then ``kept``: the keys that clients have now
-    stay in force, and none is changed meanwhile."""
-    with keys_locked(target):
+    stay in force, and none is changed meanwhile: as far as they can be locked, for what has been restored is put in
+    place in any case."""
+    with keys_locked(target, needed=False):
         if (target / KEYS).exists():
             write_whole(new / KEYS, (target / KEYS).read_bytes())
         else:
@@ -100,25 +101,35 @@ def keys_carried(target: Path, new: Path, kept: Path) -> Iterator[None]:
 
 
 @contextmanager
-def keys_locked(data: Path) -> Iterator[None]:
-    """Held by who changes the keys of a directory, and by who puts another one in its place."""
+def keys_locked(data: Path, *, needed: bool = True) -> Iterator[None]:
+    """Held by who changes the keys of a directory, and by who puts another one in its place. Where there are no locks
+    the last of two writers wins. ``needed``: raises ``OSError`` where nothing may be written into the directory."""
     try:
         import fcntl
-    except ImportError:  # not on Windows: there the last of two writers wins
+    except ImportError:  # Windows
         yield
         return
     path = data / KEYS_LOCK
     while True:
-        with path.open("ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # let go when it is closed
+        try:
+            lock = path.open("ab")
+        except OSError:
+            if needed:
+                raise
+            break
+        with lock:
             try:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # let go when it is closed
                 still = os.path.samestat(os.fstat(lock.fileno()), path.stat())
             except FileNotFoundError:
                 still = False
+            except OSError:  # a file system without locks
+                still = True
             if still:
                 yield
                 return
         # By now another directory is there, with a lock of its own.
+    yield
 
 
 def kept_as(target: Path) -> Path:

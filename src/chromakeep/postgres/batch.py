@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -67,8 +67,8 @@ def gathered(records: Written, start: int, stop: int, *, first: bool) -> Batch:
     given: list[bool] | None = None if records.given is None else records.given[start:stop].tolist()
     if len(chosen) < len(ids) and not first:
         targets = [index[one] for one in ids]
-        documents, uris = _folded(targets, documents, _later), _folded(targets, uris, _later)
-        metadatas = _folded(targets, metadatas, _merged)
+        documents, uris = _latest(targets, documents), _latest(targets, uris)
+        metadatas = _merged(targets, metadatas)
         if embeddings is not None:
             embeddings = embeddings.copy()
             for i, target in enumerate(targets):
@@ -102,19 +102,26 @@ def _held(texts: list[str | None] | None) -> list[str | None] | None:
     return None if texts is None else [None if text is None else held(text) for text in texts]
 
 
-def _folded(targets: list[int], values: Sequence[T] | None, fold: Callable[[T, T], T]) -> list[T] | None:
-    if values is None:
+def _latest(targets: list[int], texts: Sequence[str | None] | None) -> list[str | None] | None:
+    if texts is None:
         return None
-    out = list(values)
-    for i, target in enumerate(targets):
-        if i != target:
-            out[target] = fold(out[target], values[i])
+    out = list(texts)
+    for target, text in zip(targets, texts, strict=True):
+        if text is not None:
+            out[target] = text
     return out
 
 
-def _later(old: str | None, new: str | None) -> str | None:
-    return old if new is None else new
-
-
-def _merged(old: Metadata, new: Metadata) -> Metadata:
-    return {**(old or {}), **new} if new else old
+def _merged(targets: list[int], metadatas: Sequence[Metadata] | None) -> list[Metadata] | None:
+    """Of many with one id there is one to which all are added: not a new one for each, which would be the longer the
+    more there have been."""
+    if metadatas is None:
+        return None
+    out = list(metadatas)
+    merged: dict[int, dict[str, Any]] = {}
+    for i, target in enumerate(targets):
+        if i != target and (new := metadatas[i]):
+            if target not in merged:
+                out[target] = merged[target] = dict(metadatas[target] or {})
+            merged[target].update(new)
+    return out

@@ -83,8 +83,11 @@ def difference(a: Set, b: Set) -> Set:
     return intersection(a, complement(b))
 
 
+@lru_cache(6)
 def perl(letter: str) -> Set:
-    """``\\d``, ``\\s`` or ``\\w``, of Unicode."""
+    """``\\d``, ``\\s`` or ``\\w``, of Unicode; in upper case what is not in it."""
+    if letter.isupper():
+        return complement(perl(letter.lower()))
     if letter == SPACE:
         return _SPACES
     if letter == DECIMAL:
@@ -92,10 +95,15 @@ def perl(letter: str) -> Set:
     return _word()
 
 
-def named(name: str) -> Set | None:
-    """``\\p{name}``: a general category, or one of a few more. None of what is not known here (scripts, blocks...)."""
-    plain = re.sub(r"[\s_-]", "", name).lower()
-    plain = plain.removeprefix("is")
+def named(name: str, *, folds: bool = False) -> Set | None:
+    """``\\p{name}``: a general category, or one of a few more; ``folded``, if it folds. None of what is not known here
+    (scripts, blocks...)."""
+    found = _named(re.sub(r"[\s_-]", "", name).lower().removeprefix("is"))
+    return _folded(found) if found and folds else found
+
+
+@lru_cache(128)
+def _named(plain: str) -> Set | None:
     if plain in ("any", "ascii", "assigned", "whitespace", "space", "wspace"):
         if plain == "assigned":
             return complement(_categories()["Cn"])
@@ -116,6 +124,9 @@ def folded(ranges: Set) -> Set:
     else:
         more = [one for low, high in ranges for code in range(low, high + 1) for one in orbits.get(code, ())]
     return union(ranges, ((one, one) for one in more)) if more else ranges
+
+
+_folded = lru_cache(128)(folded)  # of what has a name
 
 
 def _within(ranges: Set, code: int) -> bool:

@@ -15,6 +15,7 @@ from chromakeep.postgres.regex_parser import Parser
 from chromakeep.postgres.regex_tree import Char, Chars, Choice, Node, Place, Repeat, Row, nullable
 from chromakeep.postgres.text import held
 
+_LONGEST = 10_000  # characters of an expression: it is read in Python
 _BOUND = 255  # of PostgreSQL's {n,m}
 _SIZE = 5_000  # characters and classes, with all repetitions
 _NULLABLE = 20  # what may be nothing, many times, takes PostgreSQL time by the third power
@@ -31,6 +32,8 @@ class Expression(msgspec.Struct, frozen=True):
 
 def translated(pattern: str) -> Expression:
     """Raises ``Refused`` for what is none, and for what is too large."""
+    if len(pattern) > _LONGEST:
+        raise Refused(400, f"Regex is too large: more than {_LONGEST} characters")
     try:
         tree = Parser(pattern).parse()
         if _size(tree) > _SIZE:
@@ -68,14 +71,17 @@ def _require(node: Node, runs: list[str]) -> None:
 
 
 class _Writer:
+    def __init__(self) -> None:
+        self._classes: dict[Set, str] = {}  # that have been written
+
     def write(self, node: Node) -> str:
         """A branch, or several."""
         if isinstance(node, Char):
             return _char(node.code)
         if isinstance(node, Chars):
-            return _brackets(node.ranges)
+            return self._brackets(node.ranges)
         if isinstance(node, Place):
-            return _place(node.kind)
+            return self._place(node.kind)
         if isinstance(node, Choice):
             return "|".join(self.write(part) for part in node.parts)
         if isinstance(node, Row):
@@ -91,6 +97,29 @@ class _Writer:
             return f"{_times(atom, node.low, '')}{atom}*"
         optional = node.high - node.low
         return _times(atom, node.low, "") + _times(atom, optional, "0,")
+
+    def _brackets(self, ranges: Set) -> str:
+        if (known := self._classes.get(ranges)) is None:
+            known = self._classes[ranges] = _brackets(ranges)
+        return known
+
+    def _place(self, kind: str) -> str:
+        word = self._brackets(ch.perl(ch.WORD)) if "word" in kind else ""
+        before, after, not_before, not_after = f"(?<={word})", f"(?={word})", f"(?<!{word})", f"(?!{word})"
+        return {
+            "start": "\\A",
+            "end": "\\Z",
+            "line_start": "(?:\\A|(?<=\n))",
+            "line_end": "(?:\\Z|(?=\n))",
+            "crlf_start": "(?:\\A|(?<=\n)|(?<=\r)(?!\n))",
+            "crlf_end": "(?:\\Z|(?=\r)|(?<!\r)(?=\n))",
+            "word": f"(?:{before}{not_after}|{not_before}{after})",
+            "not_word": f"(?:{before}{after}|{not_before}{not_after})",
+            "word_start": f"{not_before}{after}",
+            "word_end": f"{before}{not_after}",
+            "word_start_half": not_before,
+            "word_end_half": not_after,
+        }[kind]
 
 
 def _times(atom: str, n: int, least: str) -> str:
@@ -129,22 +158,3 @@ def _range(ends: tuple[int, int]) -> str:
     if ends[0] == ends[1]:
         return low
     return f"{low}{high}" if ends[0] + 1 == ends[1] else f"{low}-{high}"
-
-
-def _place(kind: str) -> str:
-    word = _brackets(ch.perl(ch.WORD)) if "word" in kind else ""
-    before, after, not_before, not_after = f"(?<={word})", f"(?={word})", f"(?<!{word})", f"(?!{word})"
-    return {
-        "start": "\\A",
-        "end": "\\Z",
-        "line_start": "(?:\\A|(?<=\n))",
-        "line_end": "(?:\\Z|(?=\n))",
-        "crlf_start": "(?:\\A|(?<=\n)|(?<=\r)(?!\n))",
-        "crlf_end": "(?:\\Z|(?=\r)|(?<!\r)(?=\n))",
-        "word": f"(?:{before}{not_after}|{not_before}{after})",
-        "not_word": f"(?:{before}{after}|{not_before}{not_after})",
-        "word_start": f"{not_before}{after}",
-        "word_end": f"{before}{not_after}",
-        "word_start_half": not_before,
-        "word_end_half": not_after,
-    }[kind]

@@ -16,6 +16,7 @@ from chromakeep.postgres.characters import Set
 from chromakeep.postgres.regex_tree import Char, Chars, Choice, Node, Place, repeat, row
 
 _DEPTH = 250  # as in Rust
+_OPERATIONS = 64  # of classes with classes: each takes time by the size of both
 _ESCAPES = {"a": 7, "f": 12, "t": 9, "n": 10, "r": 13, "v": 11}
 _HEX = {"x": 2, "u": 4, "U": 8}
 _WORDS = {
@@ -47,6 +48,7 @@ class Parser:
         self._text, self._at, self._flags, self._depth = pattern, 0, _Flags(), 0
         self._open = 0  # where the innermost class that is open begins
         self._names: dict[str, int] = {}
+        self._operations = 0
 
     def parse(self) -> Node:
         """The whole of it. Raises ``Refused``."""
@@ -274,8 +276,7 @@ class Parser:
         if c in "pP":
             return self._property(c, start)
         if c in "dswDSW":
-            ranges = ch.perl(c.lower())
-            return ranges if c.islower() else ch.complement(ranges)
+            return ch.perl(c)
         if c in _ESCAPES:
             return self._literal(_ESCAPES[c])
         if c in "AzBb<>":
@@ -343,14 +344,13 @@ class Parser:
                     name = f"{kind}{sign}{name}"
                 negated ^= sign == "!="
                 break
-        ranges = ch.named(name)
+        ranges = ch.named(name, folds=self._flags.i)
         if ranges is None:
             raise self._error(
                 "Unicode property not found (of properties, the PostgreSQL engine knows general categories only)",
                 start,
                 self._at,
             )
-        ranges = ch.folded(ranges) if self._flags.i else ranges
         return ch.complement(ranges) if negated else ranges
 
     # classes in brackets
@@ -394,6 +394,9 @@ class Parser:
                     break
                 operation = c
                 self._at += 2
+                self._operations += 1
+                if self._operations > _OPERATIONS:
+                    raise Refused(400, f"Regex is too large: more than {_OPERATIONS} operations on classes")
             else:
                 ranges += self._range()
         self._depth -= 1

@@ -78,11 +78,17 @@ def once(shape: Record, body: bytes) -> None:
     def ended(pairs: list[tuple[str, Any]]) -> None:
         keys[:] = [key for key, _ in pairs]
 
-    json.loads(body.decode("utf-8", "replace"), object_pairs_hook=ended)
+    _loads(body, object_pairs_hook=ended)
     if twice := next((key for at, key in enumerate(keys) if key in shape.members and key in keys[:at]), None):
         refused = mistake(shape, body, msgspec.ValidationError(f"duplicate field `{twice}`"))
         assert refused
         raise refused
+
+
+def _loads(body: bytes, **hooks: Any) -> Any:
+    """Of what is JSON but for its texts. An integer of more than 64 bits is a float: of more digits than 4,300 Python
+    makes none."""
+    return json.loads(body.decode("utf-8", "replace"), parse_int=lambda n: int(n) if len(n) < 21 else float(n), **hooks)
 
 
 @functools.cache
@@ -99,7 +105,7 @@ def loose(shape: Record, body: bytes) -> dict[str, Any]:
         except orjson.JSONDecodeError as error:
             if found := mistake(shape, body) or (len(body) > EXPLAINED and mistake(shape, body, error)):
                 raise found from None
-            value = json.loads(body.decode("utf-8", "replace"))  # Chroma does not look at texts that it ignores
+            value = _loads(body)  # Chroma does not look at texts and numbers that it ignores
         if not shape.fits(value):
             raise _Unfit
         once(shape, body)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from chromakeep.engine import Refused
 from chromakeep.server.api.json_reader import debug
 
 DOCUMENT, EMBEDDING = "#document", "#embedding"
-_CMEK = re.compile(r"projects/.+/locations/.+/keyRings/.+/cryptoKeys/.+")
+_PROJECTS = "projects/"
 
 
 def check_configuration(given: Mapping[str, Any] | None) -> None:
@@ -46,9 +45,23 @@ def fault_of_schema(schema: Mapping[str, Any] | None) -> str | None:
     for key, values in schema["keys"].items():
         if fault := _fault_of_key(key, values, sparse):
             return fault
-    if (cmek := schema.get("cmek")) is not None and not _CMEK.fullmatch(cmek["gcp"]):
+    if (cmek := schema.get("cmek")) is not None and not is_cmek(cmek["gcp"]):
         return f"CMEK does not match expected pattern: Gcp({debug(cmek['gcp'])})"
     return None
+
+
+def is_cmek(name: str) -> bool:
+    """Whether it is ``projects/.+/locations/.+/keyRings/.+/cryptoKeys/.+``. Found out in one pass: an expression tries
+    each of these names at every place, which takes time by the third power, and no other thread runs meanwhile."""
+    if "\n" in name or not name.startswith(_PROJECTS):
+        return False
+    end = len(_PROJECTS)
+    for part in ("/locations/", "/keyRings/", "/cryptoKeys/"):
+        at = name.find(part, end + 1)
+        if at < 0:
+            return False
+        end = at + len(part)
+    return end < len(name)
 
 
 def _fault_of_key(key: str, values: Mapping[str, Any], sparse: list[str]) -> str | None:
