@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from chromakeep.errors import UsageError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -132,11 +134,25 @@ class Source(Protocol):
 CONFLICTS = ("fail", "skip", "upsert", "replace")
 
 
+def check_conflict(conflict: str) -> None:
+    """Raises ``UsageError`` for what is none of ``CONFLICTS``."""
+    if conflict not in CONFLICTS:
+        raise UsageError(f"{conflict!r} is no way to deal with a conflict", hint=f"say {', '.join(CONFLICTS)}")
+
+
 class Limits(msgspec.Struct, frozen=True):
     """What a sink takes. None: it says nothing of it."""
 
     writers: int = 1
     records: int = 2048
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How many records and bytes a second a sink takes, roughly, on the two cores of docs/benchmarks.md: whichever of
+    the two takes longer. Only estimates rest on it."""
+
+    records: float
+    bytes: float
 
 
 class Intake(Protocol):
@@ -163,9 +179,14 @@ class Sink(Protocol):
     """
 
     several: bool
+    pace: Pace
 
     def definitions(self) -> Sequence[Definition]:
         """The collections that are there already."""
+
+    def check(self, definition: Definition, *, conflict: str = "fail") -> None:
+        """Raise what ``collection`` would raise of this one, as far as that is known without writing anything.
+        What is known from ``definitions`` need not be told again."""
 
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> Intake:
         """Begin one, or go on with one (``mark`` of an ``Intake`` that a killed process left). ``conflict`` is of

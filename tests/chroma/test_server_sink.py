@@ -28,9 +28,13 @@ from chromakeep.chroma.naming import is_left, temporary
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.chroma.server_sink import ServerSink
 from chromakeep.chroma.server_source import ServerSource
+from chromakeep.conditions import Where
 from chromakeep.errors import ChromakeepError, ServerAnswered, ServerFailed, TargetNotEmpty, UsageError
 from chromakeep.events import Event, Noted, Retried
+from chromakeep.operations.dry_run import dry_run
+from chromakeep.operations.planning import Plan
 from chromakeep.records import Definition
+from chromakeep.testing.memory_records import Memory, MemorySource
 from chromakeep.testing.records_suite import SinkSuite, put
 from chromakeep.testing.specimens import assert_same, held, ordinary, records_of
 from servers.chroma_cloud import AT_A_TIME, TOKEN, cloud
@@ -645,6 +649,22 @@ def test_quotas_are_checked_before_anything_is_sent(place: Place, middle: Middle
                 batch(["r0", "r1"], np.ones((2, 3), "f4"), ["x" * 16_384, "x" * 16_385], [None] * 2, [None] * 2, 3)
             )
         assert len(middle.asked) == before
+
+
+def test_a_dry_run_names_all_that_break_a_quota(place: Place, middle: Middle) -> None:
+    """Of the whole source, and of the collections; nothing is sent but questions."""
+    middle.answer = cloud(place.url)
+    memory, large = Memory(), "x" * 16_385
+    memory.put(SAMPLE, *[one(f"r{n}", large if n in (7, 1900) else "x") for n in range(2000)])
+    with closing(place.sink(middle.url, token=TOKEN, cloud=True)) as sink:
+        with pytest.raises(UsageError, match=r"^2 records would be refused: sample: 'r7': its .*; sample: 'r1900': "):
+            dry_run(MemorySource(memory), sink, Plan())
+        assert dry_run(MemorySource(memory), sink, Plan(where=Where('{"k": 1}'))).records == 0
+        memory.put(replace(SAMPLE, name="n" * 129), one("r"))
+        memory.put(replace(SAMPLE, name="ab"), one("r"))
+        with pytest.raises(UsageError, match=r"n{40}.* cannot be .*; 'ab' cannot be"):
+            dry_run(MemorySource(memory), sink, Plan())
+    assert not [asked for asked in middle.asked if asked.method != "GET"]
 
 
 def test_a_failure_is_one_line(place: Place) -> None:

@@ -169,9 +169,37 @@ def test_a_dry_run_leaves_nothing(cli: Cli, chroma: Path, server: ChromaServer) 
     done = cli.json("copy", "chroma", url(server), "--dry-run")
     assert (done["records"], done["dry_run"], done["bytes"] > 450 * 384 * 4) == (450, True, True)
     assert server.client.list_collections() == []
-    assert "would copy 450 records" in cli("copy", "chroma", "x", "--dry-run").stdout
+    told = cli("copy", "chroma", "x", "--dry-run", "--where", '{"part": {"$lt": 3}}', "--collections", "books").stdout
+    some = cli.json("copy", "chroma", "y.jsonl", "--where", '{"part": {"$lt": 3}}', "--collections", "books")["records"]
+    assert 0 < some < 300
+    assert f"would copy {some} records, about" in told and "all of them were read; reading takes about" in told
     assert not (cli.cwd / "x").exists()
     assert not left(cli)
+
+
+def test_what_is_refused_at_once_is_refused_in_a_dry_run(cli: Cli, chroma: Path, server: ChromaServer) -> None:
+    """With the words and the status of the copy, of all collections; and nothing is begun."""
+    heads = [json.dumps({"collection": {"name": name, "dimension": 1}}) for name in ("first", "ab", "-")]
+    record = json.dumps({"id": "r", "embedding": [1]})
+    (cli.cwd / "three.jsonl").write_text("\n".join(line for head in heads for line in (head, record)))
+    (cli.cwd / "none.jsonl").write_text("")
+    cli.json("export", "chroma", "laws.parquet", "--collections", "laws")
+    cli.json("export", "chroma", "both.jsonl")
+    before = sorted(cli.cwd.iterdir())
+    names = "'ab' cannot be the name of a collection at a server; '-' cannot"
+    assert names in cli.fails(2, "copy", "three.jsonl", url(server))
+    for status, told, arguments in (
+        (2, names, ("copy", "three.jsonl", url(server))),
+        (2, names, ("copy", "three.jsonl", "x")),
+        (2, "laws.parquet exists", ("copy", "chroma", "laws.parquet", "--collections", "laws", "--rename", "laws=b")),
+        (2, "cannot be merged into", ("copy", "chroma", "x.jsonl", "--on-conflict", "skip")),
+        (2, "collection books already; the target has a collection laws", ("copy", "chroma", "both.jsonl")),
+        (2, "no such file or directory", ("copy", "chroma", "nowhere/x.parquet/")),
+        (15, "has no collection", ("copy", "none.jsonl", "x.jsonl")),
+    ):
+        assert told in cli.fails(status, *arguments, "--dry-run")
+    assert server.client.list_collections() == []
+    assert sorted(cli.cwd.iterdir()) == before
 
 
 def test_a_source_without_a_collection_is_no_file(cli: Cli) -> None:

@@ -16,7 +16,8 @@ from chromakeep.exchange import files
 from chromakeep.exchange.archive_sink import ParquetArchiveSink
 from chromakeep.exchange.open import ExchangeSink, sink_of
 from chromakeep.operations.checkpoint import Checkpoint
-from chromakeep.operations.copy import Plan, copy
+from chromakeep.operations.copy import copy
+from chromakeep.operations.planning import Plan
 from chromakeep.testing.memory_records import Memory, MemorySource
 from chromakeep.testing.specimens import assert_same, gathered, ordinary, records_of
 from exchange.scenes import KINDS, SAMPLE, at, read

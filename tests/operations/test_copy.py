@@ -22,7 +22,9 @@ from chromakeep.events import Noted
 from chromakeep.operations import pump
 from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.compare import compare, compare_places
-from chromakeep.operations.copy import Plan, copy
+from chromakeep.operations.copy import copy
+from chromakeep.operations.dry_run import dry_run
+from chromakeep.operations.planning import Plan
 from chromakeep.operations.pump import AHEAD
 from chromakeep.records import Definition, Limits, Mark
 from chromakeep.testing.memory_records import Memory, MemoryIntake, MemorySink, MemorySource
@@ -183,6 +185,28 @@ def test_conflicts_are_found_before_anything_is_written() -> None:
     assert len(target.collections) == 1
 
 
+def test_everything_that_stands_in_the_way_is_named() -> None:
+    """What the target has, and what it would take under no such name, before the first collection is begun."""
+
+    class Sink(MemorySink):
+        def check(self, definition: Definition, *, conflict: str = "fail") -> None:
+            if len(definition.name) < 3:
+                raise UsageError(f"{definition.name!r} is too short", hint="--rename")
+
+    source, target = place(names=("first", "ab", "laws", "books", "c")), Memory()
+    for name in ("laws", "books"):
+        target.put(Definition(name, "old", dimension=3), records(0, 1))
+    for run in (copy, dry_run):
+        with pytest.raises(UsageError) as told:
+            run(MemorySource(source), Sink(target, atomic=False), Plan())
+        assert told.value.message == (
+            "'ab' is too short; the target has a collection laws already;"
+            " the target has a collection books already; 'c' is too short"
+        )
+        assert "--rename; say what" in (told.value.hint or "")
+        assert len(target.collections) == 2
+
+
 @pytest.mark.parametrize("conflict", ["skip", "upsert", "replace"])
 def test_what_becomes_of_records_that_are_there(conflict: str) -> None:
     """Ids 0 to 99 come, 50 to 149 are there."""
@@ -239,19 +263,6 @@ def test_only_what_satisfies_a_condition() -> None:
     done = run(source, target, Plan(where=Where('{"even": true}'), verify=True))
     assert 0 < done.records < 250
     assert done.verified
-
-
-def test_a_dry_run_changes_nothing(tmp_path: Path) -> None:
-    """It tells counts, a size, and what exists; a conflict is an error in it, too."""
-    source, target = place(), Memory()
-    done = run(source, target, dry_run=True)
-    assert (done.records, done.dry_run, target.collections) == (750, True, {})
-    assert done.bytes > 750 * 12
-    target.put(Definition("laws", "old", dimension=3), records(0, 1))
-    with pytest.raises(TargetNotEmpty):
-        run(source, target, dry_run=True)
-    done = run(source, target, Plan(conflict="upsert"), dry_run=True)
-    assert [c.exists for c in done.collections] == [False, True]
 
 
 class Lossy(MemoryIntake):

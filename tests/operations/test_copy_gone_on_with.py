@@ -22,8 +22,9 @@ from chromakeep.exchange.file_sink import FileSink
 from chromakeep.exchange.jsonl_sink import JsonlSink
 from chromakeep.operations import place as directory_place
 from chromakeep.operations.checkpoint import Checkpoint
-from chromakeep.operations.copy import CopyResult, Plan, copy
+from chromakeep.operations.copy import CopyResult, copy
 from chromakeep.operations.directory_sink import DirectorySink
+from chromakeep.operations.planning import Plan
 from chromakeep.records import Definition, Sink
 from chromakeep.testing.memory_records import Memory, MemorySource
 from operations.namespaces import on_small_disk

@@ -25,7 +25,8 @@ from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import ServerFailed
 from chromakeep.exchange.jsonl import JsonlSource
 from chromakeep.operations.checkpoint import Checkpoint
-from chromakeep.operations.copy import Plan, copy
+from chromakeep.operations.copy import copy
+from chromakeep.operations.planning import Plan
 from chromakeep.postgres import arrivals, sink
 from chromakeep.postgres.pool import Pool
 from chromakeep.postgres.sink import PostgresSink

@@ -17,7 +17,7 @@ from chromakeep.records import Definition
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_HINT = "Chroma Cloud raises limits on request; or leave such records out with --where"
+_HINT = "leave such records out with --where, which begins the copy anew: --dry-run names all of them before"
 
 
 class Quotas(msgspec.Struct, frozen=True):
@@ -57,22 +57,24 @@ def check_definition(definition: Definition, quotas: Quotas = CLOUD) -> None:
 
 def check_quotas(records: pa.RecordBatch, quotas: Quotas = CLOUD) -> None:
     """Raises ``UsageError`` that names the first record which breaks one, and which."""
+    for told in breaches(records, quotas):
+        raise UsageError(f"the record {told}", hint=_HINT)
+
+
+def breaches(records: pa.RecordBatch, quotas: Quotas = CLOUD) -> Iterator[str]:
+    """The id of each record that breaks a quota, and which it is."""
     import pyarrow.compute as pc
 
-    first: tuple[int, str] | None = None
-    for name, most in (("id", quotas.id), ("document", quotas.document), ("uri", quotas.uri)):
+    found: dict[int, str] = {}
+    for name, most in (("uri", quotas.uri), ("document", quotas.document), ("id", quotas.id)):
         sizes = pc.binary_length(records.column(name))
-        at = pc.index(pc.greater(sizes, most).fill_null(False), True).as_py()
-        if at >= 0 and (first is None or at < first[0]):
-            first = at, f"its {name} has {sizes[at].as_py():,} bytes, Chroma Cloud allows {most:,}"
+        for at in pc.indices_nonzero(pc.greater(sizes, most).fill_null(False)).to_pylist():
+            found[at] = f"its {name} has {sizes[at].as_py():,} bytes, Chroma Cloud allows {most:,}"
     for at, text in enumerate(records.column("metadata").to_pylist()):
-        if first is not None and at >= first[0]:
-            break
-        for what in _broken(decode(text) or {}, quotas.keys, quotas.key, quotas.value) if text else ():
-            first = at, f"{what}, more than Chroma Cloud allows"
-            break
-    if first is not None:
-        raise UsageError(f"the record {records.column('id')[first[0]].as_py()[:80]!r}: {first[1]}", hint=_HINT)
+        broken = _broken(decode(text) or {}, quotas.keys, quotas.key, quotas.value) if text and at not in found else ()
+        told = found.get(at) or next((f"{what}, more than Chroma Cloud allows" for what in broken), None)
+        if told:
+            yield f"{records.column('id')[at].as_py()[:80]!r}: {told}"
 
 
 def _broken(metadata: dict[str, Any], keys: int, key: int, value: int) -> Iterator[str]:

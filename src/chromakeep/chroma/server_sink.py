@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from chromakeep.chroma.api import Api, Found, Preflight, database_path, definition_of, tenant_path
 from chromakeep.chroma.client import Ref
-from chromakeep.chroma.cloud import CLOUD, Quotas, check_definition
+from chromakeep.chroma.cloud import CLOUD, Quotas, breaches, check_definition
 from chromakeep.chroma.connection import ANYTHING, Connection
 from chromakeep.chroma.fetch import MOST, Fetcher
 from chromakeep.chroma.naming import LONGEST, check_name, is_left, settle, temporary
@@ -25,7 +25,7 @@ from chromakeep.chroma.server_intake import ADD, REPLACE, ServerIntake
 from chromakeep.chroma.server_patch import ServerPatch
 from chromakeep.errors import ServerAnswered, ServerFailed, TargetNotEmpty, UsageError
 from chromakeep.events import Noted, Observer, ignore
-from chromakeep.records import CONFLICTS, Definition, Mark
+from chromakeep.records import Definition, Mark, Pace, check_conflict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +39,7 @@ class ServerSink:
     """Collections go to ``tenant`` and ``database``, or where these are None to those of their definitions."""
 
     several = True
+    pace = Pace(650, 8e6)  # one core of the server's indexes
 
     def __init__(
         self,
@@ -87,6 +88,30 @@ class ServerSink:
         found = self._api.collection(tenant, database, name)
         return definition_of(found, tenant, database) if found else None
 
+    def check(self, definition: Definition, *, conflict: str = "fail") -> None:
+        """As of ``Sink``: a name that no server takes, what Chroma Cloud does not allow, and a database that is not
+        there."""
+        check_conflict(conflict)
+        check_name(definition.name, self._longest)
+        if self._quotas is not None:
+            check_definition(definition, self._quotas)
+            tenant, database = self._placed(definition).place[:2]
+            if (tenant, database) not in self._made and not self._api.has(database_path(tenant, database)):
+                raise UsageError(
+                    f"there is no database {database!r} of tenant {tenant!r} that this key may use",
+                    hint="create it at Chroma Cloud; chromakeep creates none there",
+                )
+            self._made.add((tenant, database))
+
+    @property
+    def examines(self) -> bool:
+        """As of ``dry_run.Examines``."""
+        return self._quotas is not None
+
+    def refused(self, records: pa.RecordBatch) -> Sequence[str]:
+        """As of ``dry_run.Examines``: those that break a quota."""
+        return list(breaches(records, self._quotas)) if self._quotas is not None else []
+
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> ServerIntake:
         """Begin a collection, or go on with one.
 
@@ -94,17 +119,11 @@ class ServerSink:
         ``finish``. Raises ``TargetNotEmpty``, ``UsageError`` (another dimension, a name or settings that no server
         takes), and ``ServerFailed`` if the server makes it with another space.
         """
-        if conflict not in CONFLICTS:
-            raise UsageError(f"{conflict!r} is no way to deal with a conflict", hint=f"say {', '.join(CONFLICTS)}")
-        definition = replace(
-            definition, tenant=self.tenant or definition.tenant, database=self.database or definition.database
-        )
         if mark is not None:
-            return self._resumed(definition, conflict, mark)
+            return self._resumed(self._placed(definition), conflict, mark)
+        self.check(definition, conflict=conflict)
+        definition = self._placed(definition)
         self._seen.add((definition.tenant, definition.database))
-        check_name(definition.name, self._longest)
-        if self._quotas is not None:
-            check_definition(definition, self._quotas)
         self._make_database(definition.tenant, definition.database)
         there = self._api.collection(definition.tenant, definition.database, definition.name)
         if there is None or conflict == "replace":
@@ -164,6 +183,11 @@ class ServerSink:
         self.connection.close()
 
     # -- beginning and going on -----------------------------------------------------------------------------------
+
+    def _placed(self, definition: Definition) -> Definition:
+        return replace(
+            definition, tenant=self.tenant or definition.tenant, database=self.database or definition.database
+        )
 
     def _resumed(self, definition: Definition, conflict: str, mark: Mark) -> ServerIntake:
         try:
@@ -226,14 +250,7 @@ class ServerSink:
     def _make_database(self, tenant: str, database: str) -> None:
         if (tenant, database) in self._made:
             return
-        path = database_path(tenant, database)
-        if self._quotas is not None:
-            if not self._api.has(path):
-                raise UsageError(
-                    f"there is no database {database!r} of tenant {tenant!r} that this key may use",
-                    hint="create it at Chroma Cloud; chromakeep creates none there",
-                )
-        elif not self._api.has(path):
+        if not self._api.has(database_path(tenant, database)):
             if not self._api.has(tenant_path(tenant)):
                 self._api.make("/tenants", tenant)
             self._api.make(f"{tenant_path(tenant)}/databases", database)

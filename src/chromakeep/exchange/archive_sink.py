@@ -14,7 +14,7 @@ from chromakeep.exchange.archive_intake import ArchiveIntake, Progress
 from chromakeep.exchange.described import place_hash, safe_name
 from chromakeep.exchange.files import old, publish_folder, remove, sync_file, writing
 from chromakeep.exchange.journal import ENDING
-from chromakeep.exchange.workplace import MARKER, Workplace, check_conflict
+from chromakeep.exchange.workplace import MARKER, PACE, Workplace, check_conflict
 from chromakeep.records import Definition, Mark, Source
 
 Place = tuple[str, str, str]
@@ -31,6 +31,7 @@ class ParquetArchiveSink:
     """
 
     several = True
+    pace = PACE
 
     def __init__(self, path: Path, *, resume: bool = True, compact: bool = False, part_bytes: int = 256 << 20) -> None:
         self.path = path
@@ -49,10 +50,16 @@ class ParquetArchiveSink:
         directory that is neither empty nor an archive."""
         return [entry.definition for entry in self._there()]
 
+    def check(self, definition: Definition, *, conflict: str = "fail") -> None:
+        """As of ``Sink``."""
+        check_conflict(conflict)
+        with writing(self.path):
+            self._work.check()
+
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> ArchiveIntake:
         """As of ``Sink``. Raises ``TargetNotEmpty`` if the archive has one of that name and ``conflict`` is ``fail``,
         ``UsageError`` for ``skip`` and ``upsert``, and for a mark that does not fit what is there."""
-        check_conflict(conflict)
+        self.check(definition, conflict=conflict)
         exists = any(entry.definition.place == definition.place for entry in self._there())
         if exists and conflict == "fail":
             raise TargetNotEmpty(

@@ -15,7 +15,7 @@ from chromakeep.errors import SourceError, TargetNotEmpty, UsageError
 from chromakeep.exchange.described import place_hash
 from chromakeep.exchange.files import publish_file, remove, sync_file, sync_folder, write_whole, writing
 from chromakeep.exchange.recent import Recent
-from chromakeep.exchange.workplace import Workplace, check_conflict
+from chromakeep.exchange.workplace import PACE, Workplace, check_conflict
 from chromakeep.records import Definition, Limits, Mark, Source
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class FileSink(ABC):
 
     several = True
     """Whether it may hold more than one collection."""
+    pace = PACE
 
     def __init__(self, path: Path, *, resume: bool = True) -> None:
         self.path = path
@@ -60,11 +61,17 @@ class FileSink(ABC):
         finally:
             source.close()
 
+    def check(self, definition: Definition, *, conflict: str = "fail") -> None:
+        """As of ``Sink``; also raises ``TargetNotEmpty`` if there is a file, whatever is in it."""
+        check_conflict(conflict)
+        self._refuse(replaces=conflict == "replace")
+        with writing(self.path):
+            self._work.check()
+
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> FileIntake:
         """As of ``Sink``. Raises ``TargetNotEmpty`` if there is a file and ``conflict`` is ``fail``, ``UsageError`` for
         ``skip`` and ``upsert``, and for a mark that does not fit what is there."""
-        check_conflict(conflict)
-        self._refuse(replaces=conflict == "replace")
+        self.check(definition, conflict=conflict)
         name = place_hash(definition, 32)
         if name in self._intakes:
             raise UsageError(f"the collection {definition.name!r} was begun already")

@@ -18,7 +18,8 @@ from chromakeep.exchange.jsonl_records import head_line, id_of, record_lines
 from chromakeep.exchange.lines import is_packed, lines
 from chromakeep.exchange.position import numbers
 from chromakeep.exchange.recent import MOST
-from chromakeep.records import Definition, Limits, Mark, Source
+from chromakeep.exchange.workplace import PACE
+from chromakeep.records import Definition, Limits, Mark, Source, check_conflict
 
 VECTORS = ("base64", "decimal")
 _LEVEL = 3
@@ -95,6 +96,7 @@ class JsonlStreamSink:
     with."""
 
     several = True
+    pace = PACE
 
     def __init__(self, stream: IO[bytes], *, vectors: str = "base64") -> None:
         """The stream is the caller's, and stays open."""
@@ -105,6 +107,10 @@ class JsonlStreamSink:
     def definitions(self) -> Sequence[Definition]:
         """None: it is only written."""
         return []
+
+    def check(self, definition: Definition, *, conflict: str = "fail") -> None:
+        """As of ``Sink``."""
+        check_conflict(conflict)
 
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> _StreamIntake:
         """As of ``Sink``, when the one before is finished. Raises ``UsageError`` for a mark."""

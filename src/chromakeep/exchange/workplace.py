@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 from chromakeep.errors import UsageError
 from chromakeep.exchange.files import hold, partial, remove, sync_folder
-from chromakeep.records import CONFLICTS
+from chromakeep.records import CONFLICTS, Pace
 
+PACE = Pace(200_000, 100e6)
 MARKER = ".copying"
 """A file that is in a workplace from its beginning. When a directory was published by swapping the two, the former one
 stands under the hidden name, and has none: nobody must take it for work that was done."""
@@ -28,6 +30,13 @@ class Workplace:
     def is_there(self) -> bool:
         """Whether there is anything that may be published."""
         return self.path.is_dir() and (self.begun or self._resume)
+
+    def check(self) -> None:
+        """Raise ``OSError`` where it cannot be made."""
+        folder = self.path.parent
+        folder.stat()
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
     def begin(self) -> None:
         """Make it and lock it, once. Raises ``RepositoryBusy`` while another process holds it."""

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import msgspec
 from msgspec.structs import replace
 
 from chromakeep.chroma.naming import is_temporary
-from chromakeep.conditions import Where
 from chromakeep.errors import TargetNotEmpty, UsageError, VerificationFailed
 from chromakeep.events import Noted, Observer, RecordsMoved, ignore
 from chromakeep.operations.checkpoint import Checkpoint
-from chromakeep.operations.compare import Comparison, choose, compare, described
+from chromakeep.operations.compare import Comparison, compare, described
+from chromakeep.operations.planning import Plan, admitted, paired
 from chromakeep.operations.pump import Pump
 from chromakeep.operations.sums import Sums, in_cosine
 from chromakeep.records import Definition, Mark, Sink, Source
-
-RECORD_BYTES = 600  # of a record beside its vector, for an estimate: text of some lines and a few keys
-
-
-@runtime_checkable
-class Finds(Protocol):
-    """A sink that has collections which ``definitions`` does not show."""
-
-    def find(self, place: tuple[str, str, str]) -> Definition | None:
-        """The collection of this tenant, database and name, if there is one."""
 
 
 @runtime_checkable
@@ -39,28 +29,19 @@ class Remembers(Protocol):
         intake. ``existed``: there was one of its name before, which may be what is there."""
 
 
-class Plan(msgspec.Struct, frozen=True):
-    """What is copied and how.
+class Estimate(msgspec.Struct, frozen=True):
+    """On what the time that a dry run tells rests: ``read`` of its records were read, by which reading all takes
+    ``reading`` seconds; the target is taken to write them in ``writing`` seconds (``Sink.pace``)."""
 
-    ``collections``: names, or ``database/name``, or ``tenant/database/name``; all if None. ``rename``: by the name at
-    the source. ``tenant`` and ``database``: where all of it goes, instead of where it was. ``conflict``: one of
-    ``records.CONFLICTS``. ``rate``: records a second at most.
-    """
-
-    collections: tuple[str, ...] | None = None
-    where: Where | None = None
-    rename: Mapping[str, str] = msgspec.field(default_factory=dict)
-    tenant: str | None = None
-    database: str | None = None
-    conflict: str = "fail"
-    rate: float | None = None
-    verify: bool = False
+    read: int
+    reading: float
+    writing: float
 
 
 class Copied(msgspec.Struct, frozen=True):
     """One collection: ``records`` were read from the source by this copy, the earlier runs of a resumed one included.
 
-    In a dry run they are what the source says it has. ``exists``: the target had one of that name before.
+    ``exists``: the target had one of that name before.
     """
 
     name: str
@@ -72,8 +53,8 @@ class Copied(msgspec.Struct, frozen=True):
 
 
 class CopyResult(msgspec.Struct, frozen=True):
-    """``verified``: None unless asked for; a difference is raised instead. ``bytes``: in a dry run an estimate.
-    ``as_of``: of a resumed one when its first run began: what was written to the source since is not all in it."""
+    """``verified``: None unless asked for; a difference is raised instead. ``as_of``: of a resumed one when its first
+    run began: what was written to the source since is not all in it. ``estimate``: of a dry run (see there)."""
 
     collections: tuple[Copied, ...]
     records: int
@@ -83,6 +64,7 @@ class CopyResult(msgspec.Struct, frozen=True):
     verified: bool | None = None
     dry_run: bool = False
     as_of: str | None = None
+    estimate: Estimate | None = None
 
 
 def copy(
@@ -92,7 +74,6 @@ def copy(
     *,
     read_back: Callable[[], Source] | None = None,
     checkpoint: Checkpoint | None = None,
-    dry_run: bool = False,
     observer: Observer = ignore,
 ) -> CopyResult:
     """Copy the chosen collections from ``source`` to ``sink``, each with its definition and all its records.
@@ -106,24 +87,10 @@ def copy(
     """
     started = time.monotonic()
     checkpoint = checkpoint or Checkpoint(None, {})
-    pairs = _pairs(source, plan)
+    pairs = paired(source, plan)
     resumed = checkpoint.begin(source.state())
-    existing = {each.place: each for each in sink.definitions()}
-    if isinstance(sink, Finds):  # a server cannot list its tenants
-        for _, target in pairs:
-            if target.place not in existing and (other := sink.find(target.place)):
-                existing[target.place] = other
-    ours = {place for place in (d.place for d, _ in pairs) if checkpoint.part(place).intake is not None}
-    _refuse_conflicts(pairs, existing, ours, plan)
-    if len(pairs) > 1 and not sink.several:
-        raise UsageError(
-            f"the target takes one collection, and {len(pairs)} are to be copied",
-            hint="choose one by --collections NAME, or end the path with a slash: x.parquet/ takes any number",
-        )
-    if dry_run:
-        found = [_planned(definition, target, existing) for definition, target in pairs]
-        size = sum(_estimate(definition) for definition, _ in pairs)
-        return CopyResult(tuple(found), sum(c.records for c in found), size, 0.0, resumed, dry_run=True)
+    begun = {place for place in (d.place for d, _ in pairs) if checkpoint.part(place).intake is not None}
+    existing = admitted(pairs, sink, plan, begun=begun)
     if checkpoint.given_up:
         observer(Noted("a copy that was begun with other options is given up; this one begins anew", "warning"))
     if resumed:
@@ -203,69 +170,6 @@ def _one(
     if checkpoint.state:
         checkpoint.save()
     return part.records, size
-
-
-def _pairs(source: Source, plan: Plan) -> list[tuple[Definition, Definition]]:
-    """The chosen collections, each with what it becomes."""
-    chosen = choose(source.definitions(), plan.collections)
-    unknown = plan.rename.keys() - {definition.name for definition in chosen}
-    if unknown:
-        raise UsageError(f"--rename: there is no collection {min(unknown)!r} to copy")
-    pairs = [
-        (
-            definition,
-            replace(
-                definition,
-                name=plan.rename.get(definition.name, definition.name),
-                tenant=plan.tenant or definition.tenant,
-                database=plan.database or definition.database,
-            ),
-        )
-        for definition in chosen
-    ]
-    places = [target.place for _, target in pairs]
-    for place in places:
-        if places.count(place) > 1:
-            raise UsageError(
-                f"two collections would become {'/'.join(place)}", hint="copy them one by one, or give --rename A=B"
-            )
-    return pairs
-
-
-def _refuse_conflicts(
-    pairs: Sequence[tuple[Definition, Definition]],
-    existing: Mapping[tuple[str, str, str], Definition],
-    ours: set[tuple[str, str, str]],
-    plan: Plan,
-) -> None:
-    for definition, target in pairs:
-        other = existing.get(target.place)
-        if other is None or definition.place in ours or plan.conflict == "replace":
-            continue
-        if plan.conflict == "fail":
-            raise TargetNotEmpty(
-                f"the target has a collection {described(target)} already",
-                hint="say what is to become of it: --on-conflict skip, upsert or replace; or give --rename",
-            )
-        if None not in (other.dimension, definition.dimension) and other.dimension != definition.dimension:
-            raise UsageError(
-                f"{described(target)} has {other.dimension} dimensions, the source {definition.dimension}",
-                hint="they cannot be in one collection; give --rename, or --on-conflict replace",
-            )
-
-
-def _planned(definition: Definition, target: Definition, existing: Mapping[tuple[str, str, str], Definition]) -> Copied:
-    return Copied(
-        described(definition),
-        described(target),
-        definition.count or 0,
-        definition.dimension,
-        target.place in existing,
-    )
-
-
-def _estimate(definition: Definition) -> int:
-    return (definition.count or 0) * (4 * (definition.dimension or 0) + RECORD_BYTES)
 
 
 def _verify(

@@ -18,6 +18,7 @@ from chromakeep.chroma.capture import capture
 from chromakeep.chroma.client import ChromaClient
 from chromakeep.chroma.directory_source import DirectorySource, state_of
 from chromakeep.chroma.inspection import inspect
+from chromakeep.chroma.naming import check_name
 from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import DiskFull, ServerAnswered, ServerFailed, SourceBroken, SourceBusy, UsageError
 from chromakeep.events import Noted, Observer, ignore
@@ -25,7 +26,7 @@ from chromakeep.exchange.files import hold, remove
 from chromakeep.operations import place
 from chromakeep.operations.copy import Remembers
 from chromakeep.operations.restore import refuse_in_use, was_chosen
-from chromakeep.records import Definition, Intake, Mark, Sink, Source
+from chromakeep.records import Definition, Intake, Mark, Pace, Sink, Source, check_conflict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,6 +71,7 @@ class DirectorySink:
     """One directory. ``kept`` is where its old content is after ``publish``."""
 
     several = True
+    pace = Pace(650, 8e6)  # a Chroma's, as of a server
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class DirectorySink:
         self._server: ChromaServer | None = None
         self._sink: Sink | None = None
         self._lock: int | None = None
+        self._idle = False  # nobody else was writing to the directory when that was asked
         self._fresh = False  # this process has begun the work
         self._completed = False  # it has put in place what an earlier one had made
 
@@ -114,6 +117,14 @@ class DirectorySink:
             return source.definitions()
         finally:
             source.close()
+
+    def check(self, definition: Definition, *, conflict: str = "fail") -> None:
+        """As ``records.Sink``: what its Chroma would refuse, and a directory that another process writes to."""
+        check_conflict(conflict)
+        check_name(definition.name)
+        if not self._idle:
+            refuse_in_use(self.target)
+            self._idle = True
 
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> Intake:
         """As ``records.Sink``."""

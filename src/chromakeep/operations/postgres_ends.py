@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from chromakeep.addresses import Address
 from chromakeep.errors import ServerFailed, UsageError
 from chromakeep.events import Observer, ignore
-from chromakeep.records import Definition, Intake, Mark, Sink, Source
+from chromakeep.records import Definition, Intake, Mark, Sink, Source, check_conflict
 
 CONNECTIONS = 2  # of a sink: one that writes, and one that says that it is under way
 
@@ -53,15 +53,21 @@ class Untouched:
         """Raises ``ServerFailed`` where it cannot be reached or takes no writes."""
         try:
             from chromakeep.postgres.connecting import connect, has_collections
+            from chromakeep.postgres.sink import PACE
             from chromakeep.postgres.source import described
         except ImportError as error:
             raise _not_installed(error) from None
+        self.pace = PACE
         with connect(str(place), bare=True) as connection:
             self._there = described(connection, None, None) if has_collections(connection) else []
 
     def definitions(self) -> Sequence[Definition]:
         """As ``records.Sink``."""
         return self._there
+
+    def check(self, definition: Definition, *, conflict: str = "fail") -> None:
+        """As ``PostgresSink``."""
+        check_conflict(conflict)
 
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> Intake:
         raise AssertionError("a dry run writes nothing")

@@ -30,7 +30,8 @@ from chromakeep.operations.by_changes import ByChanges
 from chromakeep.operations.catch_up import Round, catch_up
 from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.compare import Comparison, compare, described
-from chromakeep.operations.copy import Plan, copy
+from chromakeep.operations.copy import copy
+from chromakeep.operations.planning import Plan, admitted, paired
 from chromakeep.operations.reconcile import Deletes
 from chromakeep.operations.standing import Standing, gone, standing
 from chromakeep.operations.tracked import Options, begin, chosen
@@ -157,7 +158,7 @@ def _copy(file: StateFile, state: State, a: Source, b: Target, checkpoint: _Last
         options.collections, None, options.rename, options.tenant, options.database, options.on_conflict, options.rate
     )
     if first:
-        copy(a, b.sink, plan, dry_run=True)  # for whatever it refuses
+        admitted(paired(a, plan), b.sink, plan)
     state.collections.update(begun)
     file.save()
     if not first and (not checkpoint.begun or checkpoint.state != a.state()):

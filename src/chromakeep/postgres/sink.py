@@ -27,12 +27,13 @@ from chromakeep.postgres.pool import Pool
 from chromakeep.postgres.refusals import Vanished, explained, words
 from chromakeep.postgres.source import described
 from chromakeep.postgres.upkeep import settle
-from chromakeep.records import CONFLICTS, Definition, Limits, Mark
+from chromakeep.records import Definition, Limits, Mark, Pace, check_conflict
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 T = TypeVar("T")
+PACE = Pace(6500, 40e6)
 PATIENCE = 120.0  # seconds for which a server that is away is asked again
 BARE = 63  # records without a vector that are written at once
 FIRST = (0.1, 5.0)  # seconds before the second try, and the most between two
@@ -42,6 +43,7 @@ class PostgresSink:
     """Collections go to ``tenant`` and ``database``, or where these are None to those of their definitions."""
 
     several = True
+    pace = PACE
 
     def __init__(
         self,
@@ -68,11 +70,14 @@ class PostgresSink:
         wanted = self._placed(Definition(place[2], tenant=place[0], database=place[1])).place
         return next(iter(self.ask(lambda connection: described(connection, *wanted))), None)
 
+    def check(self, definition: Definition, *, conflict: str = "fail") -> None:
+        """See ``Sink``."""
+        check_conflict(conflict)
+
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> PostgresIntake:
         """See ``Sink``. Raises ``TargetNotEmpty``; ``UsageError`` for another dimension, and for what the engine
         refuses of its settings."""
-        if conflict not in CONFLICTS:
-            raise UsageError(f"{conflict!r} is no way to deal with a conflict", hint=f"say {', '.join(CONFLICTS)}")
+        self.check(definition, conflict=conflict)
         definition = self._placed(definition)
         if mark is not None:
             return self._resumed(definition, conflict, mark)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from chromakeep.batches import schema
 from chromakeep.errors import ServerFailed, SourceError, TargetNotEmpty, UsageError
-from chromakeep.records import CONFLICTS, Definition, Limits, Mark
+from chromakeep.records import Definition, Limits, Mark, Pace, check_conflict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,6 +107,7 @@ class MemorySink:
     """
 
     several = True
+    pace = Pace(1_000_000, 1 << 30)
 
     def __init__(
         self,
@@ -125,9 +126,11 @@ class MemorySink:
     def definitions(self) -> Sequence[Definition]:
         return MemorySource(self.memory).definitions()
 
+    def check(self, definition: Definition, *, conflict: str = "fail") -> None:
+        check_conflict(conflict)
+
     def collection(self, definition: Definition, *, conflict: str = "fail", mark: Mark = None) -> MemoryIntake:
-        if conflict not in CONFLICTS:
-            raise UsageError(f"{conflict!r} is no way to deal with a conflict")
+        self.check(definition, conflict=conflict)
         if mark is not None:
             if mark not in self.memory.unfinished:
                 raise UsageError("there is nothing unfinished of that mark")

@@ -394,6 +394,18 @@ class SinkSuite(PlaceSuite):
             with closing(self.make_sink(tmp_path)) as sink, pytest.raises(UsageError):
                 sink.collection(self.definition(), conflict=conflict)
 
+    @pytest.mark.parametrize("conflict", [*CONFLICTS, "other"])
+    def test_what_would_be_refused_is_known_before(self, tmp_path: Path, conflict: str) -> None:
+        """``check`` raises where ``collection`` would, and neither it nor what it lets pass leaves anything."""
+        with closing(self.make_sink(tmp_path)) as sink:
+            if conflict in self.conflicts:
+                sink.check(self.definition(), conflict=conflict)
+            else:
+                with pytest.raises(UsageError):
+                    sink.check(self.definition(), conflict=conflict)
+            assert sink.pace.records > 0 and sink.pace.bytes > 0
+        self._check(tmp_path, [])
+
     # -- what another process goes on with --------------------------------------------------------------------------
 
     @pytest.mark.parametrize("closed", [True, False], ids=["closed", "killed"])

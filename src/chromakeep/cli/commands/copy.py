@@ -22,7 +22,9 @@ from chromakeep.errors import RepositoryBusy, SourceError, UsageError, Verificat
 
 if TYPE_CHECKING:
     from chromakeep.chroma.tokens import Token
+    from chromakeep.operations.copy import CopyResult, Estimate
     from chromakeep.operations.endpoints import Means
+    from chromakeep.operations.planning import Plan
 
 FROM, TO = "FROM", "TO"  # the ends of a copy, a comparison and a transfer, as their variables end
 SECRETS = tuple(f"{name}{end}" for name in ("CHROMA_TOKEN", "CHROMA_API_KEY") for end in ("", "_FROM", "_TO"))
@@ -138,9 +140,10 @@ def _copy(
     from chromakeep.conditions import Where
     from chromakeep.exchange.open import is_exchange, saved
     from chromakeep.operations.checkpoint import Checkpoint
-    from chromakeep.operations.copy import Plan
     from chromakeep.operations.copy import copy as operation
+    from chromakeep.operations.dry_run import dry_run as preview
     from chromakeep.operations.endpoints import destination, open_sink, open_source
+    from chromakeep.operations.planning import Plan
 
     plan = Plan(
         names(collections),
@@ -181,20 +184,22 @@ def _copy(
             goes_on = checkpoint.begun and checkpoint.leads_on(reading.state())
             sink, read_back = open_sink(target, writes, resume=goes_on, dry=dry_run)
             with closing(sink):
-                done = operation(
-                    reading,
-                    sink,
-                    plan,
-                    read_back=read_back,
-                    checkpoint=checkpoint,
-                    dry_run=dry_run,
-                    observer=call.observer,
-                )
+                if dry_run:
+                    done = preview(reading, sink, plan, observer=call.observer)
+                else:
+                    done = operation(
+                        reading,
+                        sink,
+                        plan,
+                        read_back=read_back,
+                        checkpoint=checkpoint,
+                        observer=call.observer,
+                    )
         whole = True
     finally:
         if whole or not checkpoint.begun:  # else it can be gone on with
             shutil.rmtree(at, ignore_errors=True)
-    if not done.collections and is_exchange(target) and target != "-" and not dry_run:  # no file is no success
+    if not done.collections and is_exchange(target) and target != "-":  # no file is no success
         raise SourceError(f"{source} has no collection: {target} is not written", hint="is it the right place?")
     rows = [
         (
@@ -207,8 +212,8 @@ def _copy(
         for c in done.collections
     ]
     lines = [output.table(("collection", "to", "records", "dimension", ""), rows, "records dimension")] if rows else []
-    if dry_run:
-        lines.append(f"would copy {output.plural(done.records, 'record')}, about {output.size(done.bytes)}")
+    if done.estimate:
+        lines.append(_foretold(done, done.estimate, plan))
     else:
         seconds = max(done.seconds, 0.001)
         lines.append(
@@ -224,6 +229,19 @@ def _copy(
         output.write("\n".join(lines), sys.stderr)
         return Reply(done, "")
     return Reply(done, "\n".join(lines))
+
+
+def _foretold(done: CopyResult, by: Estimate, plan: Plan) -> str:
+    """What a dry run says, and what it rests on."""
+    all_of_it = "all of them were read" if by.read == done.records else f"by the first {by.read:,}"
+    rate = f"; --rate allows {plan.rate:,g} records/s" if plan.rate else ""
+    back = "; reading all of it back is taken to take as long as reading it" if plan.verify else ""
+    return (
+        f"would copy {output.plural(done.records, 'record')}, about {output.size(done.bytes)},"
+        f" in about {output.duration(done.seconds)}\n"
+        f"({all_of_it}; reading takes about {output.duration(by.reading)}, a target of this kind is taken to need"
+        f" {output.duration(by.writing)}{rate}{back})"
+    )
 
 
 def compare(call: Call, a: str, b: str, *, collections: str | None, queries: int, work: str | None) -> Reply:
