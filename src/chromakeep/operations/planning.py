@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -63,9 +64,8 @@ def paired(source: Source, plan: Plan) -> list[tuple[Definition, Definition]]:
         )
         for definition in chosen
     ]
-    places = [target.place for _, target in pairs]
-    for place in places:
-        if places.count(place) > 1:
+    for place, count in Counter(target.place for _, target in pairs).items():
+        if count > 1:
             raise UsageError(
                 f"two collections would become {'/'.join(place)}", hint="copy them one by one, or give --rename A=B"
             )
