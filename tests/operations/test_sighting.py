@@ -88,3 +88,22 @@ def test_that_it_is_gone_is_told_once() -> None:
     for count in (1, 0, 0, 1, 1):
         sighting.seen(count)
     assert len(said) == 2 and "the only collection is gone" in said[0] and found == [1]
+
+
+def test_what_was_captured_before_there_were_any_is_no_loss() -> None:
+    """A snapshot of the empty store that a fresh one is may take longer than the first collections."""
+    now = 0.0
+    sighting = Sighting(clock=lambda: now)
+    sighting.seen(0)
+    now = 5.0
+    sighting.seen(2)
+    sighting.captured(0, 4.0)
+    assert not sighting.gone
+    sighting.captured(2, 6.0)
+    assert not sighting.gone
+    now = 7.0
+    sighting.captured(0, 6.0)
+    assert sighting.gone
+    known = Sighting(2, clock=lambda: now)
+    known.captured(0, 6.0)
+    assert known.gone

@@ -71,8 +71,8 @@ class Keeping:
         self.newest_at: float | None = None  # monotonic; None: none in this run
         self.failure: ChromakeepError | None = None  # of the last attempt
         self.collections: tuple[Collection, ...] = ()
-        # What was here and is not, which is no state to keep; asked with how many collections a capture has of it.
-        self.missing: Callable[[int | None], str | None] = lambda count: None
+        # What was here and is not: no state to keep. Asked with what a capture has of it, and (monotonic) since when.
+        self.missing: Callable[[int | None, float], str | None] = lambda count, begun: None
         self._beside, self._open, self._every, self._stage, self._observer = (
             beside, open_repository, every, stage, observer,
         )  # fmt: skip
@@ -311,9 +311,9 @@ class Keeping:
         finally:
             self.access.release()
 
-    def _ready(self, copy: Path) -> None:
+    def _ready(self, copy: Path, begun: float) -> None:
         """Before a snapshot is there: see to it that nothing is missing in it, and that the log leads on from it."""
-        if missing := self.missing(collection_count(copy / DATABASE)):
+        if missing := self.missing(collection_count(copy / DATABASE), begun):
             raise NotNow(missing)
         shipping = None if self._ending.is_set() else self.shipping  # at the end nobody writes
         ticket = shipping.captured(catalog_of(copy / DATABASE)) if shipping else None
@@ -392,7 +392,7 @@ class Keeping:
             raise LeaseLost("another instance writes to this repository")
         if self.undecided:
             raise NotNow("it is not known yet whether another instance writes to this repository")
-        if missing := self.missing(None):
+        if missing := self.missing(None, 0.0):
             raise NotNow(missing)
         from chromakeep.operations.backup import backup
 
@@ -429,7 +429,7 @@ class Keeping:
                 stage=self._stage,
                 allow_empty=emptied or self.lease is not None,  # a log needs something to build on
                 line=line,
-                ready=self._ready,
+                ready=partial(self._ready, begun=time.monotonic()),
                 published=partial(self._published, of=of),
                 observer=watch,
             )

@@ -41,6 +41,7 @@ class Sighting:
         self.found: Callable[[], object] = lambda: None  # is called when there are some again
         self._lock, self._remember, self._observer, self._clock = threading.Lock(), remember, observer, clock
         self._before, self._kept, self._deleted, self._gone = known, known, -inf, 0
+        self._since = -inf  # when some were first seen
 
     def seen(self, count: int) -> None:
         """So many are here now."""
@@ -50,6 +51,8 @@ class Sighting:
                 self._gone = self._gone or self._before
             else:
                 self._gone = 0
+            if count and not self._before:
+                self._since = self._clock()
             self._before = count
             if not self._gone:
                 self._keep(count)
@@ -58,6 +61,11 @@ class Sighting:
         elif missed and not self.gone:
             self._observer(Noted("there are collections again"))
             self.found()
+
+    def captured(self, count: int, begun: float) -> None:
+        """So many were here at some time after ``begun``, by the clock."""
+        if count == 0 and begun >= self._since:  # else it may be how it was before there were any
+            self.seen(0)
 
     def deleting(self) -> None:
         """Somebody deletes at this moment: that there are none afterwards is no surprise, to whoever starts next
@@ -93,9 +101,9 @@ def sighting_of(beside: Beside, keeping: Keeping | None, observer: Observer) -> 
     """That of a run: written down beside the directory, and no snapshot is taken while something is missing."""
     made = Sighting(beside.state.sighted, lambda count: beside.remember(sighted=count), observer=observer)
 
-    def missing(count: int | None) -> str | None:
-        if count == 0:  # before anybody has looked
-            made.seen(0)
+    def missing(count: int | None, begun: float) -> str | None:
+        if count is not None:
+            made.captured(count, begun)
         return made.gone
 
     if keeping:
