@@ -18,7 +18,7 @@ from chromakeep.server.crowd import first_to_go
 from chromakeep.server.exchange import Exchange
 from chromakeep.server.fields import END, Malformed, whole_lines
 from chromakeep.server.gate import Page, Refusal
-from chromakeep.server.guard import Account
+from chromakeep.server.guard import Account, unread
 from chromakeep.server.limits import BUFFER
 from chromakeep.server.request_head import RequestHead, retraced
 from chromakeep.server.service import Service
@@ -382,6 +382,10 @@ class ClientSide(asyncio.Protocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer what is no request, or none that is taken; nothing can follow it."""
         if not self._lingering:
+            ledger = self._service.ledger
+            if ledger and self._account is None:
+                self._account, self._received = unread(self.peer, self._service.loop.time()), 0
+                ledger.begun(self._account)
             self.answer(refusal, head_only=False, keep=False)
             self._body = self._body or body_of(None)  # there may be more of it on its way
             self._last()
