@@ -153,6 +153,18 @@ def test_the_first_wrong_line_is_named(
     assert only_problem(verify([path], {})) == ("a", line, what)
 
 
+def test_a_wrong_line_in_the_middle_is_no_last_line_that_is_not_whole(tmp_path: Path) -> None:
+    """One problem is told of it, and nothing of the end, which is as it was written."""
+    path = tmp_path / "a"
+    write(path, 8)
+    lines = lines_of(path)
+    edited(lines)
+    path.write_bytes(b"".join(lines))
+    report = verify([path], {})
+    assert only_problem(report) == ("a", 4, "was changed: its hash is another")
+    assert (report.chains[0].last, report.chains[0].open) == (3, False)
+
+
 def test_no_changed_byte_goes_unnoticed(tmp_path: Path) -> None:
     """But of the very last newline, which a log that is being written may lack."""
     path = tmp_path / "a"
