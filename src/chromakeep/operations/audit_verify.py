@@ -33,7 +33,7 @@ class ChainReport(msgspec.Struct, frozen=True):
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
-    """``problems``: the first wrong line of each chain."""
+    """``problems``: the first wrong line of each chain, or that there is none."""
 
     chains: tuple[ChainReport, ...]
     problems: tuple[Break, ...]
@@ -59,6 +59,8 @@ def verify(paths: list[Path], repositories: dict[str, Repository]) -> VerifyRepo
         _told(", ".join(map(str, group)), chain, chains, problems)
         if repositories and chain.last and not chain.broken:
             problems += _compared(chain, marks, kept.get(chain.last.instance), group[-1])
+    if not chains and not problems:  # what cannot be wrong is not right either
+        problems.append(Break(", ".join(repositories), 0, "there is no audit log"))
     return VerifyReport(tuple(chains), tuple(problems))
 
 
