@@ -92,9 +92,35 @@ def test_the_settings_name_the_log_and_its_copy(cli: Cli, log: Path) -> None:
 def test_what_is_no_log_is_told_in_a_line(cli: Cli, log: Path) -> None:
     """Nothing given and nothing set is a mistake."""
     assert "FILE or REPO is missing" in cli.fails(2, "audit", "verify")
-    assert "no such directory" in cli.fails(10, "audit", "verify", "nowhere")
+    told = cli.fails(10, "audit", "verify", "audit.lgo", "keep")
+    assert "audit.lgo: no such file or repository" in told and "init" not in told
     (cli.cwd / "other").write_text("hello\n")
     assert cli.json("audit", "verify", "other", status=14)["problems"][0]["line"] == 1
+
+
+def test_a_repository_without_a_log_is_not_verified(cli: Cli) -> None:
+    """There is nothing that could be whole."""
+    assert cli("init", "empty").returncode == 0
+    found = cli.json("audit", "verify", "empty", status=14)
+    assert found["chains"] == []
+    assert [problem["what"] for problem in found["problems"]] == ["there is no audit log"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--event", "nonsense"), *(("--since", text) for text in ("yesterday", "2026-13", "2026-11-25T12:00+02:00", ""))],
+)
+def test_what_no_record_can_have_is_not_asked_for(cli: Cli, option: str, value: str) -> None:
+    """An empty answer would seem to be one."""
+    (cli.cwd / "audit.log").write_text("")
+    assert option in cli.fails(2, "audit", "show", "audit.log", option, value)
+
+
+def test_a_time_with_or_without_its_zone_and_fraction(cli: Cli, log: Path) -> None:
+    """A record of the same second is not older than it."""
+    (*_, last) = cli.json("audit", "show", "audit.log")["records"]
+    for since in (last["time"], last["time"][:19] + "Z", last["time"][:19], last["time"][:10], last["time"][:4]):
+        assert last in cli.json("audit", "show", "audit.log", "--since", since)["records"]
 
 
 def test_a_run_refuses_logs_that_it_could_not_keep(cli: Cli) -> None:

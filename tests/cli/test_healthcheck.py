@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from msgspec.structs import replace
 
+from chromakeep.operations.healthcheck import healthcheck
 from chromakeep.server import Door, Page
 from chromakeep.server.self_signed import self_signed
 from cli.documentation import documented, same_fields
@@ -99,11 +102,39 @@ def test_a_server_that_wants_a_certificate(cli: Cli, open_door: Open, tmp_path: 
     both.write_bytes(certificate + key)
     asks = ("healthcheck", url(door, "https"), "--insecure")
     assert cli(*asks, "--client-certificate", both).stdout == "ready\n"
-    assert cli(*asks).returncode == 1
+    without = cli(*asks)
+    assert without.returncode == 1 and "certificate" in without.stdout
     assert "no certificate with its key" in cli.fails(2, *asks, "--client-certificate", authority.file)
     locked = authority.pair("locked", password=b"secret")
     both.write_bytes(b"".join(locked))
     assert "no certificate with its key" in cli.fails(2, *asks, "--client-certificate", both)
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "may"),
+    [
+        (http.client.RemoteDisconnected(), "it ended the connection without an answer", True),
+        (ConnectionResetError(104, "Connection reset by peer"), "connection reset by peer", True),
+        (ssl.SSLEOFError(8, "EOF occurred in violation of protocol"), "eof occurred in violation of protocol", True),
+        (ConnectionRefusedError(111, "Connection refused"), "connection refused", False),
+        (http.client.BadStatusLine("x"), "its answer is not HTTP (BadStatusLine)", False),
+    ],
+)
+@pytest.mark.parametrize("shown", [False, True])
+def test_an_end_without_a_word_may_want_a_certificate(
+    error: Exception, said: str, may: bool, shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which of these it is depends on who is quicker; in TLS 1.3 a client sends before it hears of that."""
+    both = tmp_path / "both.pem"
+    both.write_bytes(b"".join(Authority(tmp_path).pair("client")))
+
+    def ends(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(http.client.HTTPConnection, "request", ends)
+    secure = healthcheck("https://127.0.0.1:1", timeout=60, client_certificate=both if shown else None).why
+    assert secure == said + ("; it may want a --client-certificate" if may and not shown else "")
+    assert healthcheck("http://127.0.0.1:1", timeout=60).why == said
 
 
 def test_a_chroma_without_a_door(cli: Cli, backend: Backend, open_door: Open) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 from typing import TYPE_CHECKING
@@ -72,3 +73,11 @@ def test_mistakes_are_one_line_and_make_no_key(cli: Cli) -> None:
     assert "no valid key" in cli.fails(2, "keys", "rotate", "other", *here)
     (cli.cwd / "data" / "chromakeep-keys.json").write_text("{}")
     assert "no keys can be read" in cli.fails(14, "keys", "list", *here)
+
+
+def test_a_mistake_names_the_command_that_was_meant(cli: Cli) -> None:
+    """The help of a group lists no options; and whoever reads JSON asked for a command, not for a group."""
+    assert "`chromakeep keys create --help`" in cli.fails(2, "keys", "create", "a", "--role", "root", "--data", "data")
+    assert "`chromakeep keys --help`" in cli.fails(2, "keys", "crate", "a")
+    wrong = ("keys", "create", "a", "--role", "reader", "--expires", "soon", "--data", "data", "--json")
+    assert json.loads(cli(*wrong).stdout)["command"] == "keys create"

@@ -208,6 +208,9 @@ def test_a_door_tells_on_stdout_beside_its_access_log(cli: Cli, tmp_path: Path) 
         (("--log-file", "data/x"), "is in the data directory"),
         (("--log-file", "x", "--access-log", "x"), "is the access log, too"),
         (("--log-file", "x", "--audit-log", "x"), "is the audit log, too"),
+        (("--log-file", "./link", "--audit-log", "x"), "is the audit log, too"),
+        (("--access-log", "x", "--audit-log", "x"), "is the audit log, too"),
+        (("--access-log", "nowhere/../x", "--audit-log", "link"), "is the audit log, too"),
         (("--log-file", "nowhere/x"), "no such file"),
         (("--log-file", "x", "--log-size", "0"), "0 megabytes"),
         (("--log-format", "yaml"), "not a choice"),
@@ -215,6 +218,14 @@ def test_a_door_tells_on_stdout_beside_its_access_log(cli: Cli, tmp_path: Path) 
 )
 def test_a_log_that_cannot_be_is_refused(cli: Cli, options: tuple[str, ...], said: str) -> None:
     """Before anything starts."""
+    (cli.cwd / "link").symlink_to("x")
     told = cli.fails(UsageError.exit_status, "run", "--data", "data", "--ephemeral", *options)
     assert said in told.lower()
-    assert not (cli.cwd / "data").exists()
+    assert not (cli.cwd / "data").exists() and not (cli.cwd / "x").exists()
+
+
+def test_a_door_refuses_one_file_for_two_of_its_logs(cli: Cli) -> None:
+    """The rotation of one would take the other one's records away."""
+    (cli.cwd / "link").symlink_to("x")
+    serve = ("serve", "http://127.0.0.1:1", "--open", "--port", str(free_port()))
+    assert "is the audit log, too" in cli.fails(2, *serve, "--access-log", "link", "--audit-log", "./x")

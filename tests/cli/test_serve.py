@@ -202,6 +202,22 @@ def test_a_page_of_the_web_needs_a_key_or_a_word(cli: Cli, tmp_path: Path, words
         assert running.wait(60) == 0
 
 
+def test_a_door_of_an_issuer_alone_needs_no_place_for_keys(cli: Cli) -> None:
+    """Its tokens are the keys, so nobody comes in without: no more than before the issuer could be asked."""
+    port = free_port()
+    words = ("--oidc-issuer", "http://127.0.0.1:1", "--oidc-audience", "chroma", "--port", port)
+    running = subprocess.Popen(
+        cli.command("serve", "http://127.0.0.1:1", *words), cwd=cli.cwd, env=cli.environ, stderr=subprocess.DEVNULL
+    )
+    try:
+        until_ready(port, running, "/healthz")
+        assert asked(port, "/api/v2/version") == 401
+    finally:
+        running.terminate()
+        assert running.wait(60) == 0
+    assert "an issuer" in cli.fails(2, "serve", "http://127.0.0.1:1")
+
+
 def test_a_server_at_an_address_of_ipv6_and_a_certificate_of_its_own(cli: Cli, tmp_path: Path) -> None:
     """The server is called by what it may call itself, and no secret stays behind."""
     heads: list[bytes] = []

@@ -153,6 +153,18 @@ def test_the_first_wrong_line_is_named(
     assert only_problem(verify([path], {})) == ("a", line, what)
 
 
+def test_a_wrong_line_in_the_middle_is_no_last_line_that_is_not_whole(tmp_path: Path) -> None:
+    """One problem is told of it, and nothing of the end, which is as it was written."""
+    path = tmp_path / "a"
+    write(path, 8)
+    lines = lines_of(path)
+    edited(lines)
+    path.write_bytes(b"".join(lines))
+    report = verify([path], {})
+    assert only_problem(report) == ("a", 4, "was changed: its hash is another")
+    assert (report.chains[0].last, report.chains[0].open) == (3, False)
+
+
 def test_no_changed_byte_goes_unnoticed(tmp_path: Path) -> None:
     """But of the very last newline, which a log that is being written may lack."""
     path = tmp_path / "a"
@@ -530,6 +542,43 @@ def test_what_a_file_cannot_show_by_itself_the_repository_does(tmp_path: Path, r
     repository.store.delete(shelf_of(repository, file.instance).names[0])
     (problem,) = verify([], {"r": repository}).problems
     assert "where the chain begins with record 1" in problem.what
+
+
+def test_a_log_of_which_nothing_is_in_the_repository_is_no_verified_one(tmp_path: Path, repository: Repository) -> None:
+    """Written anew as another instance's, or any other log: there would be nothing to compare it with."""
+    path = tmp_path / "a"
+    file = write(path, 5)
+    assert "nothing is in the repository" in only_problem(verify([path], {"r": repository}))[2]
+    ship(path, file, repository)
+    assert not verify([path], {"r": repository}).problems
+    before, lines = NOTHING, []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        fields = {k: v for k, v in json.loads(line).items() if k not in ("number", "instance", "previous", "hash")}
+        made, before = forge(number, "00000000000000aa", before, {**fields, "key": "innocent"})
+        lines.append(made)
+    path.write_bytes(b"".join(lines))
+    assert not verify([path], {}).problems
+    name, line_, what = only_problem(verify([path], {"r": repository}))
+    assert (name, line_) == ("a", 0)
+    assert what.startswith("is of instance 00000000000000aa, of which nothing is in the repository")
+
+
+@pytest.mark.parametrize(
+    ("begins", "said"), [(7, "record 6 or one before it is not what"), (9, "begins with record 9; audit/")]
+)
+def test_records_that_do_not_go_on_from_the_repository_s_are_found(
+    tmp_path: Path, repository: Repository, begins: int, said: str
+) -> None:
+    """The log is gone, and what is there in its place begins where the copies end, or later."""
+    path = tmp_path / "a"
+    file = write(path, 5)
+    ship(path, file, repository)
+    file = write(path, 5)
+    path.write_bytes(b"".join(lines_of(path)[6:]))  # what is there when an older file was not named: nothing is wrong
+    assert not verify([path], {"r": repository}).problems
+    path.write_bytes(forge(begins, file.instance, "a" * 64, {"event": "write"})[0])
+    assert not verify([path], {}).problems
+    assert only_problem(verify([path], {"r": repository}))[2].startswith(said)
 
 
 @pytest.mark.parametrize("more", [1, 2, 3])

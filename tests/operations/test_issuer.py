@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import jwt
@@ -184,6 +185,17 @@ def test_a_token_ends(provider: Provider, issuer: Issuer) -> None:
     assert issuer.key(short, now)
     assert issuer.key(short, now + 100) is None or now + 100 < int(now) + 100 + module.LEEWAY
     assert issuer.key(short, now + 100 + module.LEEWAY + 1) is None
+
+
+def test_clocks_may_differ_by_what_is_documented(provider: Provider, issuer: Issuer) -> None:
+    """A token counts before its time, by so much and no more."""
+    reference = (Path(__file__).parent.parent.parent / "docs" / "reference.md").read_text()
+    assert f"Clocks may differ\nby {module.LEEWAY:g} seconds" in reference
+    now = time.time()
+    for claims in ({"nbf": now + module.LEEWAY - 1}, {"iat": now + module.LEEWAY - 1}):
+        assert issuer.key(token(provider, **claims), now)
+    for claims in ({"nbf": now + 10_000}, {"iat": now + 10_000}, {"exp": int(now) - 10_000}):
+        assert issuer.key(token(provider, **claims), now) is None
 
 
 def test_keys_that_change(provider: Provider, issuer: Issuer, told: list[Event]) -> None:

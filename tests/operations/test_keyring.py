@@ -93,12 +93,27 @@ def test_a_rotation_keeps_name_and_rights_and_the_old_secret_as_long_as_asked(op
     assert opens(opened(), second)
     assert not opens(opened(), first, after=3700)
     assert opens(opened(), second, after=3700)
-    _, third, _ = rotate(opened(), "app")
-    assert [opens(opened(), t) for t in (first, second, third)] == [True, False, True]
-    assert len(revoke(opened(), "app")) == 2  # before the overlap is over
+    _, third, _ = rotate(opened(), "app", overlap=3600)
+    assert [opens(opened(), t) for t in (first, second, third)] == [True, True, True]
+    assert len(revoke(opened(), "app")) == 3  # before the overlap is over
     assert [opens(opened(), t) for t in (first, second, third)] == [False, False, False]
     with pytest.raises(UsageError, match="30 days"):
         rotate(opened(), "app", overlap=31 * 86400)
+
+
+def test_a_rotation_without_an_overlap_ends_what_earlier_ones_left_valid(opened: Open) -> None:
+    """As after a leak: whichever token it was that got out, none of them opens anything now."""
+    _, oldest = create(opened(), "app", "writer")
+    _, older, (first,) = rotate(opened(), "app", overlap=86400.0)
+    _, old, (second,) = rotate(opened(), "app", overlap=3600.0)
+    assert all(opens(opened(), token) for token in (oldest, older, old))
+    assert opens(opened(), oldest, 3700) and not opens(opened(), older, 3700)  # each as long as it was said of it
+    fresh, token, replaced = rotate(opened(), "app")
+    assert [opens(opened(), one) for one in (oldest, older, old, token)] == [False, False, False, True]
+    assert [one.id for one in replaced][:2] == [first.id, second.id] and len(replaced) == 3
+    now = time.time()
+    assert [shown(one, now).state for one in load(opened()).keys if one.id != fresh.id] == ["revoked"] * 3
+    assert {shown(one, now).state for one in replaced} == {"revoked"}
 
 
 def test_many_writers_lose_no_key(opened: Open) -> None:

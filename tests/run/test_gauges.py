@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,13 @@ def test_what_has_changed_since_the_newest_snapshot_is_told(data: Path, monkeypa
         keeping = Keeping(beside, lambda: repository, every=60, stage=None)
         duty = Duty(ASYNC, keeping)
         duty.role = SERVING
+        now = time.time()
+        monkeypatch.setattr(time, "time", lambda: now)
         found = Gauges(beside, duty, keeping, lambda: 0).read()
         assert found.snapshot_pending is False
         assert found.snapshot_age is not None and 0 <= found.snapshot_age < 3600
+        told = duty.status()  # at the same moment: one number for both
+        assert (told["snapshot"], told["snapshot_age_seconds"]) == (beside.state.snapshot, found.snapshot_age)
         monkeypatch.setattr(gauges, "LOOK", 0.0)
         monkeypatch.setattr(gauges, "SHARE", 0)
         reader = Gauges(beside, duty, keeping, lambda: 0)

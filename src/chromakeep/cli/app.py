@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 
@@ -87,7 +88,6 @@ def program() -> None:
 def invoke(arguments: list[str]) -> int:
     """Run one command line and return its exit status; nothing but the status and the output leaves here."""
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    command = next((a for a in ours if not a.startswith("-")), None)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         status = int(program.main(arguments, prog_name="chromakeep", standalone_mode=False) or 0)
@@ -95,9 +95,22 @@ def invoke(arguments: list[str]) -> int:
         status = end.code if isinstance(end.code, int) else 1
     except BaseException as error:
         debug = "--debug" in ours or os.environ.get("CHROMAKEEP_DEBUG", "").lower() in ("1", "true", "yes", "on")
-        known = command if command in COMMANDS else None
+        known = _command(ours)
         status = failures.report(error, command=known, as_json="--json" in ours, debug=debug)
     return status
+
+
+def _command(arguments: list[str]) -> str | None:
+    """The name of the command that they are for, with that of its group."""
+    words = [one for one in arguments if not one.startswith("-")]
+    first, second = [*words, "", ""][:2]
+    if first not in COMMANDS:
+        return None
+    with suppress(ImportError):  # that it cannot be imported is what went wrong then
+        group = program.get_command(click.Context(program), first)
+        if isinstance(group, click.Group) and second in group.commands:
+            return f"{first} {second}"
+    return first
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

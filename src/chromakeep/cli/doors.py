@@ -39,18 +39,22 @@ DOOR_KEYS = (
 def books(settings: Settings, data: Path | None) -> Books:
     """Which books are kept. Raises ``UsageError``."""
     from chromakeep.operations.books import MEGABYTE, Books
+    from chromakeep.operations.outputs import STDOUT
 
-    port, audit = settings.text("metrics_port"), settings.text("audit_log")
+    port, audit, access = (settings.text(name) for name in ("metrics_port", "audit_log", "access_log"))
     if min(settings.number("access_log_size"), settings.number("audit_size")) < 1:
         raise UsageError("a log of 0 megabytes", hint="give --access-log-size and --audit-size 1 or more")
-    for key, path in (("audit_log", audit), ("access_log", settings.text("access_log"))):
+    for key, path in (("audit_log", audit), ("access_log", access)):
         if path and data and data.absolute() in Path(path).absolute().parents:
             # With the directory it would be replaced by a restore, and lie in a place that is Chroma's.
             raise UsageError(f"{KEYS[key].flag} {path} is in the data directory", hint="put it beside that")
+    if audit and access and access != STDOUT and Path(access).resolve() == Path(audit).resolve():
+        # Its rotation removes what is old: of an audit log nothing is ever removed.
+        raise UsageError(f"--access-log {access} is the audit log, too", hint="give each its own file")
     return Books(
         metrics_port=int(port) if port else None,
         metrics_host=str(settings.text("metrics_host")),
-        access_log=settings.text("access_log"),
+        access_log=access,
         access_log_size=settings.number("access_log_size") * MEGABYTE,
         access_log_age=settings.value("access_log_age"),
         access_log_keep=settings.number("access_log_keep"),

@@ -108,6 +108,6 @@ def wanted(settings: Settings) -> Log | None:
         # With the directory it would be replaced by a restore, and lie in a place that is Chroma's.
         raise UsageError(f"--log-file {path} is in the data directory", hint="put it beside that")
     for name in ("access_log", "audit_log"):
-        if (other := settings.text(name)) and Path(other).absolute() == place:
+        if (other := settings.text(name)) and Path(other).resolve() == place.resolve():
             raise UsageError(f"--log-file {path} is the {name.replace('_', ' ')}, too", hint="give each its own file")
     return Log(Rotated(Path(path), size * 1_000_000, float("inf"), settings.number("log_keep")), text=text)

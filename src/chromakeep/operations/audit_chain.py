@@ -96,7 +96,7 @@ class Chain:
     @property
     def torn(self) -> bool:
         """Whether it ends in a piece of a line that nothing has closed yet, as after a crash."""
-        return self._torn is not None
+        return self._torn is not None and self.broken is None
 
     def take(self, place: str, number: int, line: bytes, *, whole: bool = True) -> Link | None:
         """The next line, without its newline; not ``whole``: it had none. The record, unless something is wrong."""

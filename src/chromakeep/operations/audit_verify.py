@@ -33,15 +33,15 @@ class ChainReport(msgspec.Struct, frozen=True):
 
 
 class VerifyReport(msgspec.Struct, frozen=True):
-    """``problems``: the first wrong line of each chain."""
+    """``problems``: the first wrong line of each chain, or that there is none."""
 
     chains: tuple[ChainReport, ...]
     problems: tuple[Break, ...]
 
 
 def verify(paths: list[Path], repositories: dict[str, Repository]) -> VerifyReport:
-    """Follow every chain. A chain that is in files and in a repository must be the same in both, and the files must go
-    at least as far: a log that was cut off, or written anew as a whole, is found only so.
+    """Follow every chain. One of files must be in the repositories, if there are any, and be the same there, and the
+    files must go at least as far: a log that was cut off, or written anew as a whole, is found only so.
 
     Raises ``UsageError`` for a file that cannot be read or holds nothing.
     """
@@ -57,8 +57,10 @@ def verify(paths: list[Path], repositories: dict[str, Repository]) -> VerifyRepo
         marks, chain = {}, Chain()
         _follow(chain, _in_files(group), marks, whole_end=False, wanted=kept)
         _told(", ".join(map(str, group)), chain, chains, problems)
-        if chain.last and not chain.broken:
-            problems += _compared(chain, marks, kept.get(chain.last.instance, {}), group[-1])
+        if repositories and chain.last and not chain.broken:
+            problems += _compared(chain, marks, kept.get(chain.last.instance), group[-1])
+    if not chains and not problems:  # what cannot be wrong is not right either
+        problems.append(Break(", ".join(repositories), 0, "there is no audit log"))
     return VerifyReport(tuple(chains), tuple(problems))
 
 
@@ -142,15 +144,24 @@ def _told(
 
 
 def _compared(
-    chain: Chain, marks: dict[int, tuple[str, str]], kept: dict[int, tuple[str, str]], file: Path
+    chain: Chain, marks: dict[int, tuple[str, str]], kept: dict[int, tuple[str, str]] | None, file: Path
 ) -> list[Break]:
+    """What is wrong with a chain of files beside what is ``kept`` of it; None: nothing of its instance is there."""
     assert chain.first and chain.last
+    first, last = chain.first, chain.last
+    if kept is None:  # who wrote the log anew may have chosen another instance, and any time
+        what = "of which nothing is in the repository: it is another log, or younger than its first copy"
+        return [Break(str(file), 0, f"is of instance {last.instance}, {what}")]
     for number, (hash_, name) in sorted(kept.items()):
-        if number > chain.last.number:
-            gone = f"ends with record {chain.last.number}; {name} has more, up to {max(kept)}"
-            return [Break(str(file), 0, gone)]
-        if number >= chain.first.number and marks[number][0] != hash_:
-            return [Break(str(file), 0, f"record {number} or one before it is not what {name} has")]
+        if number > last.number:
+            return [Break(str(file), 0, f"ends with record {last.number}; {name} has more, up to {max(kept)}")]
+        if number >= first.number - 1:
+            found = first.previous if number < first.number else marks[number][0]
+            if found != hash_:
+                return [Break(str(file), 0, f"record {number} or one before it is not what {name} has")]
+    if kept and first.number - 1 > max(kept):
+        gone = f"begins with record {first.number}; {kept[max(kept)][1]} ends with {max(kept)}: name the files between"
+        return [Break(str(file), 0, gone)]
     return []
 
 

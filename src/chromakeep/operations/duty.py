@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -118,6 +121,17 @@ class Duty:
     def _serves(self) -> bool:
         return self.role == SERVING and self.refusal() is None and not (self.sighting.gone or self.trouble)
 
+    @property
+    def snapshot_age(self) -> float | None:
+        """Seconds since the newest snapshot; of one that an earlier run took by the time in its name."""
+        keeping = self._keeping
+        if not keeping or not keeping.newest or keeping.age is not None:
+            return keeping.age if keeping else None
+        with suppress(ValueError):
+            taken = datetime.strptime(keeping.newest[:15], "%Y%m%dT%H%M%S")
+            return round(max(0.0, time.time() - taken.replace(tzinfo=timezone.utc).timestamp()), 1)
+        return None
+
     def status(self) -> dict[str, object]:
         """What there is to know, for a page: role, durability, how far the log is (``ship.Standing``) or a standby."""
         known: dict[str, object] = {"role": self.role, "durability": self.durability}
@@ -132,7 +146,7 @@ class Duty:
         if self.standby and self._role == WAITING:
             known |= self.standby.status()
         if self._keeping:
-            known |= {"snapshot": self._keeping.newest, "snapshot_age_seconds": self._keeping.age}
+            known |= {"snapshot": self._keeping.newest, "snapshot_age_seconds": self.snapshot_age}
         if shipping := self.shipping:
             standing = shipping.standing
             known |= {

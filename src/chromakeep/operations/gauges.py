@@ -7,7 +7,6 @@ import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,7 +90,7 @@ class Gauges:
             found = replace(
                 found,
                 snapshots=keeping.taken,
-                snapshot_age=_age(keeping),
+                snapshot_age=duty.snapshot_age,
                 snapshot_size=keeping.size or None,
                 snapshot_failed=keeping.failure is not None,
             )
@@ -147,13 +146,3 @@ def disk_of(data: Path) -> tuple[int | None, int | None]:
         usage = shutil.disk_usage(data)
         return usage.total, usage.free
     return None, None
-
-
-def _age(keeping: Keeping) -> float | None:
-    """Of the newest snapshot; of one that an earlier run took by the time in its name."""
-    if keeping.age is not None or not keeping.newest:
-        return keeping.age
-    with suppress(ValueError):
-        taken = datetime.strptime(keeping.newest.split("Z")[0][:15], "%Y%m%dT%H%M%S")
-        return max(0.0, time.time() - taken.replace(tzinfo=timezone.utc).timestamp())
-    return None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 READY, LIVE, HEARTBEAT = "/readyz", "/healthz", "/api/v2/heartbeat"
 _LARGEST = 64 << 10  # bytes of an answer that are read
 _LONGEST = 300  # characters of it that are told
+WANTS = "; it may want a --client-certificate"
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -88,6 +89,7 @@ class _Asked:
             said = f"--insecure is for this machine only, and {host} is another"
             raise UsageError(said, hint="trust the authority of its certificate: SSL_CERT_FILE=PATH")
         self._context = _context(insecure, client_certificate) if parts.scheme == "https" else None
+        self._nameless = self._context is not None and client_certificate is None
 
     def answer(self) -> tuple[int | None, str | None]:
         """Status, and why that is not well; None when it is."""
@@ -97,7 +99,7 @@ class _Asked:
                 if status != 404:
                     break
         except (OSError, ValueError, http.client.HTTPException) as error:  # ValueError: a name that cannot be one
-            return None, _said(error)
+            return None, _said(error) + (WANTS if self._nameless and _cut(error) else "")
         return status, None if status == 200 else _reason(status, body)
 
     def _get(self, page: str) -> tuple[int, bytes]:
@@ -132,12 +134,19 @@ def _context(insecure: bool, client_certificate: Path | None) -> ssl.SSLContext:
     return context
 
 
+def _cut(error: Exception) -> bool:
+    """Whether the other side ended the connection: by TLS 1.3 that is how a certificate that is missing may show."""
+    return isinstance(error, (ConnectionResetError, BrokenPipeError)) or type(error).__name__ == "SSLEOFError"
+
+
 def _said(error: Exception) -> str:
     """One line of why there is no answer."""
     if verify := getattr(error, "verify_message", None):
         return f"its certificate is not trusted: {verify}"
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "it ended the connection without an answer"
     if isinstance(error, http.client.HTTPException):
         return f"its answer is not HTTP ({type(error).__name__})"
     what = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)

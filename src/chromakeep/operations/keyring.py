@@ -129,15 +129,16 @@ def revoke(place: KeyPlace, name: str) -> tuple[Key, ...]:
 def rotate(place: KeyPlace, name: str, *, overlap: float = 0.0) -> tuple[Key, str, tuple[Key, ...]]:
     """A new secret for the same name, rights and length of life; its token; and the keys that it replaces.
 
-    These stay valid for ``overlap`` seconds. They end after the new key is there: whoever dies between leaves a name
-    with two keys, which the next rotation or revocation ends. Raises as ``create``, and ``UsageError`` where no valid
-    key has that name.
+    These stay valid for ``overlap`` seconds; without one, what earlier rotations left valid is among them. They end
+    after the new key is there: whoever dies between leaves a name with two keys, which the next rotation or revocation
+    ends. Raises as ``create``, and ``UsageError`` where no valid key has that name.
     """
     now = clock.time()
     if not 0 <= overlap <= LONGEST_OVERLAP:
         raise UsageError("an overlap is at most 30 days", hint="make a second key, and revoke the first one later")
     with place.changing():
-        old = place.read().holders(name, now)
+        ring = place.read()
+        old = ring.holders(name, now)
         if not old:
             raise _unknown(name)
         last = old[-1]
@@ -146,11 +147,11 @@ def rotate(place: KeyPlace, name: str, *, overlap: float = 0.0) -> tuple[Key, st
         expires = None if lifetime is None else _after(now, lifetime)
         key = replace(last, id=fresh.id, digest=fresh.digest, created=fresh.created, expires=expires)
         _add(place, key, tuple(k.id for k in old), now)
-        end = timestamp(now + overlap)
-        for one in old:
+        end, ending = timestamp(now + overlap), old if overlap else ring.named(name, now)
+        for one in ending:
             place.end(one, end, rotated=overlap > 0)
         _forget(place, now)
-    return key, token, tuple(replace(one, revoked=end) for one in old)
+    return key, token, tuple(replace(one, revoked=end) for one in ending)
 
 
 def _add(place: KeyPlace, key: Key, instead: tuple[str, ...], now: float) -> None:

@@ -41,13 +41,6 @@ def too_long(seconds: float, *, sent: bool) -> Refusal:
     return refusal(504, f"longer than {seconds:g} s, which is what a request of this key may take; {may}")
 
 
-def sent(what: Page | Refusal, *, head_only: bool, close: bool, extra: bytes = b"") -> bytes:
-    """Either as an HTTP/1.1 answer. ``extra`` are fields, as lines."""
-    if isinstance(what, Page):
-        return page_bytes(what, head_only=head_only, close=close, extra=extra)
-    return refusal_bytes(what, head_only=head_only, close=close, extra=extra)
-
-
 def page_bytes(page: Page, *, head_only: bool, close: bool, extra: bytes = b"") -> bytes:
     """A page as an HTTP/1.1 answer."""
     more = _later(page.retry_after) + extra.decode("latin-1")
@@ -58,11 +51,6 @@ def page_of(refused: Refusal) -> Page:
     """A refusal as a page."""
     body = json.dumps({"error": refused.error, "message": refused.message}).encode()
     return Page(body, status=refused.status, retry_after=refused.retry_after)
-
-
-def refusal_bytes(refused: Refusal, *, head_only: bool, close: bool, extra: bytes = b"") -> bytes:
-    """A refusal as an HTTP/1.1 answer with one line of JSON."""
-    return page_bytes(page_of(refused), head_only=head_only, close=close, extra=extra)
 
 
 def nothing_bytes(*, close: bool, extra: bytes = b"") -> bytes:

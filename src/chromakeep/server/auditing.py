@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from chromakeep.server.access_log import trace_of
-from chromakeep.server.guard import Account
+from chromakeep.server.guard import UNREAD, Account
 from chromakeep.server.routes import is_write
 
 DENIALS = frozenset({401, 403, 429})
@@ -45,7 +45,8 @@ class Auditing:
                 self._record({"event": "key", **_who(account)})
         path = account.target.partition("?")[0]
         # Chunks of a directory that is received have no effect before it is put in place, by a POST.
-        if is_write(account.method, path) and not (account.method == "PUT" and path.startswith("/_keep/")):
+        chunk = account.method == "PUT" and path.startswith("/_keep/")
+        if account.route != UNREAD and is_write(account.method, path) and not chunk:
             self._record(_fields("write", account, path))
 
     def _denied(self, account: Account, now: float) -> None:

@@ -17,8 +17,8 @@ from chromakeep.server.cors import Cors, is_preflight
 from chromakeep.server.crowd import first_to_go
 from chromakeep.server.exchange import Exchange
 from chromakeep.server.fields import END, Malformed, whole_lines
-from chromakeep.server.gate import Refusal
-from chromakeep.server.guard import Account
+from chromakeep.server.gate import Page, Refusal
+from chromakeep.server.guard import Account, unread
 from chromakeep.server.limits import BUFFER
 from chromakeep.server.request_head import RequestHead, retraced
 from chromakeep.server.service import Service
@@ -225,17 +225,14 @@ class ClientSide(asyncio.Protocol):
         page = self._service.pages.get(path)
         if page and request.method in ("GET", "HEAD"):
             keep = request.keep and not self._service.closing and self.skip_body()
-            head_only = request.method == "HEAD"
             account.route = path
+            shown: Page | Refusal
             try:
                 shown = page()
-                account.status = shown.status
-                sent = answers.page_bytes(shown, head_only=head_only, close=not keep, extra=self.extra)
             except Exception as error:  # of a page: whatever it is, the client gets an answer and others their door
                 self._service.warn(f"door: {request.target}: {type(error).__name__}: {error}")
-                account.status = answers.FAILED.status
-                sent = answers.refusal_bytes(answers.FAILED, head_only=head_only, close=not keep, extra=self.extra)
-            self.send(sent)
+                shown = answers.FAILED
+            self.answer(shown, head_only=request.method == "HEAD", keep=keep)
             self.answered(keep=keep)
             return
         if desk and desk.takes(path):
@@ -247,10 +244,10 @@ class ClientSide(asyncio.Protocol):
     def _answer_preflight(self, request: RequestHead, cors: Cors, account: Account) -> None:
         keep = request.keep and not self._service.closing and self.skip_body()
         account.route, refused = "preflight", cors.refusal(request)
-        account.status = refused.status if refused else 204
         if refused:
-            self.send(answers.refusal_bytes(refused, head_only=False, close=not keep, extra=self.extra))
+            self.answer(refused, head_only=False, keep=keep)
         else:
+            account.status = 204
             self.send(answers.nothing_bytes(close=not keep, extra=self.extra + cors.permission(request)))
         self.answered(keep=keep)
 
@@ -302,9 +299,6 @@ class ClientSide(asyncio.Protocol):
         """Refuse a body in the middle; nothing of the request can have its effect."""
         exchange.abort()
         self._exchange = None
-        if self._account:
-            self._account.status = error.status
-        self._settle()
         self._refuse(answers.refusal(error.status, error.message))
 
     def _settle(self) -> None:
@@ -365,6 +359,13 @@ class ClientSide(asyncio.Protocol):
         """Bytes of an answer."""
         self.transport.write(data)
 
+    def answer(self, what: Page | Refusal, *, head_only: bool, keep: bool) -> None:
+        """The whole of an answer that is ours, and takes the place of any other."""
+        page = what if isinstance(what, Page) else answers.page_of(what)
+        if self._account:
+            self._account.status, self._account.sent = page.status, 0 if head_only else len(page.body)
+        self.send(answers.page_bytes(page, head_only=head_only, close=not keep, extra=self.extra))
+
     def answered(self, *, keep: bool) -> None:
         """The answer of the running request has been sent."""
         self._exchange, self._body_held, self.extra = None, False, b""
@@ -381,9 +382,14 @@ class ClientSide(asyncio.Protocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer what is no request, or none that is taken; nothing can follow it."""
         if not self._lingering:
-            self.send(answers.refusal_bytes(refusal, head_only=False, close=True, extra=self.extra))
+            ledger = self._service.ledger
+            if ledger and self._account is None:
+                self._account, self._received = unread(self.peer, self._service.loop.time()), 0
+                ledger.begun(self._account)
+            self.answer(refusal, head_only=False, keep=False)
             self._body = self._body or body_of(None)  # there may be more of it on its way
             self._last()
+        self._settle()
 
     def _last(self) -> None:
         """Nothing will follow what has been sent. Close, but not before a client that still sends has read it."""

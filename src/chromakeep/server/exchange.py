@@ -306,14 +306,12 @@ class Exchange:
 
     def _refuse(self, what: Refusal | Page) -> None:
         """Answer in the backend's place."""
-        self._account.status = what.status
         self._out = b""
         self._drop_upstream()
         self.holding = self.taking = False
         keep = not self._close and not self._service.closing and self._client.skip_body()
         self.started = True
-        extra = self._client.extra
-        self._client.send(answers.sent(what, head_only=self.method == "HEAD", close=not keep, extra=extra))
+        self._client.answer(what, head_only=self.method == "HEAD", keep=keep)
         self._end(keep=keep)
 
     def abort(self) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from chromakeep.server.backend import Backend
 
 
+UNREAD = "unread"  # the route of what was no request, or none that is taken: its own words are in no book
+
+
 class Watch(Protocol):
     """Looks at a body on its way to the backend."""
 
@@ -61,6 +64,13 @@ class Account:
         self.collection = call.collection or call.id or ""
 
 
+def unread(peer: str, now: float) -> Account:
+    """Of what was refused before it was read as a request: who sent it, and nothing of what."""
+    account = Account(RequestHead("-", "-", (), 0, True, False, False, b""), peer, now)
+    account.route = UNREAD
+    return account
+
+
 Ruling = Refusal | Page | None  # None: pass
 Looking = Callable[[], Awaitable[Ruling]]  # what the backend has to be asked for first
 
@@ -93,7 +103,7 @@ class Plain:
 
 
 class Ledger(Protocol):
-    """Told about every request, in the door's thread: it must not block."""
+    """Told about every request, and what is answered as none (``unread``), in the door's thread: it must not block."""
 
     def begun(self, account: Account) -> None:
         """Its head has come; no more is known of it than that. May set ``context``."""

@@ -100,9 +100,7 @@ class Visit:
         self.taking = False
         keep = self._head.keep and not self._service.closing and self._client.skip_body()
         self.started = self.over = True
-        head_only = self._head.method == "HEAD"
-        self._account.status = what.status
-        self._client.send(answers.sent(what, head_only=head_only, close=not keep, extra=self._client.extra))
+        self._client.answer(what, head_only=self._head.method == "HEAD", keep=keep)
         self._client.answered(keep=keep)
 
     def send_body(self, payload: bytes, *, last: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,15 @@ from chromakeep.cli import output
 from chromakeep.cli.command import Call, command, place
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS
-from chromakeep.errors import UsageError, VerificationFailed
+from chromakeep.errors import RepositoryNotFound, UsageError, VerificationFailed
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
 
 MOST = 100_000  # records that are shown at most
+EVENTS = ("write", "denied", "denied more", "key", "opened", "torn", "lost")
+_TIME = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d(:\d\d(:\d\d(\.\d{1,6})?)?)?Z?)?)?)?", re.ASCII)
+_EARLIEST = "0001-01-01T00:00:00"  # what a time that is cut short stands for
 
 
 @click.group("audit")
@@ -35,9 +40,27 @@ def _places(call: Call, given: tuple[str, ...]) -> tuple[list[Path], dict[str, R
     if not given:
         raise UsageError("FILE or REPO is missing", hint=f"give one, or set {KEYS['audit_log'].variable}")
     addresses = [one for one in given if not Path(one).is_file()]
+    for one in map(parse, addresses):
+        if not one.is_url and not Path(one.place).exists():
+            hint = "name files of an audit log, or the repository that has a copy"
+            raise RepositoryNotFound(f"{one}: no such file or repository", hint=hint)
     return [Path(one) for one in given if Path(one).is_file()], {
         str(parse(address)): call.repository(address) for address in addresses
     }
+
+
+def _since(text: str | None) -> str:
+    """The beginning of what is not older, as records write their time. Raises ``UsageError`` for what is no time."""
+    if text is None:
+        return ""
+    try:
+        if not _TIME.fullmatch(text):
+            raise ValueError
+        begins = text.removesuffix("Z")
+        datetime.fromisoformat(begins[:19] + _EARLIEST[len(begins) :])
+    except ValueError:
+        raise UsageError(f"--since {text}: no time", hint="write it in UTC, like 2026-11-25T12:00:00Z") from None
+    return begins
 
 
 @command(
@@ -66,7 +89,7 @@ def _verify(call: Call, places: tuple[str, ...]) -> Reply:
     ]
     lines += [f"{p.place}{f', line {p.line}' if p.line else ''}: {p.what}" for p in report.problems]
     if not report.problems:
-        lines.append("no problems" if report.chains else "there is no audit log")
+        lines.append("no problems")
     return Reply(
         report, "\n".join(map(output.printable, lines)), VerificationFailed.exit_status if report.problems else 0
     )
@@ -80,7 +103,7 @@ def _verify(call: Call, places: tuple[str, ...]) -> Reply:
     """,
 )
 @click.argument("places", nargs=-1, metavar="[FILE|REPO]...")
-@click.option("--event", metavar="NAME", help="Only these: write, denied, denied more, key, opened, torn, lost.")
+@click.option("--event", type=click.Choice(EVENTS), metavar="NAME", help=f"Only these: {', '.join(EVENTS)}.")
 @click.option("--key", metavar="NAME", help="Only what was done with this key.")
 @click.option("--collection", metavar="NAME", help="Only what was done to this collection.")
 @click.option("--since", metavar="TIME", help="Only what is not older than this, as 2026-11-25T12:00:00Z.")
@@ -99,11 +122,11 @@ def _show(
 
     from chromakeep.operations.audit_verify import records
 
-    wanted = {"event": event, "key": key, "collection": collection}
+    wanted, begins = {"event": event, "key": key, "collection": collection}, _since(since)
     found: deque[dict[str, Any]] = deque(maxlen=last)
     for record in records(*_places(call, places)):
         fits = all(value is None or record.get(name) == value for name, value in wanted.items())
-        if fits and (since is None or str(record.get("time", "")) >= since):
+        if fits and str(record.get("time", "")) >= begins:
             found.append(record)
     shown = [_row(record) for record in found]
     heads = ("record", "time", "event", "key", "peer", "what", "records", "outcome")

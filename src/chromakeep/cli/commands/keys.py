@@ -141,7 +141,7 @@ def _revoke(call: Call, name: str) -> Reply:
 def _rotate(call: Call, name: str, overlap: str) -> Reply:
     """Give a key a new secret and print its token, this once.
 
-    Name, rights and length of life stay.
+    Name, rights and length of life stay. Without --overlap all older tokens of the key end at once.
     """
     from chromakeep.operations.keyring import rotate, shown
 

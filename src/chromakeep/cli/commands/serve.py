@@ -55,8 +55,10 @@ def serve(call: Call, url: str | None) -> Reply:
 
     settings = call.settings
     address, data = settings.text("repository"), settings.text("data")
-    if not (address or data or settings.value("open")):
-        raise UsageError("where are the keys?", hint="give --repository or --data as for `keys create`; or say --open")
+    oidc = oidc_of(settings)
+    if not (address or data or oidc or settings.value("open")):
+        hint = "give --repository or --data as for `keys create`, or an issuer of tokens; or say --open"
+        raise UsageError("where are the keys?", hint=hint)
     if address:
         parse(address)
         settings.secret()
@@ -70,7 +72,7 @@ def serve(call: Call, url: str | None) -> Reply:
             data=local_path(data or "."),
             open_repository=partial(call.repository, address) if address else None,
             open=bool(settings.value("open")),
-            oidc=oidc_of(settings),
+            oidc=oidc,
             facing=facing_of(settings),
             writes=local_path(data) if data else None,
             books=books(settings, local_path(data) if data else None),
