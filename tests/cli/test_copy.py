@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.parquet as pq
 import pytest
 
 from chromakeep.chroma.client import Ref
@@ -190,13 +191,9 @@ def test_a_full_disk_is_told_and_gone_on_with(cli: Cli, size: int) -> None:
     """While Chroma fills a directory: its own words do not tell why, and what is there is no loss."""
     small = cli.cwd / "small"
     small.mkdir()
-    import_ = (
-        "import",
-        str(Path(__file__).parents[2] / "sample" / "books.parquet"),
-        "small/chroma",
-        "--work",
-        "small/work",
-    )
+    sample = Path(__file__).parents[2] / "sample" / "books.parquet"
+    pq.write_table(pq.read_table(sample, columns=["id", "embedding", "document"]), cli.cwd / "books.parquet")
+    import_ = ("import", str(cli.cwd / "books.parquet"), "small/chroma", "--work", "small/work")
 
     def fill() -> None:
         assert "there is no room to go on" in cli.fails(17, *import_)

@@ -63,7 +63,7 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
     Raises ``UsageError`` for what is no source, and what opening raises.
     """
     if is_exchange(text):
-        return source_of(text, stream=means.stream)
+        return source_of(text, stream=means.stream, observer=means.observer)
     address, selector = split_selector(text)
     place = parse(address)
     if selector is None and place.kind in ("http", CLOUD):
