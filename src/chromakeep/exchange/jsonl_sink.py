@@ -11,6 +11,7 @@ import pyarrow as pa
 import zstandard
 
 from chromakeep.errors import UsageError
+from chromakeep.events import Observer, ignore
 from chromakeep.exchange.file_sink import FileIntake, FileSink
 from chromakeep.exchange.files import Output, writing
 from chromakeep.exchange.jsonl import JsonlSource
@@ -31,8 +32,10 @@ class JsonlSink(FileSink):
     ``vectors``: base64, or decimal, which is twice as long and to be read by people.
     """
 
-    def __init__(self, path: Path, *, resume: bool = True, vectors: str = "base64") -> None:
-        super().__init__(path, resume=resume)
+    def __init__(
+        self, path: Path, *, resume: bool = True, vectors: str = "base64", observer: Observer = ignore
+    ) -> None:
+        super().__init__(path, resume=resume, observer=observer)
         self._decimal = _is_decimal(vectors)
 
     def read(self, path: Path) -> Source:

@@ -64,6 +64,7 @@ def sink_of(
     resume: bool = True,
     vectors: str = "base64",
     compact: bool = False,
+    observer: Observer = ignore,
 ) -> ExchangeSink:
     """The file, directory or stream as a sink; nothing is written yet. ``-`` is ``stream``, or else standard output.
 
@@ -76,14 +77,14 @@ def sink_of(
 
         if path == STREAM:
             return JsonlStreamSink(stream or sys.stdout.buffer, vectors=vectors)
-        return JsonlSink(_local(path), resume=resume, vectors=vectors)
+        return JsonlSink(_local(path), resume=resume, vectors=vectors, observer=observer)
     from chromakeep.exchange.archive_sink import ParquetArchiveSink
     from chromakeep.exchange.parquet_sink import ParquetFileSink
 
     place = _local(path)
     if _is_archive(path):
-        return ParquetArchiveSink(place, resume=resume, compact=compact)
-    return ParquetFileSink(place, resume=resume, compact=compact)
+        return ParquetArchiveSink(place, resume=resume, compact=compact, observer=observer)
+    return ParquetFileSink(place, resume=resume, compact=compact, observer=observer)
 
 
 def _local(path: str) -> Path:

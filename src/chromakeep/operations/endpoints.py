@@ -108,7 +108,7 @@ def open_sink(text: str, means: Means, *, resume: bool = False, dry: bool = Fals
     to be looked at. Raises ``UsageError`` for what is no sink.
     """
     if is_exchange(text):
-        files = sink_of(text, stream=means.stream, resume=resume)
+        files = sink_of(text, stream=means.stream, resume=resume, observer=means.observer)
         return files, files.reader
     address, selector = split_selector(text)
     place = parse(address)
