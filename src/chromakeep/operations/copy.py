@@ -45,7 +45,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     ``collections``: names, or ``database/name``, or ``tenant/database/name``; all if None. ``rename``: by the name at
     the source. ``tenant`` and ``database``: where all of it goes, instead of where it was. ``conflict``: one of
-    ``records.CONFLICTS``. ``rate``: records a second at most.
+    ``records.CONFLICTS``. ``rate``: records a second at most. ``within``: source and target are one place.
     """
 
     collections: tuple[str, ...] | None = None
@@ -56,6 +56,7 @@ class Plan(msgspec.Struct, frozen=True):
     conflict: str = "fail"
     rate: float | None = None
     verify: bool = False
+    within: bool = False
 
 
 class Copied(msgspec.Struct, frozen=True):
@@ -227,6 +228,12 @@ def _pairs(source: Source, plan: Plan) -> list[tuple[Definition, Definition]]:
         for definition in chosen
     ]
     places = [target.place for _, target in pairs]
+    for definition, target in pairs if plan.within else ():
+        if definition.place == target.place:
+            raise UsageError(
+                f"FROM and TO are one place: {described(definition)} would be copied onto itself",
+                hint="give it another name (--rename A=B), another tenant or another database",
+            )
     for place in places:
         if places.count(place) > 1:
             raise UsageError(
