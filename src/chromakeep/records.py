@@ -147,7 +147,7 @@ class Limits(msgspec.Struct, frozen=True):
     records: int = 2048
 
 
-class Pace(msgspec.Struct, frozen=True):
+class Speed(msgspec.Struct, frozen=True):
     """How many records and bytes a second a sink takes, roughly, on the two cores of docs/benchmarks.md: whichever of
     the two takes longer. Only estimates rest on it."""
 
@@ -179,7 +179,7 @@ class Sink(Protocol):
     """
 
     several: bool
-    pace: Pace
+    speed: Speed
 
     def definitions(self) -> Sequence[Definition]:
         """The collections that are there already."""

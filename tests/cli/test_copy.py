@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.parquet as pq
 import pytest
 
 from chromakeep.chroma.client import Ref
@@ -125,6 +126,33 @@ def test_a_killed_copy_goes_on(cli: Cli, chroma: Path, server: ChromaServer) -> 
     assert not left(cli)
 
 
+def test_a_place_is_not_copied_onto_itself(cli: Cli, chroma: Path, server: ChromaServer) -> None:
+    """It would double all there is under other names. Under another name, or elsewhere in it, it may be copied."""
+    (cli.cwd / "link").symlink_to("chroma")
+    local = url(server).replace("127.0.0.1", "localhost")
+    cli.json("copy", "chroma", url(server), "--collections", "laws")
+    cli.json("export", "chroma", "laws.jsonl", "--collections", "laws")
+    for source, target in (("chroma", "./link/"), (url(server), local), ("laws.jsonl", "./laws.jsonl")):
+        for conflict in ("fail", "upsert", "replace"):
+            assert "onto itself" in cli.fails(2, "copy", source, target, "--on-conflict", conflict)
+    assert sorted(path.name for path in cli.cwd.glob("[!.]*.old-*")) == []
+    assert [ref.name for ref in server.client.list_collections()] == ["laws"]
+    assert cli.json("copy", url(server), local, "--rename", "laws=rules")["records"] == 150
+    assert cli.json("copy", url(server), url(server, "/default_tenant/other"))["records"] == 300
+    assert "onto itself" in cli.fails(
+        2, "copy", url(server), local, "--rename", "laws=codes", "--collections", "laws,rules"
+    )
+
+
+def test_a_name_that_a_server_does_not_take(cli: Cli, chroma: Path, server: ChromaServer) -> None:
+    """A mistake in the command, of which the message says where it is."""
+    for place, given in (("/default_tenant/ab", ()), ("", ("--database", "ab"))):
+        told = cli.fails(2, "copy", "chroma", url(server, place), *given)
+        assert f"{url(server)}/default_tenant/ab: " in told and "3 to 512" in told
+    assert f"{url(server)}/ab: " in cli.fails(2, "copy", "chroma", url(server), "--tenant", "ab")
+    assert f"{url(server)}/default_tenant/ab: " in cli.fails(2, "copy", url(server, "/default_tenant/ab"), "x.jsonl")
+
+
 def test_into_a_directory_that_is_there(cli: Cli, chroma: Path) -> None:
     """It is copied, filled beside and exchanged; the old one is kept, and nothing of it is changed when the copy may
     not be made."""
@@ -218,13 +246,9 @@ def test_a_full_disk_is_told_and_gone_on_with(cli: Cli, size: int) -> None:
     """While Chroma fills a directory: its own words do not tell why, and what is there is no loss."""
     small = cli.cwd / "small"
     small.mkdir()
-    import_ = (
-        "import",
-        str(Path(__file__).parents[2] / "sample" / "books.parquet"),
-        "small/chroma",
-        "--work",
-        "small/work",
-    )
+    sample = Path(__file__).parents[2] / "sample" / "books.parquet"
+    pq.write_table(pq.read_table(sample, columns=["id", "embedding", "document"]), cli.cwd / "books.parquet")
+    import_ = ("import", str(cli.cwd / "books.parquet"), "small/chroma", "--work", "small/work")
 
     def fill() -> None:
         assert "there is no room to go on" in cli.fails(17, *import_)

@@ -133,6 +133,26 @@ def test_another_collection_is_added(tmp_path: Path) -> None:
     assert listing(tmp_path)[0] == "x.parquet"
 
 
+def test_an_archive_is_kept_where_something_of_it_goes(tmp_path: Path) -> None:
+    """As a whole: when a collection is replaced, or a file is in it that is none of ours. When one is only added all of
+    it is in the new one. What is kept takes no room for what both have."""
+    place = archive(tmp_path, Definition("one", dimension=3), Definition("two", dimension=3), records=50)
+    written(f"{place}/", Definition("three", dimension=3), [ordinary(7)])
+    assert [path.name for path in tmp_path.iterdir()] == ["x.parquet"]
+    names = listing(place)
+    written(f"{place}/", Definition("two", dimension=2), [ordinary(5, 2)], conflict="replace")
+    (old,) = tmp_path.glob("*.old-*")
+    assert listing(old) == names and ParquetArchiveSource(old).verify() > 0
+    assert {each.name: each.count for each in ParquetArchiveSource(old).definitions()}["two"] == 50
+    for path in old.glob("one~*/*.parquet"):
+        assert path.samefile(place / path.relative_to(old))
+    remove(old)
+    (place / "README").write_text("ours")
+    written(f"{place}/", Definition("four", dimension=3), [ordinary(7)])
+    (old,) = tmp_path.glob("*.old-*")
+    assert (old / "README").read_text() == "ours" and not (place / "README").exists()
+
+
 def test_what_is_no_archive_is_left_alone(tmp_path: Path) -> None:
     """A directory with anything in it, and a file, are not written over; an empty directory is used."""
     (tmp_path / "x.parquet").mkdir()

@@ -14,6 +14,7 @@ import pytest
 
 from chromakeep.batches import schema, vectors_of
 from chromakeep.errors import ChromakeepError, SourceError, UnsupportedFormat, UsageError
+from chromakeep.events import Event, Noted
 from chromakeep.exchange import reading
 from chromakeep.exchange.exact import exact, texts
 from chromakeep.exchange.open import source_of
@@ -53,6 +54,34 @@ def test_two_columns_are_enough(tmp_path: Path) -> None:
         {"id": id_, "embedding": vector, "document": None, "uri": None, "metadata": None}
         for id_, vector in zip(IDS, VECTORS, strict=True)
     ]
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    """Once, with what to do; of a file of ours none is: its other columns are made of the metadata."""
+    noted: list[Event] = []
+    more = {"source": ["x"] * 3, "title": ["y"] * 3, "part": [1, 2, 3]}
+    address = foreign(tmp_path, id=IDS, embedding=VECTORS, document=IDS, **more)
+    with closing(source_of(address, observer=noted.append)) as source:
+        (definition,) = source.definitions()
+        assert sum(len(some) for some, _ in source.batches(definition)) == 3
+        source.definitions()
+    (note,) = noted
+    assert isinstance(note, Noted) and note.level == "warning"
+    assert "3 columns are not read: source, title, part; " in note.message and "metadata" in note.message
+    for columns, told in (
+        ({}, []),
+        ({"title": IDS}, ["1 column is not read: title; "]),
+        ({f"c{n}": IDS for n in range(300)}, ["300 columns are not read: c0, ", "c19, ...; "]),
+    ):
+        noted.clear()
+        with closing(source_of(foreign(tmp_path, id=IDS, embedding=VECTORS, **columns), observer=noted.append)) as one:
+            one.definitions()
+        assert all(words in note.message for words in told for note in noted if isinstance(note, Noted))
+        assert len(noted) == bool(told)
+    noted.clear()
+    with closing(source_of(written(at(tmp_path, "ours.parquet"), SAMPLE, [ordinary(3)]), observer=noted.append)) as one:
+        one.definitions()
+    assert not noted
 
 
 @pytest.mark.parametrize(

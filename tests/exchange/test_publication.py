@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -18,10 +19,14 @@ import pyarrow as pa
 import pytest
 
 from chromakeep.errors import DiskFull, SourceError, TargetNotEmpty, UsageError
+from chromakeep.events import Event, Noted
 from chromakeep.exchange import files
+from chromakeep.exchange.archive import ParquetArchiveSource
 from chromakeep.exchange.archive_sink import ParquetArchiveSink
+from chromakeep.exchange.jsonl import JsonlSource
 from chromakeep.exchange.open import ExchangeSink, sink_of, source_of
-from chromakeep.records import Definition, Mark
+from chromakeep.exchange.parquet import ParquetFileSource
+from chromakeep.records import Definition, Mark, Source
 from chromakeep.testing.specimens import assert_same, gathered, held, ordinary, records_of
 from exchange.scenes import KINDS, SAMPLE, at, cut, listing, read, written
 
@@ -90,6 +95,17 @@ def found(address: str) -> dict[str, dict[str, Any]] | None:
         return {each.name: held(source, each) for each in source.definitions()}
 
 
+def kept(folder: Path) -> list[dict[str, dict[str, Any]]]:
+    """All that is in what was kept there, whatever kind it is."""
+    sources: list[Source] = []
+    for path in sorted(folder.glob("*.old-*")):
+        if path.is_dir():
+            sources.append(ParquetArchiveSource(path))
+        else:
+            sources.append(ParquetFileSource(path) if ".parquet." in path.name else JsonlSource(path))
+    return [{each.name: held(source, each) for each in source.definitions()} for source in sources]
+
+
 @pytest.fixture
 def memory() -> Iterator[Path]:
     """A folder in memory where there is such a place: syncing it a thousand times takes no time."""
@@ -100,8 +116,8 @@ def memory() -> Iterator[Path]:
 @pytest.mark.parametrize("before", [False, True], ids=["new", "replaced"])
 @pytest.mark.parametrize("kind", ["x.parquet", "x.parquet/", "x.jsonl"])
 def test_a_process_that_dies_at_any_step(kind: str, before: bool, memory: Path) -> None:
-    """At each write, sync, rename and removal: what is there is the old one or the whole new one, never a third; and
-    the same command again makes the new one, leaving nothing else behind."""
+    """At each write, sync, rename and removal: what is there is the old one or the whole new one, never a third, and
+    the old one can be found; the same command again makes the new one, leaving nothing but the old one behind."""
     old, new = ordinary(10, start=5000), ordinary(50)
     conflict = "replace" if before else "fail"
     template = memory / "template"
@@ -119,11 +135,13 @@ def test_a_process_that_dies_at_any_step(kind: str, before: bool, memory: Path) 
         assert there == was or (there and all(each == records_of(new) for each in there.values())), there
         assert not changed or there != was
         changed = there != was
+        assert before * [was] in ([there], kept(place)), step
         if not died:
             break
         if not changed and step % 7 == 0:
             export(address, new, conflict)
             assert listing(place)[0] == kind.rstrip("/")
+            assert kept(place) == before * [was]
         shutil.rmtree(place)
     assert changed and listing(place)[0] == kind.rstrip("/")
     assert step > 25
@@ -138,6 +156,7 @@ def test_publishing_that_dies_is_finished_by_another_process(kind: str, before: 
     template.mkdir()
     if before:
         export(at(template, kind), old, "fail")
+    was = found(at(template, kind))
     with closing(opened(at(template, kind))) as sink:
         for definition in [SAMPLE] if kind == "x.parquet" else [SAMPLE, OTHER]:
             intake = sink.collection(definition, conflict="replace")
@@ -154,6 +173,42 @@ def test_publishing_that_dies_is_finished_by_another_process(kind: str, before: 
             assert there and all(each == records_of(new) for each in there.values()), step
             names = [name for name in listing(place) if name != f"{kind.rstrip('/')}/.copying"]
             assert names[0] == kind.rstrip("/"), names
+            assert kept(place) == before * [was], step
+        step += 1
+    assert step > 4
+
+
+@pytest.mark.parametrize("kind", ["x.parquet", "x.parquet/", "x.jsonl"])
+def test_publishing_that_dies_where_there_are_no_links(
+    kind: str, memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is the old one or the new one, or for a moment nothing: then the same command ends it. The old one
+    can be found at any time, and is there once."""
+
+    def refused(*names: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refused)
+    old, new = ordinary(10, start=5000), ordinary(20)
+    template = memory / "template"
+    template.mkdir()
+    export(at(template, kind), old, "fail")
+    was = found(at(template, kind))
+    with closing(opened(at(template, kind))) as sink:
+        for definition in [SAMPLE] if kind == "x.parquet" else [SAMPLE, OTHER]:
+            intake = sink.collection(definition, conflict="replace")
+            intake.write(new)
+            intake.finish()
+    died, step = True, 0
+    while died:
+        place = memory / f"{step}"
+        shutil.copytree(template, place)
+        died = dies_at(step, partial(published, at(place, kind)))
+        assert was in [found(at(place, kind)), *kept(place)], step
+        published(at(place, kind))
+        assert kept(place) == [was], step
+        there = found(at(place, kind))
+        assert there and all(each == records_of(new) for each in there.values()), step
         step += 1
     assert step > 4
 
@@ -280,6 +335,34 @@ def test_a_file_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
             if kind == "x.jsonl":
                 with pytest.raises(UsageError, match="no regular file"):
                     sink.collection(SAMPLE, conflict="replace")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_replaced_is_kept(kind: str, tmp_path: Path) -> None:
+    """Each time under another name, which is told, and byte for byte as it was."""
+    noted: list[Event] = []
+    address, bytes_of = at(tmp_path, kind), {}
+    for n in range(4):  # within a second
+        written(address, SAMPLE, [ordinary(3 + n)], conflict="replace", observer=noted.append)
+        here = sorted(each for each in (tmp_path / kind).rglob("*") if each.is_file()) or [tmp_path / kind]
+        bytes_of[n] = {each.relative_to(tmp_path / kind): each.read_bytes() for each in here}
+    assert read(address)[0].count == 6
+    assert sorted(each.name for each in tmp_path.iterdir() if ".old-" not in each.name) == [kind.rstrip("/")]
+    assert [len(each["sample"]) for each in sorted(kept(tmp_path), key=lambda each: len(each["sample"]))] == [3, 4, 5]
+    assert len(noted) == 3
+    for n, note in enumerate(noted):
+        assert isinstance(note, Noted) and note.level == "warning"
+        (path,) = [path for path in tmp_path.glob("*.old-*") if f" {path};" in note.message]
+        for name, data in bytes_of[n].items():
+            assert (path / name).read_bytes() == data
+
+
+def test_a_name_that_is_as_long_as_can_be_is_kept_too(tmp_path: Path) -> None:
+    """With less of it."""
+    address = at(tmp_path, "ä" * 118 + ".jsonl")
+    for n in (3, 4):
+        written(address, SAMPLE, [ordinary(n)], conflict="replace")
+    assert [len(each["sample"]) for each in kept(tmp_path)] == [3]
 
 
 def test_one_file_takes_one_collection(tmp_path: Path) -> None:

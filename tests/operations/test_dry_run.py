@@ -16,7 +16,7 @@ from chromakeep.errors import TargetNotEmpty, UsageError
 from chromakeep.operations.copy import CopyResult, copy
 from chromakeep.operations.dry_run import SAMPLE, dry_run
 from chromakeep.operations.planning import Plan
-from chromakeep.records import Definition, Pace
+from chromakeep.records import Definition, Speed
 from chromakeep.testing.memory_records import Memory, MemorySink, MemorySource
 
 ROWS = 50
@@ -86,11 +86,11 @@ def test_what_no_source_knows_is_counted() -> None:
 
 
 def test_the_time_is_that_of_the_slower_side() -> None:
-    """The target's pace in records or in bytes, the rate that was asked for; and what a verification reads again."""
+    """The target's speed in records or in bytes, the rate that was asked for; and what a verification reads again."""
     source = place()
     size = look(source).bytes
-    for pace in (Pace(0.102, 1e9), Pace(1e9, size / 10_000)):
-        done = look(source, pace=pace)
+    for speed in (Speed(0.102, 1e9), Speed(1e9, size / 10_000)):
+        done = look(source, speed=speed)
         assert done.estimate and done.estimate.writing == pytest.approx(10_000)
         assert done.seconds == pytest.approx(max(10_000, done.estimate.reading))
     assert look(source, Plan(rate=0.01)).seconds == pytest.approx(102_000)

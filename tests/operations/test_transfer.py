@@ -306,6 +306,22 @@ def test_a_service_moves(tmp_path: Path, directory: bool) -> None:
     assert [p.name for p in tmp_path.iterdir() if p.name != "work"] == ["app.env"]
 
 
+def test_what_a_round_did_is_told_by_its_number(tmp_path: Path) -> None:
+    """Of one collection in the singular, of more in the plural."""
+    world = World(tmp_path)
+    world.start()
+    world.a.put(Definition("one", "uuid-one", dimension=3), records(0, 1))
+    world.follow()
+    assert "1 record written, 0 deleted, 1 collection copied in " in world.told[-1]
+    for name in ("one", "two", "three"):
+        if name == "one":
+            del world.a.collections[Definition(name).place]
+        else:
+            world.a.put(Definition(name, f"uuid-{name}", dimension=3), records(0, 1))
+    world.follow()
+    assert "2 records written, 0 deleted, 2 collections copied, 1 collection dropped in " in world.told[-1]
+
+
 def test_phases_that_are_done_change_nothing(world: World) -> None:
     """The same command again: no record, no command, no line."""
     world.start()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import msgspec
 
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.connection import ANYTHING, Connection
 from chromakeep.chroma.outline import resolved
-from chromakeep.errors import ServerAnswered, SourceBusy
+from chromakeep.errors import ServerAnswered, SourceBusy, UsageError
 from chromakeep.records import Definition
 
 _PAGE = 100
@@ -104,7 +105,8 @@ class Api:
     def has(self, path: str) -> bool:
         """Whether a tenant, database or collection is there, by its path."""
         try:
-            self.connection.request("GET", path, decoder=ANYTHING)
+            with self._named(path):
+                self.connection.request("GET", path, decoder=ANYTHING)
         except ServerAnswered as error:
             if error.status == 404:
                 return False
@@ -113,7 +115,8 @@ class Api:
 
     def make(self, path: str, name: str) -> None:
         """Create a tenant (path ``/tenants``) or database; one that is there already is fine."""
-        self._post(path, {"name": name}, fine=(409,))
+        with self._named(path, name):
+            self._post(path, {"name": name}, fine=(409,))
 
     def databases(self, tenant: str) -> list[str]:
         """The names of a tenant's databases."""
@@ -134,7 +137,7 @@ class Api:
         for _ in range(_LISTINGS):
             found: dict[str, Found] = {}
             offset = 0
-            while page := self.connection.request("GET", f"{path}?limit={_PAGE}&offset={offset}", decoder=_ALL_FOUND):
+            while page := self._page(database_path(tenant, database), offset):
                 offset += len(page)
                 found.update((each.id, each) for each in page)
                 if offset > _PAGE * _MOST_PAGES:
@@ -145,11 +148,17 @@ class Api:
                 return list(found.values())
         raise SourceBusy(f"the collections of {database} change faster than they can be listed")
 
+    def _page(self, database: str, offset: int) -> list[Found]:
+        path = f"{database}/collections?limit={_PAGE}&offset={offset}"
+        with self._named(database):
+            return self.connection.request("GET", path, decoder=_ALL_FOUND)
+
     def collection(self, tenant: str, database: str, name: str) -> Found | None:
         """The collection of that name, if there is one."""
-        path = f"{database_path(tenant, database)}/collections/{quote(name, safe='')}"
+        place = database_path(tenant, database)
         try:
-            return self.connection.request("GET", path, decoder=_FOUND)
+            with self._named(place):
+                return self.connection.request("GET", f"{place}/collections/{quote(name, safe='')}", decoder=_FOUND)
         except ServerAnswered as error:
             if error.status == 404:
                 return None
@@ -212,3 +221,17 @@ class Api:
         except ServerAnswered as error:
             if error.status not in fine:
                 raise
+
+    @contextmanager
+    def _named(self, path: str, *more: str) -> Iterator[None]:
+        """Of a request to a tenant or database in which nothing can be refused but its name: that is ``UsageError``."""
+        try:
+            yield
+        except ServerAnswered as error:
+            if error.status != 400:
+                raise
+            names = "/".join([*map(unquote, path.split("/")[2::2]), *more])
+            raise UsageError(
+                f"{self.connection.where}/{names}: {error.message}",
+                hint="name another tenant or database: 3 to 512 of A-Z a-z 0-9 . _ -, a letter or digit at both ends",
+            ) from None

@@ -25,7 +25,7 @@ from chromakeep.chroma.server_intake import ADD, REPLACE, ServerIntake
 from chromakeep.chroma.server_patch import ServerPatch
 from chromakeep.errors import ServerAnswered, ServerFailed, TargetNotEmpty, UsageError
 from chromakeep.events import Noted, Observer, ignore
-from chromakeep.records import Definition, Mark, Pace, check_conflict
+from chromakeep.records import Definition, Mark, Speed, check_conflict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,7 +39,7 @@ class ServerSink:
     """Collections go to ``tenant`` and ``database``, or where these are None to those of their definitions."""
 
     several = True
-    pace = Pace(650, 8e6)  # one core of the server's indexes
+    speed = Speed(650, 8e6)  # one core of the server's indexes
 
     def __init__(
         self,

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chromakeep.errors import SourceError, TargetNotEmpty, UsageError
+from chromakeep.events import Observer, ignore
 from chromakeep.exchange import manifest
 from chromakeep.exchange.archive import ParquetArchiveSource
 from chromakeep.exchange.archive_intake import ArchiveIntake, Progress
 from chromakeep.exchange.described import place_hash, safe_name
 from chromakeep.exchange.files import old, publish_folder, remove, sync_file, writing
 from chromakeep.exchange.journal import ENDING
-from chromakeep.exchange.workplace import MARKER, PACE, Workplace, check_conflict
+from chromakeep.exchange.keeping import noted, replace_folder
+from chromakeep.exchange.workplace import MARKER, SPEED, Workplace, check_conflict
 from chromakeep.records import Definition, Mark, Source
 
 Place = tuple[str, str, str]
@@ -24,17 +26,26 @@ class ParquetArchiveSink:
     """A directory with one subdirectory for each collection, and a manifest.
 
     All of it is made below ``.NAME.partial`` and gets its name in ``publish``, in one step on Linux. An archive that is
-    there keeps its other collections: they are linked into the new one, or copied where that cannot be.
+    there keeps its other collections: they are linked into the new one, or copied where that cannot be. If it has
+    anything else, such as a collection that is replaced, it is kept as it was, as a whole (``keeping``).
 
     What a killed process left is gone on with; and what it has finished is part of the archive, unless ``resume`` is
     False: then that is removed first.
     """
 
     several = True
-    pace = PACE
+    speed = SPEED
 
-    def __init__(self, path: Path, *, resume: bool = True, compact: bool = False, part_bytes: int = 256 << 20) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        *,
+        resume: bool = True,
+        compact: bool = False,
+        part_bytes: int = 256 << 20,
+        observer: Observer = ignore,
+    ) -> None:
+        self.path, self._observer = path, observer
         self._work = Workplace(path, resume=resume)
         self._compact = compact
         self._part_bytes = part_bytes
@@ -117,7 +128,11 @@ class ParquetArchiveSink:
             entries += self._carry({entry.definition.place for entry in entries})
             manifest.write_manifest(self._work.path, sorted(entries, key=lambda entry: entry.definition.place))
             remove(self.path / MARKER)
-            publish_folder(self._work.path, self.path)
+            if self._has_more(entries):
+                kept = replace_folder(self._work.path, self.path, witness=manifest.NAME)
+                self._observer(noted(self.path, kept))
+            else:
+                publish_folder(self._work.path, self.path)
             remove(self.path / MARKER)
         self._intakes.clear()
         self._former = None
@@ -162,6 +177,17 @@ class ParquetArchiveSink:
             else:
                 for journal in left.glob(f"*{ENDING}"):
                     remove(journal)
+
+    def _has_more(self, entries: Sequence[manifest.Entry]) -> bool:
+        """Whether the archive that is there has anything that one of these collections has not."""
+        carried = [(entry.definition, entry.parts) for entry in entries]
+        known = {self.path / manifest.NAME}
+        for entry in self._there():
+            if (entry.definition, entry.parts) not in carried:
+                return True
+            folder = self.path / entry.directory
+            known |= {folder, folder / manifest.ENTRY, *entry.paths(self.path)}
+        return self.path.is_dir() and not known.issuperset(self.path.rglob("*"))
 
     def _carry(self, brought: set[Place]) -> list[manifest.Entry]:
         """Link what the archive that is there holds besides into the new one."""

@@ -12,10 +12,12 @@ import msgspec
 import pyarrow as pa
 
 from chromakeep.errors import SourceError, TargetNotEmpty, UsageError
+from chromakeep.events import Observer, ignore
 from chromakeep.exchange.described import place_hash
-from chromakeep.exchange.files import publish_file, remove, sync_file, sync_folder, write_whole, writing
+from chromakeep.exchange.files import remove, sync_file, sync_folder, write_whole, writing
+from chromakeep.exchange.keeping import noted, replace_file
 from chromakeep.exchange.recent import Recent
-from chromakeep.exchange.workplace import PACE, Workplace, check_conflict
+from chromakeep.exchange.workplace import SPEED, Workplace, check_conflict
 from chromakeep.records import Definition, Limits, Mark, Source
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ _DONE, _REPLACES, _READY, _WHOLE = ".done", "replaces", "ready", "whole"
 
 
 class FileSink(ABC):
-    """A file that gets its name in ``publish``, whole; one that is there is replaced as a whole, or not at all.
+    """A file that gets its name in ``publish``, whole; one that is there is replaced as a whole and kept (``keeping``),
+    or it is left alone.
 
     Until then it is made in the directory ``.NAME.partial`` beside it. What a killed process left there is gone on
     with; and what it has finished is part of the file, unless ``resume`` is False: then that is removed first.
@@ -33,10 +36,10 @@ class FileSink(ABC):
 
     several = True
     """Whether it may hold more than one collection."""
-    pace = PACE
+    speed = SPEED
 
-    def __init__(self, path: Path, *, resume: bool = True) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, resume: bool = True, observer: Observer = ignore) -> None:
+        self.path, self._observer = path, observer
         self._work = Workplace(path, resume=resume)
         self._intakes: dict[str, FileIntake] = {}
 
@@ -109,7 +112,7 @@ class FileSink(ABC):
         return Together([self.read(path) for path in self._finished()])
 
     def publish(self) -> None:
-        """Give the file its name, over the one that it replaces, in one step. Without a finished collection, nothing.
+        """Give the file its name; one that it replaces is kept under another. Without a finished collection, nothing.
         Raises ``TargetNotEmpty`` if a file has come there meanwhile."""
         for intake in self._intakes.values():
             if not intake.finished:
@@ -128,7 +131,8 @@ class FileSink(ABC):
             whole = self._work.path / ready.read_text()
             if whole.exists():
                 self._refuse(replaces=(self._work.path / _REPLACES).exists())
-                publish_file(whole, self.path)
+                if kept := replace_file(whole, self.path):
+                    self._observer(noted(self.path, kept))
             for left in self._work.path.iterdir():
                 if left != ready:
                     remove(left)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import zstandard
 
 from chromakeep.errors import UsageError
+from chromakeep.events import Observer, ignore
 from chromakeep.exchange.file_sink import FileIntake, FileSink
 from chromakeep.exchange.files import Output, writing
 from chromakeep.exchange.jsonl import JsonlSource
@@ -18,7 +19,7 @@ from chromakeep.exchange.jsonl_records import head_line, id_of, record_lines
 from chromakeep.exchange.lines import is_packed, lines
 from chromakeep.exchange.position import numbers
 from chromakeep.exchange.recent import MOST
-from chromakeep.exchange.workplace import PACE
+from chromakeep.exchange.workplace import SPEED
 from chromakeep.records import Definition, Limits, Mark, Source, check_conflict
 
 VECTORS = ("base64", "decimal")
@@ -32,8 +33,10 @@ class JsonlSink(FileSink):
     ``vectors``: base64, or decimal, which is twice as long and to be read by people.
     """
 
-    def __init__(self, path: Path, *, resume: bool = True, vectors: str = "base64") -> None:
-        super().__init__(path, resume=resume)
+    def __init__(
+        self, path: Path, *, resume: bool = True, vectors: str = "base64", observer: Observer = ignore
+    ) -> None:
+        super().__init__(path, resume=resume, observer=observer)
         self._decimal = _is_decimal(vectors)
 
     def read(self, path: Path) -> Source:
@@ -96,7 +99,7 @@ class JsonlStreamSink:
     with."""
 
     several = True
-    pace = PACE
+    speed = SPEED
 
     def __init__(self, stream: IO[bytes], *, vectors: str = "base64") -> None:
         """The stream is the caller's, and stays open."""

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Protocol
 
 from chromakeep.addresses import parse
 from chromakeep.errors import UsageError
+from chromakeep.events import Observer, ignore
 from chromakeep.records import Sink
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def is_exchange(path: str) -> bool:
         return False
 
 
-def source_of(path: str, *, stream: IO[bytes] | None = None) -> Source:
+def source_of(path: str, *, stream: IO[bytes] | None = None, observer: Observer = ignore) -> Source:
     """The file, directory or stream as a source; nothing is read yet. ``-`` is ``stream``, or else standard input."""
     if not _is_parquet(path):
         from chromakeep.exchange.jsonl import JsonlSource, JsonlStream
@@ -44,7 +45,7 @@ def source_of(path: str, *, stream: IO[bytes] | None = None) -> Source:
     from chromakeep.exchange.parquet import ParquetFileSource
 
     place = _local(path)
-    return ParquetArchiveSource(place) if _is_archive(path) else ParquetFileSource(place)
+    return ParquetArchiveSource(place) if _is_archive(path) else ParquetFileSource(place, observer)
 
 
 def saved(stream: IO[bytes], path: Path) -> str:
@@ -63,6 +64,7 @@ def sink_of(
     resume: bool = True,
     vectors: str = "base64",
     compact: bool = False,
+    observer: Observer = ignore,
 ) -> ExchangeSink:
     """The file, directory or stream as a sink; nothing is written yet. ``-`` is ``stream``, or else standard output.
 
@@ -75,14 +77,14 @@ def sink_of(
 
         if path == STREAM:
             return JsonlStreamSink(stream or sys.stdout.buffer, vectors=vectors)
-        return JsonlSink(_local(path), resume=resume, vectors=vectors)
+        return JsonlSink(_local(path), resume=resume, vectors=vectors, observer=observer)
     from chromakeep.exchange.archive_sink import ParquetArchiveSink
     from chromakeep.exchange.parquet_sink import ParquetFileSink
 
     place = _local(path)
     if _is_archive(path):
-        return ParquetArchiveSink(place, resume=resume, compact=compact)
-    return ParquetFileSink(place, resume=resume, compact=compact)
+        return ParquetArchiveSink(place, resume=resume, compact=compact, observer=observer)
+    return ParquetFileSink(place, resume=resume, compact=compact, observer=observer)
 
 
 def _local(path: str) -> Path:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from chromakeep.errors import UsageError
+from chromakeep.events import Noted, Observer, ignore
 from chromakeep.exchange.files import reading
 from chromakeep.exchange.once import Once
 from chromakeep.exchange.position import Stretch, fingerprint
@@ -18,15 +19,17 @@ from chromakeep.records import Definition, Mark
 if TYPE_CHECKING:
     from chromakeep.conditions import Where
 
+SHOWN = 20  # names in a message
+
 
 class ParquetFileSource:
     """The collection in one Parquet file, by chromakeep or any other program; see ``exact`` for what it may hold.
 
-    A mark is ``[0, row group, row]``. For one thread at a time.
+    A mark is ``[0, row group, row]``. For one thread at a time. ``observer`` is told of columns that are not read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, observer: Observer = ignore) -> None:
+        self.path, self._observer = path, observer
         self._part: Part | None = None
         self._definition: Definition | None = None
 
@@ -39,6 +42,7 @@ class ParquetFileSource:
                 for _, id in part.ids():
                     ids.add(id)
                 ids.check(part.ids, str(self.path), "row")
+                self._tell(part.unread)
             self._definition = part.definition()
         return [self._definition]
 
@@ -64,6 +68,13 @@ class ParquetFileSource:
         if self._part is not None:
             self._part.close()
             self._part = None
+
+    def _tell(self, unread: Sequence[str]) -> None:
+        if unread:
+            names = ", ".join(unread[:SHOWN]) + (", ..." if len(unread) > SHOWN else "")
+            what = "1 column is" if len(unread) == 1 else f"{len(unread):,} columns are"
+            how = "to have them in the collection, make them fields of the column metadata (a struct, or JSON text)"
+            self._observer(Noted(f"{self.path}: {what} not read: {names}; {how}", "warning"))
 
     def _open(self) -> Part:
         if self._part is None:

@@ -8,6 +8,7 @@ import msgspec
 import pyarrow as pa
 
 from chromakeep.errors import UsageError
+from chromakeep.events import Observer, ignore
 from chromakeep.exchange.file_sink import FileIntake, FileSink
 from chromakeep.exchange.parquet import ParquetFileSource
 from chromakeep.exchange.part import PartWriter, Point
@@ -19,8 +20,8 @@ class ParquetFileSink(FileSink):
 
     several = False
 
-    def __init__(self, path: Path, *, resume: bool = True, compact: bool = False) -> None:
-        super().__init__(path, resume=resume)
+    def __init__(self, path: Path, *, resume: bool = True, compact: bool = False, observer: Observer = ignore) -> None:
+        super().__init__(path, resume=resume, observer=observer)
         self._compact = compact
 
     def read(self, path: Path) -> Source:

@@ -102,6 +102,11 @@ class Part:
         """Whether another program has written it."""
         return self._footer is None
 
+    @property
+    def unread(self) -> list[str]:
+        """Columns of which nothing is read."""
+        return [name for name in self.schema.names if name not in COLUMNS]
+
     def ids(self) -> Iterator[tuple[int, str]]:
         """All there are, each with the number of its row, counted from 1."""
         row = 0

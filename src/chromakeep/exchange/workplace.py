@@ -8,9 +8,9 @@ from pathlib import Path
 
 from chromakeep.errors import UsageError
 from chromakeep.exchange.files import hold, partial, remove, sync_folder
-from chromakeep.records import CONFLICTS, Pace
+from chromakeep.records import CONFLICTS, Speed
 
-PACE = Pace(200_000, 100e6)
+SPEED = Speed(200_000, 100e6)
 MARKER = ".copying"
 """A file that is in a workplace from its beginning. When a directory was published by swapping the two, the former one
 stands under the hidden name, and has none: nobody must take it for work that was done."""

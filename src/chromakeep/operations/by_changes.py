@@ -21,6 +21,7 @@ from chromakeep.chroma.touched import Look, Looking, Outcome, Unfollowable
 from chromakeep.events import Observer, ignore
 from chromakeep.operations.catch_up import Round, catch_up
 from chromakeep.operations.compare import described
+from chromakeep.operations.pace import Pace
 from chromakeep.operations.place import write_whole
 from chromakeep.operations.reconcile import Deletes, fill
 from chromakeep.operations.tracked import Key, Options, Tracked, chosen, shape_of, unlike
@@ -72,6 +73,7 @@ class ByChanges:
     ) -> None:
         self._sink, self._read_back, self._options, self._tracked = sink, read_back, options, tracked
         self._save, self._folder, self._allow_empty, self._observer = save, folder, allow_empty, observer
+        self._pace = Pace(options.rate)
 
     def round(self, directory: Path, position: Position, whole: Source | None = None) -> Round:
         """Bring the target from a position to what ``directory`` is now, and write down how far that is.
@@ -174,9 +176,9 @@ class ByChanges:
         done.deleted += len(gone)
         new, kept = _batches(outcome, definition.dimension)
         if len(new):
-            name, rate = described(definition), self._options.rate
+            name, pace = described(definition), self._pace
             intake = self._sink.collection(target, conflict="upsert")
-            done.upserted += fill(intake, iter([(new, None)]), name=name, rate=rate, observer=self._observer)
+            done.upserted += fill(intake, iter([(new, None)]), name=name, pace=pace, observer=self._observer)
         if len(kept):
             if self._sink.patch(there, kept):
                 return False

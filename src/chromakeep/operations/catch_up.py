@@ -18,6 +18,7 @@ from msgspec.structs import astuple, replace
 from chromakeep.errors import SourceError, UsageError
 from chromakeep.events import Observer, ignore
 from chromakeep.operations.compare import described
+from chromakeep.operations.pace import Pace
 from chromakeep.operations.reconcile import Drops, Reconciled, fill, reconcile
 from chromakeep.operations.tracked import Key, Options, Tracked, begin, chosen, shape_of, unlike
 from chromakeep.records import Definition, Intake, Sink, Source
@@ -60,7 +61,7 @@ def catch_up(
     that was started on a wrong directory shows just that. ``TargetNotEmpty`` if a new collection has the name of
     one that the target had, ``UsageError``, and what source and sink raise.
     """
-    done = Round()
+    done, pace = Round(), Pace(options.rate)
     pairs = chosen(a.definitions(), options)
     if tracked and not tracked.keys() & pairs.keys() and not allow_empty:
         raise SourceError(
@@ -80,9 +81,7 @@ def catch_up(
             save()
         known = tracked[key]
         before = astuple(known)
-        found = _one(
-            a, definition, target, sink, b, there.get(target.place), known, options, done, save, folder, observer
-        )
+        found = _one(a, definition, target, sink, b, there.get(target.place), known, pace, done, save, folder, observer)
         known.id, known.whole, known.replaces, known.records = definition.id, True, False, found.records
         if found.moved:
             sink.publish()
@@ -105,7 +104,7 @@ def _one(
     b: Source,
     there: Definition | None,
     known: Tracked,
-    options: Options,
+    pace: Pace,
     done: Round,
     save: Callable[[], None],
     folder: Path | None,
@@ -126,7 +125,7 @@ def _one(
         reconcile,
         target=target,
         delete=not known.existed,
-        rate=options.rate,
+        pace=pace,
         folder=folder,
         observer=observer,
     )
@@ -144,7 +143,7 @@ def _one(
         intake,
         a.batches(definition),
         name=described(definition),
-        rate=options.rate,
+        pace=pace,
         total=definition.count,
         observer=observer,
     )

@@ -14,6 +14,7 @@ from chromakeep.errors import TargetNotEmpty, UsageError, VerificationFailed
 from chromakeep.events import Noted, Observer, RecordsMoved, ignore
 from chromakeep.operations.checkpoint import Checkpoint
 from chromakeep.operations.compare import Comparison, compare, described
+from chromakeep.operations.pace import Pace
 from chromakeep.operations.planning import Plan, admitted, paired
 from chromakeep.operations.pump import Pump
 from chromakeep.operations.sums import Sums, in_cosine
@@ -31,7 +32,7 @@ class Remembers(Protocol):
 
 class Estimate(msgspec.Struct, frozen=True):
     """On what the time that a dry run tells rests: ``read`` of its records were read, by which reading all takes
-    ``reading`` seconds; the target is taken to write them in ``writing`` seconds (``Sink.pace``)."""
+    ``reading`` seconds; the target is taken to write them in ``writing`` seconds (``Sink.speed``)."""
 
     read: int
     reading: float
@@ -101,14 +102,15 @@ def copy(
                 "warning",
             )
         )
-    done, moved = [], 0
+    done, moved, pace = [], 0, Pace(plan.rate)
     for definition, target in pairs:
         if plan.collections is None and is_temporary(definition.name):
             told = (
                 "looks like what a copy that did not finish has left; it is copied, too: name others by --collections"
             )
             observer(Noted(f"{described(definition)} {told}", "warning"))
-        records, size = _one(source, sink, definition, target, target.place in existing, plan, checkpoint, observer)
+        exists = target.place in existing
+        records, size = _one(source, sink, definition, target, exists, plan, pace, checkpoint, observer)
         exists = checkpoint.part(definition.place).existed
         moved += size
         done.append(Copied(described(definition), described(target), records, definition.dimension, exists))
@@ -130,6 +132,7 @@ def _one(
     target: Definition,
     exists: bool,
     plan: Plan,
+    pace: Pace,
     checkpoint: Checkpoint,
     observer: Observer,
 ) -> tuple[int, int]:
@@ -163,7 +166,7 @@ def _one(
     observer(RecordsMoved("copy", name, told, definition.count))
     summed = plan.verify and (part.mark is None or part.sums)
     sums = Sums(cosine=in_cosine(definition, target), numbers=part.sums) if summed else None
-    pump = Pump(intake, part, checkpoint, sums=sums, rate=plan.rate, progress=progress)
+    pump = Pump(intake, part, checkpoint, sums=sums, pace=pace, progress=progress)
     pump.run(source.batches(definition, after=part.mark, where=plan.where))
     intake.finish()
     part.done = True

@@ -26,7 +26,7 @@ from chromakeep.exchange.files import hold, remove
 from chromakeep.operations import place
 from chromakeep.operations.copy import Remembers
 from chromakeep.operations.restore import refuse_in_use, was_chosen
-from chromakeep.records import Definition, Intake, Mark, Pace, Sink, Source, check_conflict
+from chromakeep.records import Definition, Intake, Mark, Sink, Source, Speed, check_conflict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +71,7 @@ class DirectorySink:
     """One directory. ``kept`` is where its old content is after ``publish``."""
 
     several = True
-    pace = Pace(650, 8e6)  # a Chroma's, as of a server
+    speed = Speed(650, 8e6)  # a Chroma's, as of a server
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ def dry_run(source: Source, sink: Sink, plan: Plan, *, observer: Observer = igno
         )
     records, size = sum(each.records for each in read), sum(each.size for each in read)
     reading = sum(each.seconds for each in read)
-    writing = max(records / sink.pace.records, size / sink.pace.bytes)
+    writing = max(records / sink.speed.records, size / sink.speed.bytes)
     seconds = max(reading, writing, records / plan.rate if plan.rate else 0.0) + plan.verify * reading
     return CopyResult(
         tuple(

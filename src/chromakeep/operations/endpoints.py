@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -26,7 +26,7 @@ from chromakeep.addresses import CLOUD, POSTGRES, Address, parse, split_selector
 from chromakeep.chroma.directory_source import DirectorySource
 from chromakeep.errors import NotAChromaDirectory, UsageError
 from chromakeep.events import Observer, ignore
-from chromakeep.exchange.open import is_exchange, sink_of, source_of
+from chromakeep.exchange.open import STREAM, is_exchange, sink_of, source_of
 from chromakeep.records import Sink, Source
 
 if TYPE_CHECKING:  # each place imports what it needs when it is opened: a third of the time of a small export
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # each place imports what it needs when it is opened: a third
 
 DATABASE = "chroma.sqlite3"
 CLOUD_URL = "https://api.trychroma.com:443"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Means(msgspec.Struct, frozen=True):
@@ -63,7 +64,7 @@ def open_source(text: str, means: Means, *, resume: str = "") -> Source:
     Raises ``UsageError`` for what is no source, and what opening raises.
     """
     if is_exchange(text):
-        return source_of(text, stream=means.stream)
+        return source_of(text, stream=means.stream, observer=means.observer)
     address, selector = split_selector(text)
     place = parse(address)
     if selector is None and place.kind in ("http", CLOUD):
@@ -108,7 +109,7 @@ def open_sink(text: str, means: Means, *, resume: bool = False, dry: bool = Fals
     to be looked at. Raises ``UsageError`` for what is no sink.
     """
     if is_exchange(text):
-        files = sink_of(text, stream=means.stream, resume=resume)
+        files = sink_of(text, stream=means.stream, resume=resume, observer=means.observer)
         return files, files.reader
     address, selector = split_selector(text)
     place = parse(address)
@@ -162,6 +163,28 @@ def destination(text: str, tenant: str | None, database: str | None) -> tuple[st
             f"{place} and the options name different tenants or databases", hint="leave out --tenant and --database"
         )
     return named[0] or tenant, named[1] or database
+
+
+def is_same(one: str, other: str) -> bool:
+    """Whether two addresses lead to one place, as far as they tell: of a server whatever tenant and database it is."""
+    if STREAM in (one, other):
+        return False
+    if is_exchange(one) or is_exchange(other):
+        return _resolved(parse(one)) == _resolved(parse(other))
+    here, there = split_selector(one), split_selector(other)
+    return here[1] == there[1] is None and _resolved(parse(here[0])) == _resolved(parse(there[0]))
+
+
+def _resolved(place: Address) -> tuple[str, ...]:
+    if place.kind == "http":
+        parts = urlsplit(place.place)
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        return place.kind, "localhost" if host in LOOPBACK else host, str(port)
+    if place.kind == CLOUD:  # which is one, whoever asks
+        return (place.kind,)
+    if place.kind == POSTGRES:
+        return place.kind, place.place.rpartition("@")[2].removesuffix(":5432"), place.prefix
+    return (place.kind, str(place) if place.is_url else str(Path(place.place).resolve()))
 
 
 def _working_copy(at: Path, resume: str, make: Callable[[Path], object]) -> Source:

@@ -10,14 +10,13 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 from pathlib import Path
 
-from chromakeep.errors import ChromakeepError, SnapshotNotFound
+from chromakeep.errors import SnapshotNotFound
+from chromakeep.exchange.keeping import OLD, free_name
 from chromakeep.exchange.swapping import swap
 
 DATABASE = "chroma.sqlite3"
-OLD = ".old-"
 KEYS = "chromakeep-keys.json"  # clients' keys, where there is no repository for them: they belong to the place
 KEYS_LOCK = ".chromakeep-keys.lock"
 
@@ -134,19 +133,13 @@ def keys_locked(data: Path, *, needed: bool = True) -> Iterator[None]:
 
 def kept_as(target: Path) -> Path:
     """A free name for what stands at ``target`` now."""
-    stamp = f"{datetime.now(timezone.utc):%Y%m%dT%H%M%S}"
-    folder, prefix = (target, "") if is_fixed(target) else (target.parent, target.name)
-    for n in range(1000):
-        candidate = folder / f"{prefix}{OLD}{stamp}{f'.{n}' if n else ''}"
-        if not candidate.exists():
-            return candidate
-    raise ChromakeepError(f"{target}: no free name to keep it under", hint="remove some of its .old- copies")
+    return free_name(*((target, "") if is_fixed(target) else (target.parent, target.name)))
 
 
 def newest_old(target: Path) -> Path:
     """What was last kept of ``target``. Raises ``SnapshotNotFound``."""
     folder, prefix = (target, "") if is_fixed(target) else (target.parent, target.name)
-    pattern = re.compile(re.escape(prefix + OLD) + r"(\d{8}T\d{6})(?:\.(\d+))?")  # as kept_as writes it
+    pattern = re.compile(re.escape(prefix + OLD) + r"(\d{8}T\d{6})(?:\.(\d+))?")  # as free_name makes it
     entries = folder.iterdir() if folder.is_dir() else ()
     found = {(m[1], int(m[2] or 0)): p for p in entries if (m := pattern.fullmatch(p.name)) and p.is_dir()}
     if not found:

@@ -33,7 +33,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     ``collections``: names, or ``database/name``, or ``tenant/database/name``; all if None. ``rename``: by the name at
     the source. ``tenant`` and ``database``: where all of it goes, instead of where it was. ``conflict``: one of
-    ``records.CONFLICTS``. ``rate``: records a second at most.
+    ``records.CONFLICTS``. ``rate``: records a second at most. ``within``: source and target are one place.
     """
 
     collections: tuple[str, ...] | None = None
@@ -44,6 +44,7 @@ class Plan(msgspec.Struct, frozen=True):
     conflict: str = "fail"
     rate: float | None = None
     verify: bool = False
+    within: bool = False
 
 
 def paired(source: Source, plan: Plan) -> list[tuple[Definition, Definition]]:
@@ -64,6 +65,12 @@ def paired(source: Source, plan: Plan) -> list[tuple[Definition, Definition]]:
         )
         for definition in chosen
     ]
+    for definition, target in pairs if plan.within else ():
+        if definition.place == target.place:
+            raise UsageError(
+                f"FROM and TO are one place: {described(definition)} would be copied onto itself",
+                hint="give it another name (--rename A=B), another tenant or another database",
+            )
     for place, count in Counter(target.place for _, target in pairs).items():
         if count > 1:
             raise UsageError(

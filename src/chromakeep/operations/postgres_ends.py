@@ -53,11 +53,11 @@ class Untouched:
         """Raises ``ServerFailed`` where it cannot be reached or takes no writes."""
         try:
             from chromakeep.postgres.connecting import connect, has_collections
-            from chromakeep.postgres.sink import PACE
+            from chromakeep.postgres.sink import SPEED
             from chromakeep.postgres.source import described
         except ImportError as error:
             raise _not_installed(error) from None
-        self.pace = PACE
+        self.speed = SPEED
         with connect(str(place), bare=True) as connection:
             self._there = described(connection, None, None) if has_collections(connection) else []
 

@@ -1,7 +1,8 @@
 """Pump: the records of one collection from a source to a sink, with bounded memory, in parallel, and never past a mark.
 
-One thread reads ahead into a short queue; as many write as the sink takes. The source waits while the queue is full, so
-memory does not grow with the collection. A mark is taken down when everything before it was accepted by the sink.
+One thread reads ahead into a short queue; as many write as the sink takes, at the pace that is set. The source waits
+while the queue is full, so memory does not grow with the collection. A mark is taken down when everything before it was
+accepted by the sink.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from queue import Empty, Full, Queue
 from typing import TYPE_CHECKING
 
 from chromakeep.operations.checkpoint import Checkpoint, Part
+from chromakeep.operations.pace import Pace
 from chromakeep.operations.sums import Numbers, Sums
 from chromakeep.records import Intake, Mark
 
@@ -30,7 +32,7 @@ Batches = Iterator[tuple["pa.RecordBatch", Mark]]
 
 
 class Pump:
-    """One collection. ``part`` is brought up to date as it runs; ``moved`` counts the records of this process."""
+    """One collection. ``part`` is brought up to date as it runs."""
 
     def __init__(
         self,
@@ -39,13 +41,13 @@ class Pump:
         checkpoint: Checkpoint,
         *,
         sums: Sums | None = None,
-        rate: float | None = None,
+        pace: Pace | None = None,
         progress: Callable[[int, int], None] = lambda records, size: None,
     ) -> None:
-        """``sums``: add what passes to these, and to ``part``. ``rate``: at most so many records a second."""
-        self.intake, self.part, self.checkpoint, self.rate = intake, part, checkpoint, rate
-        self.progress, self.sums = progress, sums
-        self.moved = 0
+        """``sums``: add what passes to these, and to ``part``. ``pace``: how fast, together with whoever has the same
+        one; None: as fast as can be."""
+        self.intake, self.part, self.checkpoint = intake, part, checkpoint
+        self.progress, self.sums, self.pace = progress, sums, pace or Pace(None)
         self._queue: Queue[tuple[int, pa.RecordBatch] | None] = Queue(AHEAD)
         self._lock = threading.Lock()
         self._error: BaseException | None = None
@@ -53,7 +55,6 @@ class Pump:
         self._pending: deque[_Step] = deque()  # batches that were read, in their order
         self._settled = 0  # batches before the first of these
         self._saved = time.monotonic()
-        self._started = self._saved
 
     def run(self, batches: Batches) -> None:
         """Until the source has no more. Raises what the source or the sink raises; then ``part`` tells of what was
@@ -63,16 +64,15 @@ class Pump:
         for writer in writers:
             writer.start()
         failed: BaseException | None = None
-        until: float | None = None
         try:
-            self._read(batches)
-        except Exception as error:  # of the source: what it gave before is written
-            failed = error
+            try:
+                self._read(batches)
+            except Exception as error:  # of the source: what it gave before is written
+                failed = error
+            self._end(writers)
         except BaseException as error:  # a signal: what is not under way yet is left
-            self._error, until = self._error or error, time.monotonic() + LEAVE
-        self._offer(None)
-        for writer in writers:
-            writer.join(None if until is None else max(0.0, until - time.monotonic()))
+            self._error = self._error or error
+            self._end(writers, time.monotonic() + LEAVE)
         with self._lock:
             self._settle()
             failed = self._error or failed
@@ -88,6 +88,12 @@ class Pump:
         if failed:
             raise failed
 
+    def _end(self, writers: list[threading.Thread], until: float | None = None) -> None:
+        """Nothing comes any more: wait for those who write."""
+        self._offer(None)
+        for writer in writers:
+            writer.join(None if until is None else max(0.0, until - time.monotonic()))
+
     # -- reading --------------------------------------------------------------------------------------------------
 
     def _read(self, batches: Batches) -> None:
@@ -99,7 +105,6 @@ class Pump:
                 self._pending.append(step)
             if not self._offer((number, batch)):
                 return
-            self._slow_down(len(batch))
 
     def _offer(self, item: tuple[int, pa.RecordBatch] | None) -> bool:
         while self._error is None or item is None:
@@ -118,14 +123,6 @@ class Pump:
         except Empty:
             pass
 
-    def _slow_down(self, records: int) -> None:
-        self.moved += records
-        if self.rate:
-            ahead = self.moved / self.rate - (time.monotonic() - self._started)
-            while ahead > 0 and self._error is None:
-                time.sleep(min(ahead, _WAIT))
-                ahead = self.moved / self.rate - (time.monotonic() - self._started)
-
     # -- writing --------------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
@@ -133,21 +130,31 @@ class Pump:
             if self._error is not None:
                 continue
             number, batch = item
+            most = min(self.intake.limits.records, self.pace.portion)
             try:
-                for at in range(0, len(batch), self.intake.limits.records):
-                    self.intake.write(batch.slice(at, self.intake.limits.records))
-                self._accepted(number, batch)
+                for at in range(0, len(batch), most):
+                    some = batch.slice(at, most)
+                    if not self.pace.wait(len(some), lambda: self._error is not None):
+                        break
+                    self.intake.write(some)
+                    self._tell(some)
+                else:
+                    self._accepted(number)
             except BaseException as error:
                 self._error = self._error or error
         self._queue.put(None)  # for the next one: there may be more writers than room in the queue
 
-    def _accepted(self, number: int, batch: pa.RecordBatch) -> None:
+    def _tell(self, some: pa.RecordBatch) -> None:
+        with self._lock:
+            if not self._over:
+                self.progress(len(some), some.nbytes)
+
+    def _accepted(self, number: int) -> None:
         with self._lock:
             if self._over:  # another copy may go on from the checkpoint by now
                 return
             self._pending[number - self._settled].accepted = True
             self._settle()
-            self.progress(len(batch), batch.nbytes)
             pause = DURABLE if self.intake.limits.writers == 1 else SAVE
             if time.monotonic() - self._saved > pause:
                 self._save()

@@ -21,6 +21,7 @@ from chromakeep.digests import hashes
 from chromakeep.events import Observer, RecordsMoved, ignore
 from chromakeep.operations.checkpoint import Checkpoint, Part
 from chromakeep.operations.compare import described
+from chromakeep.operations.pace import Pace
 from chromakeep.operations.pump import Pump
 from chromakeep.operations.sides import Side, Words, apart
 from chromakeep.operations.sums import in_cosine
@@ -76,7 +77,7 @@ def reconcile(
     *,
     target: Definition | None = None,
     delete: bool = True,
-    rate: float | None = None,
+    pace: Pace | None = None,
     folder: Path | None = None,
     observer: Observer = ignore,
 ) -> Reconciled:
@@ -84,7 +85,7 @@ def reconcile(
 
     Records that are missing or different are upserted, ids that ``a`` does not have are deleted, unless ``delete`` is
     False or the sink cannot (``Deletes``). Nothing at ``a`` is changed. ``target``: as what the collection is written,
-    ``there`` if None. ``rate``: records a second at most. ``folder``: for lists of long collections. While somebody
+    ``there`` if None. ``pace``: how fast. ``folder``: for lists of long collections. While somebody
     writes to ``a`` the result is some state between; the next call brings the rest.
 
     Whoever calls publishes the sink. Raises what source and sink raise; then some of the records are written.
@@ -102,7 +103,7 @@ def reconcile(
         chosen = _Chosen(wanted)
         some = _gathered(chosen.of(records) for records, _ in a.batches(definition))
         intake = sink.collection(target or there, conflict="upsert")
-        upserted = fill(intake, some, name=name, rate=rate, observer=observer)
+        upserted = fill(intake, some, name=name, pace=pace, observer=observer)
     if len(extra) and delete and isinstance(sink, Deletes):
         deleted = _delete(sink, b, there, _Chosen(extra), folder)
     return Reconciled(len(left), upserted, deleted, len(extra) - deleted)
@@ -113,7 +114,7 @@ def fill(
     batches: Iterator[tuple[pa.RecordBatch, Mark]],
     *,
     name: str,
-    rate: float | None = None,
+    pace: Pace | None = None,
     total: int | None = None,
     observer: Observer = ignore,
 ) -> int:
@@ -126,7 +127,7 @@ def fill(
         observer(RecordsMoved("catch up", name, done, total))
 
     part = Part()
-    Pump(intake, part, Checkpoint(None, {}), rate=rate, progress=progress).run(batches)
+    Pump(intake, part, Checkpoint(None, {}), pace=pace, progress=progress).run(batches)
     intake.finish()
     return part.records
 

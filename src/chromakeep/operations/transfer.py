@@ -443,10 +443,14 @@ def refuse_unless_copied(state: State, what: str) -> None:
 def _told(last: LastRound, number: int) -> str:
     if last.quiet:
         return f"round {number}: nothing to do" + ("" if last.read else ", the source was not written to")
-    parts = [f"{last.upserted:,} records written, {last.deleted:,} deleted"]
-    parts += [f"{last.created} collections copied"] if last.created else []
-    parts += [f"{last.dropped} collections dropped"] if last.dropped else []
+    parts = [f"{_counted(last.upserted, 'record')} written, {last.deleted:,} deleted"]
+    parts += [f"{_counted(last.created, 'collection')} copied"] if last.created else []
+    parts += [f"{_counted(last.dropped, 'collection')} dropped"] if last.dropped else []
     return f"round {number}: {', '.join(parts)} in {last.seconds:.1f} s"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun if count == 1 else noun + 's'}"
 
 
 def _new(source: str, target: str, options: Options, work: Path) -> State:

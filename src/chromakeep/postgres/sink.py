@@ -27,13 +27,13 @@ from chromakeep.postgres.pool import Pool
 from chromakeep.postgres.refusals import Vanished, explained, words
 from chromakeep.postgres.source import described
 from chromakeep.postgres.upkeep import settle
-from chromakeep.records import Definition, Limits, Mark, Pace, check_conflict
+from chromakeep.records import Definition, Limits, Mark, Speed, check_conflict
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 T = TypeVar("T")
-PACE = Pace(6500, 40e6)
+SPEED = Speed(6500, 40e6)
 PATIENCE = 120.0  # seconds for which a server that is away is asked again
 BARE = 63  # records without a vector that are written at once
 FIRST = (0.1, 5.0)  # seconds before the second try, and the most between two
@@ -43,7 +43,7 @@ class PostgresSink:
     """Collections go to ``tenant`` and ``database``, or where these are None to those of their definitions."""
 
     several = True
-    pace = PACE
+    speed = SPEED
 
     def __init__(
         self,

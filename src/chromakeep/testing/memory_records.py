@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from chromakeep.batches import schema
 from chromakeep.errors import ServerFailed, SourceError, TargetNotEmpty, UsageError
-from chromakeep.records import Definition, Limits, Mark, Pace, check_conflict
+from chromakeep.records import Definition, Limits, Mark, Speed, check_conflict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -107,7 +107,7 @@ class MemorySink:
     """
 
     several = True
-    pace = Pace(1_000_000, 1 << 30)
+    speed = Speed(1_000_000, 1 << 30)
 
     def __init__(
         self,

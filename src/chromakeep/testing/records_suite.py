@@ -403,7 +403,7 @@ class SinkSuite(PlaceSuite):
             else:
                 with pytest.raises(UsageError):
                     sink.check(self.definition(), conflict=conflict)
-            assert sink.pace.records > 0 and sink.pace.bytes > 0
+            assert sink.speed.records > 0 and sink.speed.bytes > 0
         self._check(tmp_path, [])
 
     # -- what another process goes on with --------------------------------------------------------------------------

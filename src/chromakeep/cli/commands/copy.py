@@ -142,7 +142,7 @@ def _copy(
     from chromakeep.operations.checkpoint import Checkpoint
     from chromakeep.operations.copy import copy as operation
     from chromakeep.operations.dry_run import dry_run as preview
-    from chromakeep.operations.endpoints import destination, open_sink, open_source
+    from chromakeep.operations.endpoints import destination, is_same, open_sink, open_source
     from chromakeep.operations.planning import Plan
 
     plan = Plan(
@@ -153,6 +153,7 @@ def _copy(
         conflict,
         rate,
         verify,
+        is_same(source, target),
     )
     if verify and target == "-":
         raise UsageError("what was written to a stream cannot be read back", hint="write to a file to have it verified")
