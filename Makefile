@@ -49,6 +49,7 @@ bench: $(VENV)/.dev packages servers
 	$(BIN)/python bench/ways.py
 	$(BIN)/python bench/records.py
 	$(BIN)/python bench/send.py
+	$(BIN)/python bench/door.py
 	$(BIN)/python bench/shield.py
 	$(BIN)/python bench/postgres.py
 	$(BIN)/python bench/scale.py

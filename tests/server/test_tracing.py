@@ -161,6 +161,8 @@ def test_a_collector_that_is_away_is_told_in_our_log(
     """Each thing once: the library would say it on standard error, where who reads lines of JSON gets no others."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "1")
+    monkeypatch.setattr("chromakeep.server.tracing.AGAIN", 3600.0)
+    monkeypatch.setattr("chromakeep.server.tracing.PATIENCE", 120.0)  # what is said behind the end goes nowhere
     told: list[Event] = []
     tracing = Told(told.append)
     backend.serve()

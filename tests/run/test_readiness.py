@@ -1,15 +1,22 @@
-"""An empty store that nobody emptied is not ready, however often anything starts anew; and it becomes no snapshot."""
+"""Ready is what serves, with what it had. An empty store that nobody emptied is not, however often anything starts
+anew; and it becomes no snapshot."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sqlite3
+import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chromakeep.chroma.server import ChromaServer
 from chromakeep.errors import PartialFailure
+from chromakeep.operations.beside import Beside
 from chromakeep.operations.healthcheck import Health, healthcheck
 from chromakeep.repository import Repository
 from chromakeep.server.front import open_door
@@ -110,6 +117,30 @@ def test_what_a_client_deleted_last_is_not_missed(tmp_path: Path) -> None:
         eventually(lambda: '"sighted":1' in _state(data), "the sight of it")
         one.client.request("DELETE", f"{DATABASE}/collections/one")
         assert '"sighted":0' in _state(data)
+
+
+def test_without_a_server_it_is_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From its end until the next one answers; the process lives all the same."""
+    with running(tmp_path / "data", None, every=3600.0, door=open_door) as one:
+        one.until("serving on")
+        assert health(one).healthy
+        again, start = threading.Event(), ChromaServer.start
+
+        def held(self: ChromaServer, **settings: Any) -> None:
+            assert again.wait(200)
+            start(self, **settings)
+
+        monkeypatch.setattr(ChromaServer, "start", held)
+        server = Beside(tmp_path / "data")._read().server
+        assert server
+        os.kill(server.pid, signal.SIGKILL)
+        one.until("starting it again")
+        found = health(one)
+        assert (found.healthy, found.status) == (False, 503) and "starting" in str(found.why)
+        assert healthcheck(f"http://127.0.0.1:{one.port}", live=True, timeout=30.0).healthy
+        again.set()
+        one.until("serving on", 2)
+        assert health(one).healthy
 
 
 def _state(data: Path) -> str:
