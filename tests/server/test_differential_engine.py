@@ -91,6 +91,14 @@ def test_content_types(senders: tuple[Sender, Sender], kind: str) -> None:
     alike(senders, "POST", f"{C}/get", b"{}", kind)
 
 
+@pytest.mark.parametrize("call", ["add", "upsert", "update"])
+@pytest.mark.parametrize("digits", [20, 308, 309, 310, 5000])
+def test_integers_of_any_length(senders: tuple[Sender, Sender], call: str, digits: int) -> None:
+    for value in ("%s", "-%s", "[1,%s]"):
+        metadatas = f'[{{"long":{value % ("9" * digits)}}}]'
+        alike(senders, "POST", f"{C}/{call}", f'{{"ids":["i"],"embeddings":[[1,2]],"metadatas":{metadatas}}}'.encode())
+
+
 _PLACE = "projects/{}/locations/b/keyRings/c/cryptoKeys/d"
 CMEK = [None, {}, [], 1, "gcp", "aws", {"aws": "a"}, {"gcp": 1}, {"gcp": "a"}, {"gcp": "a", "b": 1}]
 CMEK += [{"gcp": _PLACE.format(name)} for name in ("a", "", "a/b", "a b\n", "é")]
