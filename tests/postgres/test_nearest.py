@@ -118,21 +118,27 @@ def test_updates_lose_no_record(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("indexed", [False, True])
 def test_zeros_under_cosine(pool: Pool, indexed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are at a distance of 1 from all; pgvector's index has them not."""
+    """They, and what is hardly more, are at a distance of 1 from all; pgvector's index has them not."""
     monkeypatch.setattr(segments, "TAIL", 100)
     grown = Grown(pool, "cosine")
     vectors = np.abs(_vectors(300))
     vectors[[3, 250]] = 0
-    grown.add(vectors)
+    vectors[[4, 251]] *= [[1e-30], [-1e-40]]
+    vectors[5] *= 1e-15
+    grown.add(vectors[:240])
+    grown.add(vectors[240:], 240)  # few at a time are written in another way
     if indexed:
         grown.settle()
         assert grown.held.segments
-    found = grown.query(-np.abs(_vectors(1, 5)), 5)[0]  # all others are farther
-    assert set(found.ids[:2]) == {"r3", "r250"}
-    assert found.scores is not None and found.scores[:2].tolist() == [1.0, 1.0]
-    of_zero = grown.query(np.zeros((1, DIMENSION)), 3)[0]
-    assert of_zero.ids == ["r0", "r1", "r2"]
-    assert of_zero.scores is not None and of_zero.scores.tolist() == [1.0] * 3
+    query = -np.abs(_vectors(1, 5))  # all others are farther
+    found = grown.query(query, 300)[0]
+    assert set(found.ids[:4]) == {"r3", "r4", "r250", "r251"}
+    assert found.scores is not None and found.scores[:4].tolist() == [1.0] * 4
+    np.testing.assert_allclose(found.scores[found.ids.index("r5")], exact(vectors, query[0], "cosine")[5], rtol=1e-5)
+    for zero in (np.zeros((1, DIMENSION)), np.full((1, DIMENSION), 1e-30)):
+        of_zero = grown.query(zero, 3)[0]
+        assert of_zero.ids == ["r0", "r1", "r2"]
+        assert of_zero.scores is not None and of_zero.scores.tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize("indexed", [False, True])
