@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from chromakeep.engine import Refused, Wanted
+from chromakeep.filters import read_where
 from chromakeep.postgres import catalog, nearest, segments
 from chromakeep.postgres.pool import Pool
 from postgres.grown import Grown, exact
@@ -166,6 +167,46 @@ def test_filters_and_ids(pool: Pool, indexed: bool, monkeypatch: pytest.MonkeyPa
     assert grown.query(query, 5, ids=["r5", "nowhere", "r6"], where={"tenth": 5})[0].ids == ["r5"]
     assert set(grown.query(query, 5, ids=["r5", "nowhere", "r6"])[0].ids) == {"r5", "r6"}
     assert grown.query(query, 5, ids=[])[0].ids == []
+
+
+def test_few_are_measured_and_many_are_asked_of_the_index(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice itself: either way finds the same, for what an index does not give is measured after all."""
+    monkeypatch.setattr(segments, "TAIL", 100)
+    monkeypatch.setattr("chromakeep.postgres.estimates.ALWAYS", 5)
+    monkeypatch.setattr("chromakeep.postgres.estimates.WORTH", 0)
+    grown = Grown(pool, **WHOLE)
+    grown.add(_vectors(200), metadatas=[{"tenth": n % 10, "rare": n % 50} for n in range(200)])
+    grown.settle()
+    held = grown.held
+    near = nearest.measure(held).near("(SELECT v FROM q)")
+
+    def chosen(where: dict[str, int] | None) -> tuple[bool, int, bool]:
+        """Whether all that satisfy it are measured; the candidates of an index; whether a statement asks one."""
+        clause = None if where is None else read_where(where)
+        scope = pool.run(lambda c: nearest.scope_of(c, held, 10, None, clause), write=False)
+        sql, _ = nearest.statement(held, nearest.measure(held), 10, scope, Wanted(distances=True))
+        return scope.exact, scope.search, near in sql
+
+    assert chosen({"rare": 7})[::2] == chosen({"tenth": 77})[::2] == (True, False)
+    assert chosen({"tenth": 3}) == (False, 250, True)  # of ten candidates one satisfies it
+    assert chosen(None) == (False, 200, True)
+
+
+@pytest.mark.parametrize("n_results", [10, 180, 300])
+def test_an_index_is_asked_for_enough(pool: Pool, n_results: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More candidates than results, whatever the collection's own ef_search is, and on if a filter takes them away."""
+    monkeypatch.setattr(segments, "TAIL", 100)
+    grown = Grown(pool, ef_search=10)
+    grown.add(_vectors(400))
+    grown.settle()
+
+    def ask(connection: psycopg.Connection[tuple[str]]) -> tuple[int, str]:
+        nearest.query(connection, grown.held, _vectors(1, 2), n_results, None, None, Wanted(distances=True))
+        settings = [connection.execute(f"SHOW hnsw.{name}").fetchone() for name in ("ef_search", "iterative_scan")]
+        search, scan = [row[0] for row in settings if row]
+        return int(search), scan
+
+    assert pool.run(ask, write=False) == (max(20, 2 * n_results), "strict_order")
 
 
 def test_what_lies_behind_does_not_hide_that_an_index_gave_up(
