@@ -136,6 +136,15 @@ def test_a_rank_as_deep_as_can_be_is_read_or_refused() -> None:
         assert answer(MemoryEngine(), "POST", f"{NONE}/search", body).status in (400, 404)
 
 
+@pytest.mark.parametrize("operator", ["$and", "$or"])
+def test_a_filter_of_too_many_conditions_is_refused(operator: str) -> None:
+    """Some hundreds more end a stock server."""
+    engine = MemoryEngine()
+    path = made(engine)
+    for conditions, status in ((4095, 200), (4096, 400), (40_000, 400)):
+        assert ask(engine, "POST", f"{path}/get", {"where": {operator: [{"k": 1}] * conditions}})[0] == status
+
+
 def test_a_body_over_the_limit() -> None:
     engine = MemoryEngine()
     path = made(engine)
