@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import chromadb
+import numpy as np
 import pytest
 
 from chromakeep.chroma.ports import free_port
@@ -131,13 +132,18 @@ def test_two_instances_on_one_database(cli: Cli, tmp_path: Path) -> None:
         shown = cli("config", "show", env={"CHROMAKEEP_ENGINE": server.url})
         assert "postgresql://postgres@" in shown.stdout
         assert password not in shown.stdout + shown.stderr
+        halves = ("--engine-storage", "halfvec")
         with (
-            serving(cli, "--open", "--allow-reset", CHROMAKEEP_ENGINE=server.url) as (one, _),
+            serving(cli, "--open", "--allow-reset", *halves, CHROMAKEEP_ENGINE=server.url) as (one, _),
             serving(cli, "--open", CHROMAKEEP_ENGINE=server.url) as (two, _),
         ):
             first, second = chromadb.HttpClient("127.0.0.1", one), chromadb.HttpClient("127.0.0.1", two)
             first.create_collection("books", embedding_function=None).add(ids=["a"], embeddings=[[1.0]])
             assert second.get_collection("books", embedding_function=None).count() == 1
+            for client, name, kept in ((first, "halves", np.float16(0.1)), (second, "wholes", np.float32(0.1))):
+                made = client.create_collection(name, embedding_function=None)
+                made.add(ids=["a"], embeddings=[[0.1]])
+                assert np.float32(made.get(include=["embeddings"])["embeddings"][0][0]) == np.float32(kept)
             first.reset()
             assert second.count_collections() == 0
             assert asked(two, "/readyz") == 200

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from chromakeep.engine import Refused, Wanted
+from chromakeep.filters import read_where
 from chromakeep.postgres import catalog, nearest, segments
 from chromakeep.postgres.pool import Pool
 from postgres.grown import Grown, exact
@@ -118,21 +119,27 @@ def test_updates_lose_no_record(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("indexed", [False, True])
 def test_zeros_under_cosine(pool: Pool, indexed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are at a distance of 1 from all; pgvector's index has them not."""
+    """They, and what is hardly more, are at a distance of 1 from all; pgvector's index has them not."""
     monkeypatch.setattr(segments, "TAIL", 100)
     grown = Grown(pool, "cosine")
     vectors = np.abs(_vectors(300))
     vectors[[3, 250]] = 0
-    grown.add(vectors)
+    vectors[[4, 251]] *= [[1e-30], [-1e-40]]
+    vectors[5] *= 1e-15
+    grown.add(vectors[:240])
+    grown.add(vectors[240:], 240)  # few at a time are written in another way
     if indexed:
         grown.settle()
         assert grown.held.segments
-    found = grown.query(-np.abs(_vectors(1, 5)), 5)[0]  # all others are farther
-    assert set(found.ids[:2]) == {"r3", "r250"}
-    assert found.scores is not None and found.scores[:2].tolist() == [1.0, 1.0]
-    of_zero = grown.query(np.zeros((1, DIMENSION)), 3)[0]
-    assert of_zero.ids == ["r0", "r1", "r2"]
-    assert of_zero.scores is not None and of_zero.scores.tolist() == [1.0] * 3
+    query = -np.abs(_vectors(1, 5))  # all others are farther
+    found = grown.query(query, 300)[0]
+    assert set(found.ids[:4]) == {"r3", "r4", "r250", "r251"}
+    assert found.scores is not None and found.scores[:4].tolist() == [1.0] * 4
+    np.testing.assert_allclose(found.scores[found.ids.index("r5")], exact(vectors, query[0], "cosine")[5], rtol=1e-5)
+    for zero in (np.zeros((1, DIMENSION)), np.full((1, DIMENSION), 1e-30)):
+        of_zero = grown.query(zero, 3)[0]
+        assert of_zero.ids == ["r0", "r1", "r2"]
+        assert of_zero.scores is not None and of_zero.scores.tolist() == [1.0] * 3
 
 
 @pytest.mark.parametrize("indexed", [False, True])
@@ -160,6 +167,46 @@ def test_filters_and_ids(pool: Pool, indexed: bool, monkeypatch: pytest.MonkeyPa
     assert grown.query(query, 5, ids=["r5", "nowhere", "r6"], where={"tenth": 5})[0].ids == ["r5"]
     assert set(grown.query(query, 5, ids=["r5", "nowhere", "r6"])[0].ids) == {"r5", "r6"}
     assert grown.query(query, 5, ids=[])[0].ids == []
+
+
+def test_few_are_measured_and_many_are_asked_of_the_index(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice itself: either way finds the same, for what an index does not give is measured after all."""
+    monkeypatch.setattr(segments, "TAIL", 100)
+    monkeypatch.setattr("chromakeep.postgres.estimates.ALWAYS", 5)
+    monkeypatch.setattr("chromakeep.postgres.estimates.WORTH", 0)
+    grown = Grown(pool, **WHOLE)
+    grown.add(_vectors(200), metadatas=[{"tenth": n % 10, "rare": n % 50} for n in range(200)])
+    grown.settle()
+    held = grown.held
+    near = nearest.measure(held).near("(SELECT v FROM q)")
+
+    def chosen(where: dict[str, int] | None) -> tuple[bool, int, bool]:
+        """Whether all that satisfy it are measured; the candidates of an index; whether a statement asks one."""
+        clause = None if where is None else read_where(where)
+        scope = pool.run(lambda c: nearest.scope_of(c, held, 10, None, clause), write=False)
+        sql, _ = nearest.statement(held, nearest.measure(held), 10, scope, Wanted(distances=True))
+        return scope.exact, scope.search, near in sql
+
+    assert chosen({"rare": 7})[::2] == chosen({"tenth": 77})[::2] == (True, False)
+    assert chosen({"tenth": 3}) == (False, 250, True)  # of ten candidates one satisfies it
+    assert chosen(None) == (False, 200, True)
+
+
+@pytest.mark.parametrize("n_results", [10, 180, 300])
+def test_an_index_is_asked_for_enough(pool: Pool, n_results: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More candidates than results, whatever the collection's own ef_search is, and on if a filter takes them away."""
+    monkeypatch.setattr(segments, "TAIL", 100)
+    grown = Grown(pool, ef_search=10)
+    grown.add(_vectors(400))
+    grown.settle()
+
+    def ask(connection: psycopg.Connection[tuple[str]]) -> tuple[int, str]:
+        nearest.query(connection, grown.held, _vectors(1, 2), n_results, None, None, Wanted(distances=True))
+        settings = [connection.execute(f"SHOW hnsw.{name}").fetchone() for name in ("ef_search", "iterative_scan")]
+        search, scan = [row[0] for row in settings if row]
+        return int(search), scan
+
+    assert pool.run(ask, write=False) == (max(20, 2 * n_results), "strict_order")
 
 
 def test_what_lies_behind_does_not_hide_that_an_index_gave_up(

@@ -133,6 +133,31 @@ def test_a_number_that_is_ignored_may_be_of_any_length() -> None:
     assert answer(engine, "POST", f"{D}/collections", twice).status == 422
 
 
+@pytest.mark.parametrize("padding", ["", "x" * 70_000])
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [
+        ("%s", "k"),
+        ("[1,%s]", "k[1]"),
+        ("[0.5,%s]", "k[1]"),
+        ('{"#type":"sparse_vector","indices":[0],"values":[%s]}', "k.values[0]"),
+    ],
+)
+@pytest.mark.parametrize("sign", ["", "-"])
+def test_an_integer_that_no_float_holds_is_no_json(value: str, place: str, sign: str, padding: str) -> None:
+    """As Chroma's parser has it, and before what is wrong with an embedding; one of fewer digits is a float."""
+    engine = MemoryEngine()
+    path = made(engine)
+    rest = f'"unknown":"{padding}","ids":["a"],"embeddings":["AACAfw=="]'
+    for call in ("add", "upsert", "update"):
+        body = f'{{"metadatas":[{{"k":{value % (sign + "9" * 310)}}}],{rest}}}'.encode()
+        page = answer(engine, "POST", f"{path}/{call}", body)
+        said = json.loads(page.body)["message"]
+        assert page.status == 400 and f"{'' if padding else f'metadatas[0].{place}: '}number out of range" in said
+    body = f'{{"ids":["a"],"embeddings":[[1]],"metadatas":[{{"k":{value % (sign + "9" * 308)}}}]}}'.encode()
+    assert answer(engine, "POST", f"{path}/add", body).status == 201
+
+
 def test_members_are_told_from_keys_of_metadata_and_texts() -> None:
     metadata = b'{"ids":1,"documents":"\\"ids\\":"}'
     body = b'{"ids":["a"],"documents":["\\"ids\\":"],"metadatas":[%b],"unknown":[{"ids":2}]}' % metadata
@@ -144,6 +169,15 @@ def test_a_rank_as_deep_as_can_be_is_read_or_refused() -> None:
         rank = '{"$abs":' * depth + '{"$val":1}' + "}" * depth
         body = f'{{"searches":[{{"rank":{rank}}}]}}'.encode()
         assert answer(MemoryEngine(), "POST", f"{NONE}/search", body).status in (400, 404)
+
+
+@pytest.mark.parametrize("operator", ["$and", "$or"])
+def test_a_filter_of_too_many_conditions_is_refused(operator: str) -> None:
+    """Some hundreds more end a stock server."""
+    engine = MemoryEngine()
+    path = made(engine)
+    for conditions, status in ((4095, 200), (4096, 400), (40_000, 400)):
+        assert ask(engine, "POST", f"{path}/get", {"where": {operator: [{"k": 1}] * conditions}})[0] == status
 
 
 def test_a_body_over_the_limit() -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import chromadb
+import numpy as np
 import pytest
 from hypothesis import given
 
@@ -91,6 +92,14 @@ def test_content_types(senders: tuple[Sender, Sender], kind: str) -> None:
     alike(senders, "POST", f"{C}/get", b"{}", kind)
 
 
+@pytest.mark.parametrize("call", ["add", "upsert", "update"])
+@pytest.mark.parametrize("digits", [20, 308, 309, 310, 5000])
+def test_integers_of_any_length(senders: tuple[Sender, Sender], call: str, digits: int) -> None:
+    for value in ("%s", "-%s", "[1,%s]"):
+        metadatas = f'[{{"long":{value % ("9" * digits)}}}]'
+        alike(senders, "POST", f"{C}/{call}", f'{{"ids":["i"],"embeddings":[[1,2]],"metadatas":{metadatas}}}'.encode())
+
+
 _PLACE = "projects/{}/locations/b/keyRings/c/cryptoKeys/d"
 CMEK = [None, {}, [], 1, "gcp", "aws", {"aws": "a"}, {"gcp": 1}, {"gcp": "a"}, {"gcp": "a", "b": 1}]
 CMEK += [{"gcp": _PLACE.format(name)} for name in ("a", "", "a/b", "a b\n", "é")]
@@ -159,6 +168,65 @@ def test_an_update_of_what_is_not_there_changes_nothing(ports: tuple[int, int]) 
         vectors[whose] = dict(zip(found["ids"], found["embeddings"].tolist(), strict=True))
     assert vectors["ours"] == {"a": [10.0], "b": [11.0], "c": [12.0], "d": [13.0]}
     assert vectors["stock"] != vectors["ours"]
+
+
+def collections(ports: tuple[int, int], **wanted: Any) -> tuple[Any, Any]:
+    """One of the same name on both: of the stock server and of the engine."""
+    name = f"pair-{next(numbers)}-{os.getpid()}"
+    clients = [chromadb.HttpClient("127.0.0.1", port) for port in ports]
+    stock, ours = (client.create_collection(name, embedding_function=None, **wanted) for client in clients)
+    return stock, ours
+
+
+@pytest.mark.parametrize("space", ["l2", "cosine", "ip"])
+def test_distances_of_ordinary_vectors(ports: tuple[int, int], space: str) -> None:
+    """All of them, the nearest first; and the vectors as they were sent: of cosine stock has directions and lengths."""
+    chance = np.random.default_rng(7)
+    vectors, queries = (chance.normal(size=(n, 16)).astype(np.float32) for n in (48, 6))
+    queries[0], queries[1] = vectors[3], -2 * vectors[5]
+    ids = [f"v{n}" for n in range(len(vectors))]
+    # of a graph that is a neighbourhood of all stock finds all
+    pair = collections(ports, configuration={"hnsw": {"space": space, "max_neighbors": 100}})
+    for one in pair:
+        one.add(ids=ids, embeddings=vectors)
+    stock, ours = (one.query(query_embeddings=queries, n_results=48, include=["distances"]) for one in pair)
+    assert ours["ids"] == stock["ids"]
+    np.testing.assert_allclose(ours["distances"], stock["distances"], rtol=1e-5, atol=1e-5)
+    shown, exact = (one.get(include=["embeddings"])["embeddings"] for one in pair)
+    assert np.array_equal(exact.astype(np.float32), vectors)
+    np.testing.assert_allclose(shown, vectors, rtol=1e-5)
+
+
+FLOATS = [-1e300, -2.5, -1.5, -0.5, 0.0, 5e-324, 0.5, 1.0, 1.4999999999999998, 1.5, 1.5000000000000002, 2.0, 1e300]
+
+
+def test_where_of_floats(ports: tuple[int, int]) -> None:
+    """Where all values are floats stock compares them as such: every operator with each of them, and between them."""
+    pair = collections(ports)
+    for one in pair:
+        ids = [f"f{number}" for number in range(len(FLOATS) + 1)]
+        metadatas = [*({"f": value} for value in FLOATS), {"g": 1.5}]
+        one.add(ids=ids, embeddings=[[1.0, 2.0]] * len(ids), metadatas=metadatas)
+    wheres: list[Any] = [
+        {"f": {operator: value}}
+        for operator in ("$eq", "$ne", "$gt", "$gte", "$lt", "$lte")
+        for value in (*FLOATS, -1.75, 1.25, 1e-10)
+    ]
+    wheres += [{"f": {operator: values}} for operator in ("$in", "$nin") for values in ([1.5, 0.0, 7.5], [0.25])]
+    wheres += [{"f": 1.5}, {"$and": [{"f": {"$gt": -1.5}}, {"f": {"$lte": 1.5}}]}]
+    for where in wheres:
+        stock, ours = (one.get(where=where, include=[])["ids"] for one in pair)
+        assert ours == stock, where
+
+
+def test_numbers_that_no_float_tells_apart(ports: tuple[int, int]) -> None:
+    """When this fails Chroma compares an integer with a float as numbers, and the row in the documentation may go."""
+    pair = collections(ports)
+    for one in pair:
+        one.add(ids=["i", "f"], embeddings=[[1.0], [2.0]], metadatas=[{"k": 2**63 - 1}, {"k": 2.0**53}])
+    for value, there in ((1e300, ["i"]), (2**53 + 1, ["f"])):
+        stock, ours = (one.get(where={"k": {"$eq": value}}, include=[])["ids"] for one in pair)
+        assert (stock, ours) == (there, []), value
 
 
 def test_chromadbs_client(ports: tuple[int, int]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from chromakeep.server import Door, Page, Refusal, inside
+from chromakeep.server.api import answer
 from chromakeep.server.limits import Limits
 from server.wires import C, Scripted, Wire, post
 
@@ -129,6 +130,25 @@ def test_what_waits_too_long_for_its_turn_is_not_done(
     second.send(post(b"next"))
     assert second.answer("POST").status == 200
     assert [body for _, _, body in told.asked] == [b"slow", b"next"]
+
+
+@pytest.mark.parametrize("target", ["", "/heartbeat?x", "/version", "/pre-flight-checks", "/auth/identity"])
+def test_what_asks_no_engine_waits_for_no_thread(open_door: Open, knock: Knock, target: str) -> None:
+    """While all threads wait for a lock a probe of liveness must not end the instance."""
+    told = Told()
+    told.go.clear()
+    door = open_door(
+        answering=lambda method, *rest: told(method, *rest) if method == "POST" else answer(None, method, *rest),
+        threads=1,
+    )
+    slow, probe = knock(door), knock(door)
+    slow.send(post(b"slow"))
+    assert told.begun.wait(20)
+    for method in ("GET", "HEAD"):
+        probe.send(f"{method} /api/v2{target} HTTP/1.1\r\nhost: h\r\n\r\n".encode())
+        assert probe.answer(method).status == 200
+    told.go.set()
+    assert slow.answer("POST").status == 200
 
 
 def test_a_failure_of_ours_is_an_answer(open_door: Open, knock: Knock) -> None:

@@ -28,7 +28,7 @@ from chromakeep.postgres import packing, reading
 from chromakeep.postgres.chosen import chosen
 from chromakeep.postgres.estimates import Estimates
 from chromakeep.postgres.held import Held
-from chromakeep.postgres.measures import Measure, measure, unindexable
+from chromakeep.postgres.measures import Measure, faint, measure, unindexable
 
 Connection = psycopg.Connection[Any]
 SEARCH = 2.0  # ef_search of pgvector over that of Chroma's index, for its recall at least: docs/design/nearest.md
@@ -134,7 +134,7 @@ def _ask(
         try:
             for vector in vectors:
                 cursor = connection.cursor(binary=True)
-                if held.space == "cosine" and not vector.any():
+                if held.space == "cosine" and faint(vector[None])[0]:
                     cursor.execute(statement_of_zero(held, n_results, scope, wanted), scope.parameters, prepare=prepare)
                 else:
                     cursor.execute(sql, (_packed(vector, held), *(scope.parameters * repeated)), prepare=prepare)
@@ -226,7 +226,7 @@ def statement(held: Held, how: Measure, n_results: int, scope: Scope, wanted: Wa
 
 
 def statement_of_zero(held: Held, n_results: int, scope: Scope, wanted: Wanted) -> str:
-    """For the vector of zeros, which under cosine is at a distance of 1 from all."""
+    """For a vector of zeros, or a faint one, which under cosine is at a distance of 1 from all."""
     return f"SELECT {_columns(wanted)}, 1::float4 FROM {held.table} r{_where(scope)} ORDER BY r.seq LIMIT {n_results}"
 
 

@@ -11,6 +11,7 @@ from functools import partial
 from http import HTTPStatus
 from math import inf
 
+from chromakeep.access.rights import call_of
 from chromakeep.server import answers
 from chromakeep.server.answer_head import AnswerHead
 from chromakeep.server.backend import Carried
@@ -19,11 +20,13 @@ from chromakeep.server.request_head import RequestHead
 from chromakeep.waiting import Waiting
 
 PATIENCE = 10.0  # seconds for which a request waits for its turn
+# Routes whose answer asks no engine: whoever probes them waits for no thread while all of these wait for a lock
+AT_ONCE = frozenset({"heartbeat", "version", "pre-flight-checks", "identity"})
 _BUSY = answers.refusal(503, "too many requests at a time; nothing was done", retry_after=1.0)
 
 Answering = Callable[[str, str, bytes, "str | None"], Page]
-"""Method, target, body and content type of a request; in one of several threads, within its ``Waiting``. Never
-raises."""
+"""Method, target, body and content type of a request; in one of several threads, within its ``Waiting``, or, of a
+route that is answered ``AT_ONCE``, in the door's. Never raises."""
 
 
 class Inside:
@@ -96,6 +99,9 @@ class Inward:
         # The loop's clock may begin elsewhere
         self._waiting = Waiting(until - self._inside.loop.time() + time.monotonic())
         work = partial(self._inside.answering, self._head.method, self._head.target, body, kind)
+        if call_of(self._head.method, self._head.target.partition("?")[0]).route in AT_ONCE:
+            self._inside.loop.call_soon(self._answered, work())
+            return
         try:
             future = self._future = self._inside.executor.submit(self._work, work)
         except RuntimeError:  # the door closes

@@ -83,12 +83,17 @@ def _written(shape: Any, body: bytes, decoder: Any) -> Written:
     adding = shape is payloads.ADD
     if not _one_kind(sent.embeddings) or not _fit(sent.metadatas, adding):
         raise mistake(shape, body) or Refused(422, "the body is of another shape")
-    rows = _rows(sent.embeddings)
-    faults: dict[str, str | None] = {"embeddings": rows.fault}
+    faults: dict[str, str | None] = {}
     metadatas = sent.metadatas
-    if metadatas is not None:
-        metadatas, faults["metadatas"] = _metadatas(metadatas, adding)
-    if found := joined(faults):
+    try:
+        if metadatas is not None:
+            metadatas, faults["metadatas"] = _metadatas(metadatas, adding)
+    except OverflowError:  # an integer that no float holds: msgspec reads it, Chroma's parser does not
+        found = mistake(shape, body, OverflowError("number out of range"))
+        assert found
+        raise found from None
+    rows = _rows(sent.embeddings)
+    if found := joined({"embeddings": rows.fault} | faults):
         raise found
     if rows.ragged:
         raise Refused(400, _RAGGED)
