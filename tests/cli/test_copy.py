@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,8 @@ import pytest
 from chromakeep.chroma.client import Ref
 from chromakeep.chroma.server import ChromaServer
 from operations.namespaces import on_small_disk
+from servers import middle as between
+from servers.middle import Answer, Asked, Middle
 
 if TYPE_CHECKING:
     from cli.conftest import Cli
@@ -50,7 +52,7 @@ def left(cli: Cli) -> list[Path]:
 def test_round_all_places_and_back(cli: Cli, chroma: Path, kept: Path, server: ChromaServer) -> None:
     """Directory, Parquet, server, JSONL, repository, directory: each verified, and the last equal to the first."""
     way = ["chroma", "a.parquet/", url(server, "/acme/prod"), "b.jsonl.zst", "c.jsonl", "d"]
-    for source, target in pairwise(way):
+    for source, target in itertools.pairwise(way):
         home = () if "http" in target else ("--tenant", "default_tenant", "--database", "default_database")
         done = cli.json("copy", source, target, "--verify", *home)
         assert (done["records"], done["verified"]) == (450, True)
@@ -103,26 +105,43 @@ def test_a_collection_of_another_kind_is_told(cli: Cli) -> None:
 
 def test_a_killed_copy_goes_on(cli: Cli, chroma: Path, server: ChromaServer) -> None:
     """SIGKILL in the middle, twice; then the same command ends what was begun, and every record is compared."""
-    command, begun = ("copy", "chroma", url(server), "--verify"), ""
-    for _ in range(2):
-        slow = cli.command(*command, "--rate", "10")  # half a minute of it are left when the first records are copied
-        child = subprocess.Popen(slow, cwd=cli.cwd, env=cli.environ, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and child.poll() is None:
-            saved = list(cli.cwd.rglob("checkpoint.json"))
-            with_records = [p for p in saved if '"records":' in p.read_text()]
-            if with_records:
-                begun = begun or json.loads(with_records[0].read_text())["begun"]
-                break
-            time.sleep(0.02)
-        time.sleep(0.2)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-    done = cli.json(*command)
+    forward, held, over, writes = (
+        between.forwarder(url(server)),
+        threading.Event(),
+        threading.Event(),
+        itertools.count(),
+    )
+
+    def answer(asked: Asked) -> Answer:
+        """Only the first collection is written before the copy has been killed."""
+        if asked.verb in ("add", "upsert") and not over.is_set() and next(writes):
+            held.set()
+            over.wait(200)
+            return between.told(503, "nobody waits for it")
+        return forward(asked)
+
+    middle, begun = Middle(answer), ""
+    command = ("copy", "chroma", middle.url, "--verify")
+    try:
+        for _ in range(2):
+            held.clear()
+            child = subprocess.Popen(cli.command(*command), cwd=cli.cwd, env=cli.environ, stdout=subprocess.DEVNULL)
+            assert held.wait(120) and child.poll() is None
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+            (saved,) = cli.cwd.rglob("checkpoint.json")
+            begun = begun or json.loads(saved.read_text())["begun"]
+        over.set()
+        done = cli.json(*command)
+    finally:
+        over.set()
+        middle.stop()
     assert (done["resumed"], done["verified"], done["records"]) == (True, True, 450)
     assert done["as_of"] == begun
     names = [ref.name for ref in server.client.list_collections()]
     assert sorted(names) == ["books", "laws"]
+    written = [asked.path.split("/")[-2] for asked in middle.asked if asked.verb in ("add", "upsert")]
+    assert len(written) == 4 and len(set(written)) == 2  # the first collection once, the second one three times
     assert not left(cli)
 
 
