@@ -63,9 +63,9 @@ stress: $(VENV)/.dev servers
 	$(BIN)/python tests/stress/hand_over.py --rounds 40 --durability sync --long
 	$(BIN)/python tests/stress/hand_over.py --rounds 20 --durability async --long
 	$(BIN)/python tests/stress/postgres_instances.py
-	DAMAGE_EVERY=1 $(BIN)/python -m pytest -q --timeout 3600 tests/operations/test_damage.py
-	MACHINE_EXAMPLES=40 $(BIN)/python -m pytest -q --timeout 3600 tests/run/test_machine.py
-	DIFFERENTIAL_EXAMPLES=500 $(BIN)/python -m pytest -q --timeout 3600 tests/server/test_differential*.py
+	SEEDS=new DAMAGE_EVERY=1 $(BIN)/python -m pytest -q --timeout 3600 tests/operations/test_damage.py
+	SEEDS=new MACHINE_EXAMPLES=40 $(BIN)/python -m pytest -q --timeout 3600 tests/run/test_machine.py
+	SEEDS=new DIFFERENTIAL_EXAMPLES=500 $(BIN)/python -m pytest -q --timeout 3600 tests/server/test_differential*.py
 
 soak: $(VENV)/.dev
 	$(BIN)/python tests/stress/soak_door.py --minutes 10
