@@ -59,7 +59,8 @@ class Sighting:
         if not missed and self.gone:
             self._observer(Noted(f"{self.gone}: {NOT_READY}", "warning"))
         elif missed and not self.gone:
-            self._observer(Noted("there are collections again"))
+            said = "there are collections again" if count else "a client has deleted here since: nothing is missing"
+            self._observer(Noted(said))
             self.found()
 
     def captured(self, count: int, begun: float) -> None:
