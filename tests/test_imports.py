@@ -15,6 +15,7 @@ CORE = {"errors", "events", "records", "addresses", "layout", "changes", "digest
     "engine",
     "filters",
     "waiting",
+    "words",
     "__init__",
 }
 NOUNS = {"store", "repository", "chroma", "postgres", "exchange", "access"}

@@ -151,17 +151,8 @@ def test_a_process_that_dies_at_any_step(kind: str, before: bool, memory: Path) 
 @pytest.mark.parametrize("kind", ["x.parquet", "x.parquet/", "x.jsonl"])
 def test_publishing_that_dies_is_finished_by_another_process(kind: str, before: bool, memory: Path) -> None:
     """At whatever step it was: the new one is there in the end, and the old one does not come back."""
-    old, new = ordinary(10, start=5000), ordinary(20)
-    template = memory / "template"
-    template.mkdir()
-    if before:
-        export(at(template, kind), old, "fail")
-    was = found(at(template, kind))
-    with closing(opened(at(template, kind))) as sink:
-        for definition in [SAMPLE] if kind == "x.parquet" else [SAMPLE, OTHER]:
-            intake = sink.collection(definition, conflict="replace")
-            intake.write(new)
-            intake.finish()
+    template, new = memory / "template", ordinary(20)
+    was = finished(template, kind, new, before=before)
     died, step = True, 0
     while died:
         place = memory / f"{step}"
@@ -189,16 +180,8 @@ def test_publishing_that_dies_where_there_are_no_links(
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refused)
-    old, new = ordinary(10, start=5000), ordinary(20)
-    template = memory / "template"
-    template.mkdir()
-    export(at(template, kind), old, "fail")
-    was = found(at(template, kind))
-    with closing(opened(at(template, kind))) as sink:
-        for definition in [SAMPLE] if kind == "x.parquet" else [SAMPLE, OTHER]:
-            intake = sink.collection(definition, conflict="replace")
-            intake.write(new)
-            intake.finish()
+    template, new = memory / "template", ordinary(20)
+    was = finished(template, kind, new, before=True)
     died, step = True, 0
     while died:
         place = memory / f"{step}"
@@ -211,6 +194,20 @@ def test_publishing_that_dies_where_there_are_no_links(
         assert there and all(each == records_of(new) for each in there.values()), step
         step += 1
     assert step > 4
+
+
+def finished(folder: Path, kind: str, new: pa.RecordBatch, *, before: bool) -> dict[str, dict[str, Any]] | None:
+    """All that is to be published, but for that; ``before``: over what is there. Returns that."""
+    folder.mkdir()
+    if before:
+        export(at(folder, kind), ordinary(10, start=5000), "fail")
+    was = found(at(folder, kind))
+    with closing(opened(at(folder, kind))) as sink:
+        for definition in [SAMPLE] if kind == "x.parquet" else [SAMPLE, OTHER]:
+            intake = sink.collection(definition, conflict="replace")
+            intake.write(new)
+            intake.finish()
+    return was
 
 
 def published(address: str) -> None:

@@ -29,15 +29,6 @@ from run.test_standby import page, serving
 SYNC: dict[str, Any] = {"every": 3600.0, "door": open_door, "durability": "sync"}
 
 
-@pytest.fixture
-def keep(tmp_path: Path) -> Path:
-    """The repository's folder."""
-    path = tmp_path / "repository"
-    path.mkdir()
-    Repository.create(LocalStore(path))
-    return path
-
-
 def ask(port: int, method: str, path: str, body: object = None, **fields: str) -> tuple[int, Any]:
     """Status and JSON of an answer."""
     data = None if body is None else json.dumps(body).encode()

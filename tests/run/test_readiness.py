@@ -40,15 +40,6 @@ def empty(data: Path) -> None:
         db.execute("DELETE FROM collections")
 
 
-@pytest.fixture
-def keep(tmp_path: Path) -> Path:
-    """The repository's folder."""
-    path = tmp_path / "keep"
-    path.mkdir()
-    Repository.create(LocalStore(path))
-    return path
-
-
 def test_what_was_taken_away_while_nothing_ran_is_missed(tmp_path: Path, keep: Path) -> None:
     """Another disk is mounted in its place, and a Chroma began there. The newest snapshot stays that of all."""
     data = tmp_path / "data"

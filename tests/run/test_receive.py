@@ -70,15 +70,6 @@ def generations(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def keep(tmp_path: Path) -> Path:
-    """The repository's folder."""
-    path = tmp_path / "repository"
-    path.mkdir()
-    Repository.create(LocalStore(path))
-    return path
-
-
-@pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of 32 KB, on both sides."""
     monkeypatch.setattr(manifest, "CHUNK", 32 << 10)

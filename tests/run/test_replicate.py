@@ -69,15 +69,6 @@ def synchronous(keep: Path) -> dict[str, object]:
 LONG = 3600.0  # seconds between snapshots: all else must come from the log
 
 
-@pytest.fixture
-def keep(tmp_path: Path) -> Path:
-    """The repository's folder."""
-    path = tmp_path / "repository"
-    path.mkdir()
-    Repository.create(LocalStore(path))
-    return path
-
-
 def logged(keep: Path) -> int:
     """Rows in the newest epoch of the log."""
     log = Log(Repository.open(LocalStore(keep)))

@@ -44,15 +44,11 @@ class Gated(LocalStore):
         super().put(name, data, if_absent=if_absent)
 
 
-@pytest.fixture
-def keep(tmp_path: Path) -> Path:
-    """The repository's folder."""
-    path = tmp_path / "repository"
-    path.mkdir()
-    Repository.create(LocalStore(path))
+@pytest.fixture(autouse=True)
+def opened() -> None:
+    """The gates of the bucket are, whatever a test before has left."""
     Gated.go.set()
     Gated.full.clear()
-    return path
 
 
 @contextmanager

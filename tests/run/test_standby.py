@@ -28,15 +28,6 @@ LONG = 3600.0  # seconds between snapshots: all else must come from the log
 SYNC: dict[str, Any] = {"every": LONG, "door": open_door, "durability": "sync"}
 
 
-@pytest.fixture
-def keep(tmp_path: Path) -> Path:
-    """The repository's folder."""
-    path = tmp_path / "repository"
-    path.mkdir()
-    Repository.create(LocalStore(path))
-    return path
-
-
 def snapshots(keep: Path) -> list[Snapshot]:
     """All there are."""
     return Repository.open(LocalStore(keep)).snapshots()

@@ -66,10 +66,6 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun if count == 1 else noun + 's'}"
-
-
 def when(time: str, now: datetime | None = None) -> str:
     """An RFC 3339 time in the local zone with its age: ``2026-11-21 03:45:00 (5 m ago)``; as it is if unreadable."""
     try:

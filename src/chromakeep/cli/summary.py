@@ -10,6 +10,7 @@ from chromakeep.cli import output
 from chromakeep.cli.output import Reply
 from chromakeep.errors import SourceError
 from chromakeep.records import Collection
+from chromakeep.words import plural
 
 if TYPE_CHECKING:
     from chromakeep.chroma.inspection import Inspection
@@ -28,12 +29,12 @@ def label(collection: Collection) -> str:
 
 def collections(found: Sequence[Collection]) -> str:
     """``12,423 records in 2 collections (books 8,541 - laws 3,882)``."""
-    total = output.plural(sum(c.count for c in found), "record")
+    total = plural(sum(c.count for c in found), "record")
     names = [f"{output.printable(label(c))} {c.count:,}" for c in found[:NAMED]]
     if len(found) > NAMED:
         names.append(f"and {len(found) - NAMED} more")
     listed = f" ({' - '.join(names)})" if names else ""
-    return f"{total} in {output.plural(len(found), 'collection')}{listed}"
+    return f"{total} in {plural(len(found), 'collection')}{listed}"
 
 
 def _table(found: Sequence[Collection]) -> str:
@@ -72,7 +73,7 @@ def repository(opened: Repository, address: str) -> Reply:
         "snapshots": len(found),
         "newest": public(newest) if newest else None,
     }
-    text = f"repository {address}: {output.plural(len(found), 'snapshot')}"
+    text = f"repository {address}: {plural(len(found), 'snapshot')}"
     text += ", encrypted" if opened.config.encrypted else ""
     if newest:
         text += f"; the oldest of {output.when(found[0].time)}, the newest:\n{snapshot(newest).text}"

@@ -20,13 +20,14 @@ from chromakeep.chroma.directory_source import DirectorySource, state_of
 from chromakeep.chroma.inspection import inspect
 from chromakeep.chroma.naming import check_name
 from chromakeep.chroma.server import ChromaServer
+from chromakeep.chroma.server_sink import ServerSink
 from chromakeep.errors import DiskFull, ServerAnswered, ServerFailed, SourceBroken, SourceBusy, UsageError
 from chromakeep.events import Noted, Observer, ignore
 from chromakeep.exchange.files import hold, remove
 from chromakeep.operations import place
 from chromakeep.operations.copy import Remembers
 from chromakeep.operations.restore import refuse_in_use, was_chosen
-from chromakeep.records import Definition, Intake, Mark, Sink, Source, Speed, check_conflict
+from chromakeep.records import Definition, Intake, Mark, Sink, Source, check_conflict
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +72,7 @@ class DirectorySink:
     """One directory. ``kept`` is where its old content is after ``publish``."""
 
     several = True
-    speed = Speed(650, 8e6)  # a Chroma's, as of a server
+    speed = ServerSink.speed
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from chromakeep.operations.compare import described
 from chromakeep.operations.copy import Copied, CopyResult, Estimate
 from chromakeep.operations.planning import NAMED, Plan, admitted, in_words, paired
 from chromakeep.records import Definition, Sink, Source
+from chromakeep.words import plural
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,7 +63,7 @@ def dry_run(source: Source, sink: Sink, plan: Plan, *, observer: Observer = igno
     if refused := sum(each.refused for each in read):
         named = in_words([name for each in read for name in each.named], refused)
         raise UsageError(
-            f"{refused:,} {'record' if refused == 1 else 'records'} would be refused: {named}",
+            f"{plural(refused, 'record')} would be refused: {named}",
             hint="leave them out with --where, or change them at the source",
         )
     records, size = sum(each.records for each in read), sum(each.size for each in read)

@@ -35,6 +35,7 @@ from chromakeep.operations.held_queue import HeldQueue
 from chromakeep.operations.memory import give_back
 from chromakeep.operations.reading import Reading
 from chromakeep.operations.ship import Shipping
+from chromakeep.operations.sighting import Sighting
 from chromakeep.operations.tenure import Tenure
 from chromakeep.records import Collection
 from chromakeep.repository.lease import Lease, belongs, newest
@@ -71,8 +72,7 @@ class Keeping:
         self.newest_at: float | None = None  # monotonic; None: none in this run
         self.failure: ChromakeepError | None = None  # of the last attempt
         self.collections: tuple[Collection, ...] = ()
-        # What was here and is not: no state to keep. Asked with what a capture has of it, and (monotonic) since when.
-        self.missing: Callable[[int | None, float], str | None] = lambda count, begun: None
+        self.sighting = Sighting()  # where something is missing that was here, that is no state to keep
         self._beside, self._open, self._every, self._stage, self._observer = (
             beside, open_repository, every, stage, observer,
         )  # fmt: skip
@@ -313,7 +313,7 @@ class Keeping:
 
     def _ready(self, copy: Path, begun: float) -> None:
         """Before a snapshot is there: see to it that nothing is missing in it, and that the log leads on from it."""
-        if missing := self.missing(collection_count(copy / DATABASE), begun):
+        if missing := self.sighting.captured(collection_count(copy / DATABASE), begun):
             raise NotNow(missing)
         shipping = None if self._ending.is_set() else self.shipping  # at the end nobody writes
         ticket = shipping.captured(catalog_of(copy / DATABASE)) if shipping else None
@@ -392,7 +392,7 @@ class Keeping:
             raise LeaseLost("another instance writes to this repository")
         if self.undecided:
             raise NotNow("it is not known yet whether another instance writes to this repository")
-        if missing := self.missing(None, 0.0):
+        if missing := self.sighting.gone:
             raise NotNow(missing)
         from chromakeep.operations.backup import backup
 

@@ -63,10 +63,11 @@ class Sighting:
             self._observer(Noted(said))
             self.found()
 
-    def captured(self, count: int, begun: float) -> None:
-        """So many were here at some time after ``begun``, by the clock."""
+    def captured(self, count: int, begun: float) -> str | None:
+        """So many were here at some time after ``begun``, by the clock; what is missing (``gone``)."""
         if count == 0 and begun >= self._since:  # else it may be how it was before there were any
             self.seen(0)
+        return self.gone
 
     def deleting(self) -> None:
         """Somebody deletes at this moment: that there are none afterwards is no surprise, to whoever starts next
@@ -101,12 +102,6 @@ class Sighting:
 def sighting_of(beside: Beside, keeping: Keeping | None, observer: Observer) -> Sighting:
     """That of a run: written down beside the directory, and no snapshot is taken while something is missing."""
     made = Sighting(beside.state.sighted, lambda count: beside.remember(sighted=count), observer=observer)
-
-    def missing(count: int | None, begun: float) -> str | None:
-        if count is not None:
-            made.captured(count, begun)
-        return made.gone
-
     if keeping:
-        made.found, keeping.missing = keeping.soon, missing
+        made.found, keeping.sighting = keeping.soon, made
     return made

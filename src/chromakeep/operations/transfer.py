@@ -37,6 +37,7 @@ from chromakeep.operations.standing import Standing, gone, standing
 from chromakeep.operations.tracked import Options, begin, chosen
 from chromakeep.operations.transfer_state import VERSION, LastRound, State, StateFile, Verified, now
 from chromakeep.records import Sink, Source
+from chromakeep.words import plural
 
 NAMED = 20  # differences that are written down
 
@@ -443,14 +444,10 @@ def refuse_unless_copied(state: State, what: str) -> None:
 def _told(last: LastRound, number: int) -> str:
     if last.quiet:
         return f"round {number}: nothing to do" + ("" if last.read else ", the source was not written to")
-    parts = [f"{_counted(last.upserted, 'record')} written, {last.deleted:,} deleted"]
-    parts += [f"{_counted(last.created, 'collection')} copied"] if last.created else []
-    parts += [f"{_counted(last.dropped, 'collection')} dropped"] if last.dropped else []
+    parts = [f"{plural(last.upserted, 'record')} written, {last.deleted:,} deleted"]
+    parts += [f"{plural(last.created, 'collection')} copied"] if last.created else []
+    parts += [f"{plural(last.dropped, 'collection')} dropped"] if last.dropped else []
     return f"round {number}: {', '.join(parts)} in {last.seconds:.1f} s"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun if count == 1 else noun + 's'}"
 
 
 def _new(source: str, target: str, options: Options, work: Path) -> State:

@@ -52,8 +52,8 @@ class Session:
 
         Its name comes after that of each snapshot and session there is, whatever the clocks of their writers said.
         """
-        begun = max((o.name for o in repository.store.list("sessions/")), default="")
-        moment = max([now(), after(begun), *(after(name) for name in repository.snapshot_names()[-1:])])
+        names = [o.name for o in repository.store.list("sessions/")] + repository.snapshot_names()[-1:]
+        moment = max([now(), *map(after, names)])
         identity = f"{moment:%Y%m%dT%H%M%S}{moment.microsecond // 1000:03d}Z-{secrets.token_hex(8)}"
         info = SessionInfo(identity, kind, socket.gethostname(), os.getpid(), rfc3339(moment))
         _mine.add(identity)

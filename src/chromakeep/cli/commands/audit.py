@@ -15,6 +15,7 @@ from chromakeep.cli.command import Call, command, place
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS
 from chromakeep.errors import RepositoryNotFound, UsageError, VerificationFailed
+from chromakeep.words import plural
 
 if TYPE_CHECKING:
     from chromakeep.repository import Repository
@@ -83,7 +84,7 @@ def _verify(call: Call, places: tuple[str, ...]) -> Reply:
     report = verify(*_places(call, places))
     lines = [
         f"{c.where}: records {c.first:,} to {c.last:,} of {c.instance}, {c.hash}"
-        + (f"; {output.plural(c.interrupted, 'line')} cut short by a crash" if c.interrupted else "")
+        + (f"; {plural(c.interrupted, 'line')} cut short by a crash" if c.interrupted else "")
         + ("; the last line is not whole" if c.open else "")
         for c in report.chains
     ]
@@ -169,8 +170,7 @@ def _prune(call: Call, repo: str | None, within: str, dry_run: bool) -> Reply:
     lines = [f"records {c.first:,} to {c.last:,} of {c.instance}, {c.hash}: {would}removed" for c in report.chains]
     lines += [f"{p.place}{f', line {p.line}' if p.line else ''}: {p.what}; all is kept" for p in report.problems]
     lines.append(
-        f"{output.plural(report.deleted_objects, 'object')} {would}deleted, "
-        f"{output.size(report.freed_bytes)} {would}freed"
+        f"{plural(report.deleted_objects, 'object')} {would}deleted, {output.size(report.freed_bytes)} {would}freed"
     )
     return Reply(
         report, "\n".join(map(output.printable, lines)), VerificationFailed.exit_status if report.problems else 0

@@ -19,6 +19,7 @@ from chromakeep.cli.command import Call, command, names, place
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import PREFIX
 from chromakeep.errors import RepositoryBusy, SourceError, UsageError, VerificationFailed
+from chromakeep.words import plural
 
 if TYPE_CHECKING:
     from chromakeep.chroma.tokens import Token
@@ -218,7 +219,7 @@ def _copy(
     else:
         seconds = max(done.seconds, 0.001)
         lines.append(
-            f"copied {output.plural(done.records, 'record')} in {output.duration(seconds)} "
+            f"copied {plural(done.records, 'record')} in {output.duration(seconds)} "
             f"({done.records / seconds:,.0f}/s)" + (", every one compared" if done.verified else "")
         )
         if done.as_of:
@@ -238,7 +239,7 @@ def _foretold(done: CopyResult, by: Estimate, plan: Plan) -> str:
     rate = f"; --rate allows {plan.rate:,g} records/s" if plan.rate else ""
     back = "; reading all of it back is taken to take as long as reading it" if plan.verify else ""
     return (
-        f"would copy {output.plural(done.records, 'record')}, about {output.size(done.bytes)},"
+        f"would copy {plural(done.records, 'record')}, about {output.size(done.bytes)},"
         f" in about {output.duration(done.seconds)}\n"
         f"({all_of_it}; reading takes about {output.duration(by.reading)}, a target of this kind is taken to need"
         f" {output.duration(by.writing)}{rate}{back})"

@@ -15,6 +15,7 @@ from chromakeep.cli.commands.restore import put_back, restoring
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import TOKEN
 from chromakeep.errors import UsageError
+from chromakeep.words import plural
 
 
 @command(
@@ -98,7 +99,7 @@ def send(call: Call, source: str | None, url: str | None, rollback: bool, take_o
         observer=call.observer,
     )
     text = f"{done.target} serves {summary.collections(done.collections)}, {output.size(done.total_bytes)}: "
-    text += f"{output.size(done.sent_bytes)} in {done.chunks_sent} of {output.plural(done.chunks, 'chunk')} sent, "
+    text += f"{output.size(done.sent_bytes)} in {done.chunks_sent} of {plural(done.chunks, 'chunk')} sent, "
     text += f"{output.duration(done.seconds)}, it was away for {output.duration(done.down_seconds)}"
     if done.kept:
         text += f"\nwhat it served before is kept there as {done.kept}; "

@@ -9,6 +9,7 @@ from chromakeep.addresses import local_path
 from chromakeep.cli import output
 from chromakeep.cli.command import Call, command, place, told_to_stop
 from chromakeep.cli.output import Reply
+from chromakeep.words import plural
 
 
 @command(
@@ -45,5 +46,5 @@ def replicate(call: Call, source: str | None, repo: str | None) -> Reply:
         stop=stop,
     )
     newest = f", the newest {done.snapshot}" if done.snapshot else ""
-    taken = output.plural(done.snapshots, "snapshot")
+    taken = plural(done.snapshots, "snapshot")
     return Reply(done, f"stopped after {output.duration(done.seconds)}: {taken} taken{newest}")

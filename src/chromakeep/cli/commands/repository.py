@@ -12,6 +12,7 @@ from chromakeep.cli import output, summary
 from chromakeep.cli.command import Call, command, place
 from chromakeep.cli.output import Reply
 from chromakeep.errors import UsageError, VerificationFailed
+from chromakeep.words import plural
 
 if TYPE_CHECKING:
     from chromakeep.operations.check import CheckReport
@@ -122,8 +123,8 @@ def check(
     report = operation(repository, read_data=read_data, observer=call.observer)
     lines = [f"{p.object}: {p.what} (needed by {', '.join(p.snapshots) or 'no snapshot'})" for p in report.problems]
     lines.append(
-        f"{output.plural(report.snapshots, 'snapshot')}, {output.plural(report.objects, 'object')}, "
-        f"{output.size(report.bytes_read)} read: " + (output.plural(len(lines), "problem") if lines else "no problems")
+        f"{plural(report.snapshots, 'snapshot')}, {plural(report.objects, 'object')}, "
+        f"{output.size(report.bytes_read)} read: " + (plural(len(lines), "problem") if lines else "no problems")
     )
     lines += _next_steps(report)
     return Reply(report, "\n".join(lines), VerificationFailed.exit_status if report.problems else 0)
@@ -175,7 +176,7 @@ def prune(call: Call, repo: str | None, dry_run: bool) -> Reply:
     lines = [output.table(("snapshot", "", "because"), sorted(rows))] if rows else []
     would = "would be " if dry_run else ""
     lines.append(
-        f"{output.plural(report.deleted_objects, 'object')} {would}deleted, "
+        f"{plural(report.deleted_objects, 'object')} {would}deleted, "
         f"{output.size(report.freed_bytes)} {would}freed, {output.size(report.repacked_bytes)} {would}repacked"
     )
     if report.deferred:

@@ -16,6 +16,7 @@ from chromakeep.cli.doors import DOOR_KEYS, books, facing_of, forwarding_of, oid
 from chromakeep.cli.output import Reply
 from chromakeep.cli.settings import KEYS, PREFIX
 from chromakeep.operations import memory
+from chromakeep.words import plural
 
 
 @command(
@@ -109,5 +110,5 @@ def run(call: Call, chroma_options: tuple[str, ...]) -> Reply:
         env=theirs,  # Chroma is not told the password
     )
     newest = f", the newest {done.snapshot}" if done.snapshot else ""
-    text = f"stopped after {output.duration(done.seconds)}: {output.plural(done.snapshots, 'snapshot')} taken{newest}"
-    return Reply(done, text + (f", {output.plural(done.restarts, 'restart')}" if done.restarts else ""))
+    text = f"stopped after {output.duration(done.seconds)}: {plural(done.snapshots, 'snapshot')} taken{newest}"
+    return Reply(done, text + (f", {plural(done.restarts, 'restart')}" if done.restarts else ""))

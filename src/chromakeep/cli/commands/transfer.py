@@ -16,6 +16,7 @@ from chromakeep.cli.command import Call, command, names, place
 from chromakeep.cli.commands.copy import FROM, TO, means_of, needs_arrow, renames, token_of, work_of
 from chromakeep.cli.durations import seconds
 from chromakeep.cli.output import Reply
+from chromakeep.words import plural
 
 if TYPE_CHECKING:
     from chromakeep.operations.doors import Doors
@@ -100,7 +101,7 @@ def _start(call: Call, source: str, target: str, work: str | None, state: str, *
         _opening(call),
         observer=call.observer,
     )
-    return _reply(found, f"copied {output.plural(found.records, 'record')} to {found.target}")
+    return _reply(found, f"copied {plural(found.records, 'record')} to {found.target}")
 
 
 @command(
@@ -303,14 +304,14 @@ def _reply(found: Standing, said: str = "") -> Reply:
     ]
     if last := found.last_round:
         did = f"{last.upserted:,} written, {last.deleted:,} deleted"
-        did += f", {output.plural(last.created, 'collection')} copied" if last.created else ""
-        did += f", {output.plural(last.dropped, 'collection')} dropped" if last.dropped else ""
+        did += f", {plural(last.created, 'collection')} copied" if last.created else ""
+        did += f", {plural(last.dropped, 'collection')} dropped" if last.dropped else ""
         lines.append(f"round {found.rounds:<3} {output.when(last.at)}: {did}")
     if found.verified:
-        what = f"{output.plural(found.verified.records, 'record')} compared"
+        what = f"{plural(found.verified.records, 'record')} compared"
         lines.append(f"verified  {found.verification}; {output.when(found.verified.at)}: {what}")
     if found.rolled_back and found.rolled_back.differing is not None:
-        lines.append(f"differing {output.plural(found.rolled_back.differing, 'record')}")
+        lines.append(f"differing {plural(found.rolled_back.differing, 'record')}")
     if found.collections:
         rows = [
             (each.name, each.target, f"{each.records:,}", "was there before" if each.existed else "")
